@@ -1,0 +1,212 @@
+"""The four kinds of record as Arrow schemas, and the text in them.
+
+A batch of records is what flows from ``shape`` through ``clean`` and ``dedupe`` to ``encode``. Conversations are
+lists of messages in the field's common form (role, content, tool calls); structured leaves whose shape is nobody's
+standard (tool definitions, tool calls, meta) travel as JSON text, so that every batch has one schema.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Kind = Literal["pretrain", "sft", "preference", "prompt"]  # of a recipe
+RecordKind = Literal["text", "sft", "preference", "prompt"]  # of a record
+Fields = Literal["prompt", "answer", "all"]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+MESSAGE = pa.struct(
+    [
+        ("role", pa.string()),  # system | user | assistant | tool
+        ("content", pa.string()),  # null only where a turn is nothing but calls
+        ("reasoning", pa.string()),  # assistant: what it thought before content
+        (
+            "tool_calls",
+            pa.string(),
+        ),  # assistant: JSON list of {"id"?, "type", "function": {"name", "arguments": object}}
+        ("tool_call_id", pa.string()),  # tool
+        ("name", pa.string()),  # tool: function name
+        ("train", pa.bool_()),  # assistant: null = as the recipe says, false = never trained
+    ]
+)
+MESSAGES = pa.list_(MESSAGE)
+
+_ID = [
+    pa.field("slice", pa.int32(), False),  # index of the slice inside its task
+    pa.field("record", pa.int64(), False),  # ordinal inside the slice, counting rejects too
+]
+_CHAT = [
+    pa.field("tools", pa.string()),  # JSON list of tool definitions, null where none
+    pa.field("kwargs", pa.string()),  # JSON object: chat_template_kwargs of this record
+]
+_META = [pa.field("meta", pa.string())]  # JSON object of kept fields, null where none
+
+SCHEMAS: dict[str, pa.Schema] = {
+    "text": pa.schema([*_ID, pa.field("text", pa.string(), False), *_META]),
+    "sft": pa.schema([*_ID, pa.field("messages", MESSAGES, False), *_CHAT, *_META]),
+    "preference": pa.schema(
+        [
+            *_ID,
+            pa.field("messages", MESSAGES, False),  # the prompt, without the completion
+            pa.field("chosen", MESSAGES, False),  # final turns; of an unpaired record: its completion
+            pa.field("rejected", MESSAGES),  # null where unpaired
+            pa.field("label", pa.bool_()),  # null where paired
+            pa.field("margin", pa.float64()),
+            *_CHAT,
+            *_META,
+        ]
+    ),
+    "prompt": pa.schema(
+        [
+            *_ID,
+            pa.field("messages", MESSAGES, False),
+            pa.field("reference", pa.string()),  # text as it stood; other JSON values as JSON text
+            *_CHAT,
+            *_META,
+        ]
+    ),
+}
+
+FIELD_SEPARATOR = "\x1e"  # between turns: a character that text does not hold
+_PART_SEPARATOR = "\x1f"  # between the parts of one turn
+
+
+def texts(batch: pa.RecordBatch, kind: str, fields: Fields = "all") -> pa.Array:
+    """The words of each record as one string, turns joined by ``FIELD_SEPARATOR``.
+
+    ``prompt``: what the model is given (system, user and tool turns of a conversation; the prompt of a pair).
+    ``answer``: what it should say (assistant turns; both completions of a pair). Text records are all prompt and
+    all answer. Roles are not part of it.
+    """
+    if kind == "text":
+        return batch.column("text")
+    messages = batch.column("messages")
+    if kind == "sft":
+        if fields == "all":
+            return _join(messages, None)
+        return _join(messages, fields == "answer")
+    prompt = _join(messages, None)
+    if kind == "prompt" or fields == "prompt":
+        return prompt
+    answer = pc.binary_join_element_wise(
+        _join(batch.column("chosen"), None),
+        _join(batch.column("rejected"), None),
+        FIELD_SEPARATOR,
+        null_handling="replace",
+        null_replacement="",
+    )
+    if fields == "answer":
+        return answer
+    return pc.binary_join_element_wise(prompt, answer, FIELD_SEPARATOR)
+
+
+def _join(messages: pa.Array, assistant: bool | None) -> pa.Array:
+    """Join the turns of each conversation; only the assistant's (True), only the others' (False), or all (None)."""
+    turns = pa.table(
+        {
+            "row": pc.list_parent_indices(messages),
+            "text": _turn_text(messages.flatten()),
+            "assistant": pc.equal(messages.flatten().field("role"), "assistant"),
+        }
+    )
+    if assistant is not None:
+        turns = turns.filter(turns["assistant"] if assistant else pc.invert(turns["assistant"]))
+    rows = turns["row"].combine_chunks().to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(messages) + 1, np.int32)
+    np.cumsum(np.bincount(rows, minlength=len(messages)), out=offsets[1:])
+    lists = pa.ListArray.from_arrays(pa.array(offsets), turns["text"].combine_chunks())
+    return pc.binary_join(lists, FIELD_SEPARATOR)
+
+
+def _turn_text(turns: pa.StructArray) -> pa.Array:
+    parts = [turns.field(name) for name in ("reasoning", "content", "tool_calls")]
+    return pc.binary_join_element_wise(*parts, _PART_SEPARATOR, null_handling="skip")
+
+
+def identity_texts(batch: pa.RecordBatch, kind: str) -> pa.Array:
+    """What makes two records the same: roles, words, calls, tools, labels; not where they stood, nor their meta."""
+    if kind == "text":
+        return batch.column("text")
+    parts = [_with_roles(batch.column("messages"))]
+    for name in ("chosen", "rejected"):
+        if name in batch.schema.names:
+            parts.append(_with_roles(batch.column(name)))
+    for name in ("label", "reference", "tools"):
+        if name in batch.schema.names:
+            parts.append(batch.column(name).cast(pa.string()))
+    return pc.binary_join_element_wise(*parts, "\x1d", null_handling="replace", null_replacement="\x00")
+
+
+def _with_roles(messages: pa.Array) -> pa.Array:
+    turns = messages.flatten()
+    joined = pc.binary_join_element_wise(turns.field("role"), _turn_text(turns), _PART_SEPARATOR)
+    rows = pc.list_parent_indices(messages).to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(messages) + 1, np.int32)
+    np.cumsum(np.bincount(rows, minlength=len(messages)), out=offsets[1:])
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), joined), FIELD_SEPARATOR)
+
+
+# Tokens of a batch of records, row for row (``encode``). ``reason`` is null, or why the record cannot be emitted.
+_ENCODED = [
+    pa.field("length", pa.int32(), False),  # real tokens
+    pa.field("loss", pa.int32(), False),  # tokens that are trained
+    pa.field("reason", pa.string()),
+    pa.field("truncated", pa.bool_(), False),
+]
+_IDS = pa.list_(pa.int32())
+
+TOKENS: dict[str, pa.Schema] = {
+    "pretrain": pa.schema([pa.field("ids", _IDS, False), *_ENCODED]),
+    "sft": pa.schema(
+        [pa.field("ids", _IDS, False), pa.field("mask", pa.list_(pa.uint8()), False), *_ENCODED]
+    ),
+    "preference": pa.schema(
+        [
+            pa.field("prompt", _IDS, False),  # with the generation prompt
+            pa.field("chosen", _IDS, False),  # with the end of turn; of an unpaired record: its completion
+            pa.field("rejected", _IDS),  # null where unpaired
+            *_ENCODED,
+        ]
+    ),
+    "prompt": pa.schema([pa.field("prompt", _IDS, False), *_ENCODED]),
+}
+
+PIECE = pa.struct(
+    [("file", pa.int32()), ("record", pa.int64()), ("start", pa.int32()), ("length", pa.int32())]
+)
+
+
+def row_schema(kind: Kind, packed: bool, paired: bool = True, meta: bool = False) -> pa.Schema:
+    """The columns of ``train/``. ``packed``: documents of one row kept apart by positions (``best_fit``)."""
+    fields = [
+        pa.field("source", pa.string()),
+        pa.field("stage", pa.string()),
+        pa.field("records", pa.list_(PIECE)),
+    ]
+    turn = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    if kind in ("pretrain", "sft"):
+        fields += [pa.field("input_ids", _IDS), pa.field("labels", _IDS)]
+        if packed:
+            fields += [pa.field("position_ids", _IDS), pa.field("seq_lengths", _IDS)]
+        else:
+            fields += [pa.field("attention_mask", pa.list_(pa.int8()))]
+    elif kind == "preference" and paired:
+        fields += [pa.field(f"{n}_ids", _IDS) for n in ("prompt", "chosen_completion", "rejected_completion")]
+        fields += [pa.field("margin", pa.float64())]
+        fields += [pa.field(n, turn) for n in ("prompt", "chosen", "rejected")]
+    elif kind == "preference":
+        fields += [
+            pa.field("prompt_ids", _IDS),
+            pa.field("completion_ids", _IDS),
+            pa.field("label", pa.bool_()),
+        ]
+        fields += [pa.field("prompt", turn), pa.field("completion", turn)]
+    else:
+        fields += [pa.field("prompt_ids", _IDS), pa.field("prompt", turn), pa.field("reference", pa.string())]
+    if meta or kind == "prompt":
+        fields += [pa.field("meta", pa.string())]
+    return pa.schema(fields)
