@@ -1,1 +1,81 @@
+"""Mend or drop records, in the order a recipe asks for; every drop has one reason, every mend is counted.
 
+A step is either a *mend* (text in, text out), a *judge* (a text in, a reason or nothing out) or a *check* (it must
+see the whole record). Steps are pure and know one batch only: the same batch gives the same answer wherever it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datamix.clean.fields import Judge, Mend, judge_views, mend_batch
+from datamix.clean.length import Length, judge_length
+from datamix.clean.normalize import Normalize, normalize
+from datamix.contracts import Cleaned
+from datamix.records import Fields, RecordKind
+
+__all__ = ["STEPS", "Step", "clean"]
+
+Check = Callable[[pa.RecordBatch, RecordKind, Any, Fields], pa.Array]
+
+_MENDS: Mapping[str, tuple[type, Mend]] = {
+    "normalize": (Normalize, normalize),
+}
+_CHECKS: Mapping[str, tuple[type, Check]] = {
+    "length": (Length, judge_length),
+}
+_JUDGES: Mapping[str, tuple[type, Judge]] = {}
+
+STEPS: Mapping[str, type] = MappingProxyType(
+    {name: options for table in (_MENDS, _CHECKS, _JUDGES) for name, (options, _) in table.items()}
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One entry of a recipe's ``clean`` list."""
+
+    name: str  # a key of STEPS
+    options: Any  # an instance of STEPS[name]
+    fields: Fields = "all"  # which turns it looks at
+    sources: tuple[
+        str, ...
+    ] = ()  # where it applies; empty = every source (the caller picks the steps of a batch)
+
+
+def clean(batch: pa.RecordBatch, kind: RecordKind, steps: Sequence[Step]) -> Cleaned:
+    """Pass a batch through the steps in order; a dropped row counts under the first step that drops it.
+
+    ``[{"text": "e\\u0301"}, {"text": ""}]`` through ``normalize`` and ``length: {min_chars: 1}`` gives the batch
+    ``[{"text": "\\u00e9"}]``, ``dropped == {1: "length_min_chars"}`` and ``mended == {"normalize": 1}``.
+    """
+    dropped: dict[int, str] = {}
+    mended: dict[str, int] = {}
+    rows = np.arange(batch.num_rows)  # of the batch that came in
+    for step in steps:
+        if step.name in _MENDS:
+            batch, changed = mend_batch(batch, kind, step.fields, (_MENDS[step.name][1], step.options))
+            mended[step.name] = mended.get(step.name, 0) + changed
+            continue
+        reasons = _reasons(batch, kind, step)
+        keep = reasons.is_null()
+        dropped.update(
+            (int(row), reason)
+            for row, reason in zip(rows, reasons.to_pylist(), strict=True)
+            if reason is not None
+        )
+        if reasons.null_count < len(reasons):
+            batch, rows = batch.filter(keep), rows[keep.to_numpy(zero_copy_only=False)]
+    return Cleaned(batch, dict(sorted(dropped.items())), mended)
+
+
+def _reasons(batch: pa.RecordBatch, kind: RecordKind, step: Step) -> pa.Array:
+    if step.name in _CHECKS:
+        return _CHECKS[step.name][1](batch, kind, step.options, step.fields)
+    return judge_views(batch, kind, step.fields, (_JUDGES[step.name][1], step.options))

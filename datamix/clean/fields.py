@@ -1,0 +1,146 @@
+"""Which texts of a record a step sees: the one place that knows how the four kinds lie in Arrow.
+
+A mend is applied to every selected *leaf* (the content and the reasoning of a turn, a document, a reference), a
+judge to every selected *view* (one text a record: the selected turns of one conversation joined by line feeds).
+A preference pair has two views, one per completion, and both must pass. Calls are JSON, not prose: they are neither
+mended nor judged here. Costs a copy of the columns that are mended, nothing for those that are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from datamix.records import MESSAGE, MESSAGES, Fields, RecordKind
+
+Mend = Callable[[pa.Array, Any], pa.Array]  # string[n] -> string[n]; null stays null
+Judge = Callable[[pa.Array, Any], pa.Array]  # string[n] -> reason, or null where the text may stay
+
+_PROSE = ("reasoning", "content")
+
+
+def mend_batch(
+    batch: pa.RecordBatch, kind: RecordKind, fields: Fields, mend: tuple[Mend, Any]
+) -> tuple[pa.RecordBatch, int]:
+    """Apply ``mend`` to every selected leaf; return the batch and the number of rows that changed."""
+    changed = np.zeros(batch.num_rows, bool)
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    for name, assistant in _selected(kind, fields):
+        if pa.types.is_list(columns[name].type):
+            columns[name], rows = _mend_turns(columns[name], assistant, mend)
+        else:
+            columns[name], rows = _mend_leaf(columns[name], mend)
+        changed[rows] = True
+    if not changed.any():
+        return batch, 0
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema), int(changed.sum())
+
+
+def judge_views(
+    batch: pa.RecordBatch, kind: RecordKind, fields: Fields, judge: tuple[Judge, Any]
+) -> pa.Array:
+    """The reason of each row, null where every selected view passes; the first view that fails gives it."""
+    call, options = judge
+    verdicts = [call(view, options) for view in views(batch, kind, fields)]
+    return pc.coalesce(*verdicts)
+
+
+def views(batch: pa.RecordBatch, kind: RecordKind, fields: Fields) -> list[pa.Array]:
+    """One or two string columns of ``num_rows``: what a judge reads. Null where the record has no such part.
+
+    text: the document. sft: the selected turns. prompt: the prompt, or for ``answer`` the reference. preference:
+    the prompt, or each completion, or for ``all`` the prompt followed by each completion.
+    """
+    if kind == "text":
+        return [batch.column("text")]
+    prompt = batch.column("messages")
+    if kind == "sft":
+        return [join_turns(prompt, {"all": None, "answer": True, "prompt": False}[fields])]
+    if kind == "prompt":
+        return [batch.column("reference") if fields == "answer" else join_turns(prompt, None)]
+    if fields == "prompt":
+        return [join_turns(prompt, None)]
+    completions = [join_turns(batch.column(name), None) for name in ("chosen", "rejected")]
+    if fields == "answer":
+        return completions
+    return [pc.binary_join_element_wise(join_turns(prompt, None), c, "\n") for c in completions]
+
+
+def join_turns(
+    messages: pa.Array, assistant: bool | None, parts: tuple[str, ...] = _PROSE, separator: str = "\n"
+) -> pa.Array:
+    """One text a conversation: of the assistant (True), of the others (False), of all (None); null stays null."""
+    turns = messages.flatten()
+    text = pc.binary_join_element_wise(*(turns.field(p) for p in parts), separator, null_handling="skip")
+    chosen = pc.greater(pc.binary_length(text), 0)
+    if assistant is not None:
+        said = pc.fill_null(pc.equal(turns.field("role"), "assistant"), False)
+        chosen = pc.and_(chosen, said if assistant else pc.invert(said))
+    counts = np.bincount(_parents(messages)[_bools(chosen)], minlength=len(messages))
+    return pc.binary_join(_lists(messages, counts, text.filter(chosen), pa.list_(pa.string())), separator)
+
+
+def _selected(kind: RecordKind, fields: Fields) -> list[tuple[str, bool | None]]:
+    """The columns that hold the selected leaves, with the turns to take of each: the assistant's, others', all."""
+    if kind == "text":
+        return [("text", None)]
+    if kind == "sft":
+        return [("messages", {"all": None, "answer": True, "prompt": False}[fields])]
+    prompt: list[tuple[str, bool | None]] = [] if fields == "answer" else [("messages", None)]
+    if fields == "prompt":
+        return prompt
+    return prompt + [
+        (name, None) for name in (("reference",) if kind == "prompt" else ("chosen", "rejected"))
+    ]
+
+
+def _mend_leaf(leaf: pa.Array, mend: tuple[Mend, Any]) -> tuple[pa.Array, NDArray[np.int64]]:
+    call, options = mend
+    after = call(leaf, options)
+    return after, np.flatnonzero(_bools(pc.fill_null(pc.not_equal(leaf, after), False)))
+
+
+def _mend_turns(
+    messages: pa.Array, assistant: bool | None, mend: tuple[Mend, Any]
+) -> tuple[pa.Array, NDArray[np.int64]]:
+    turns = messages.flatten()
+    children = {field.name: turns.field(field.name) for field in MESSAGE}
+    said = pc.fill_null(pc.equal(children["role"], "assistant"), False)
+    changed = np.zeros(len(turns), bool)
+    for part in _PROSE:
+        after, rows = _mend_leaf(children[part], mend)
+        if assistant is not None:
+            wanted = _bools(said) == assistant
+            after = pc.if_else(pa.array(wanted), after, children[part])
+            rows = rows[wanted[rows]]
+        if len(rows):
+            children[part] = after
+            changed[rows] = True
+    if not changed.any():
+        return messages, np.empty(0, np.int64)
+    structs = pa.StructArray.from_arrays(list(children.values()), fields=list(MESSAGE))
+    counts = pc.fill_null(pc.list_value_length(messages), 0).to_numpy(zero_copy_only=False)
+    return _lists(messages, counts, structs, MESSAGES), np.unique(_parents(messages)[changed])
+
+
+def _lists(like: pa.Array, counts: NDArray[Any], values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Lists of ``counts`` values each, null where ``like`` is null."""
+    offsets = np.zeros(len(like) + 1, np.int32)
+    np.cumsum(counts, out=offsets[1:])
+    mask = like.is_null() if like.null_count else None
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=kind, mask=mask)
+
+
+def _parents(messages: pa.Array) -> NDArray[np.int64]:
+    parents: NDArray[np.int64] = pc.list_parent_indices(messages).to_numpy(zero_copy_only=False)
+    return parents
+
+
+def _bools(column: pa.Array) -> NDArray[np.bool_]:
+    flags: NDArray[np.bool_] = column.to_numpy(zero_copy_only=False)
+    return flags
