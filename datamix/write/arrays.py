@@ -1,0 +1,143 @@
+"""Arrow rows as numpy, without a copy: ragged columns, pieces, and the token dtype a vocabulary asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datamix.errors import DataError
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A list column: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: NDArray[np.generic]  # [offsets[-1]] at least
+    offsets: NDArray[np.int64]  # [num_rows + 1]
+
+    def __getitem__(self, i: int) -> NDArray[np.generic]:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def flat(self) -> NDArray[np.generic]:
+        """All rows end to end, ``[num_values]``."""
+        return self.values[self.offsets[0] : self.offsets[-1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Values a row, ``[num_rows]``."""
+        return np.diff(self.offsets)
+
+
+def ragged(batch: pa.RecordBatch, column: str) -> Ragged:
+    """A list-of-numbers column of a batch as views of its buffers.
+
+    Raises:
+        DataError: the column holds nulls.
+    """
+    lists = batch.column(column)
+    if lists.null_count:
+        raise DataError(f"column {column!r} holds {lists.null_count} nulls where every row needs a list")
+    return Ragged(
+        lists.values.to_numpy(zero_copy_only=True), lists.offsets.to_numpy().astype(np.int64, copy=False)
+    )
+
+
+def pieces(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], Ragged]:
+    """Pieces a row as ``offsets`` ``[num_rows + 1]`` and piece lengths in tokens as a ragged column."""
+    lists = batch.column("records")
+    lengths = lists.values.field("length").to_numpy(zero_copy_only=True)
+    offsets = lists.offsets.to_numpy().astype(np.int64, copy=False)
+    return offsets, Ragged(lengths, offsets)
+
+
+def piece_ends(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """Where each piece ends among all tokens of the batch, ``[num_pieces]``: documents end to end."""
+    _, lengths = pieces(batch)
+    return np.cumsum(lengths.flat, dtype=np.int64)
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """uint16 where every id fits, else uint32; both little-endian."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+def as_tokens(ids: NDArray[np.generic], dtype: np.dtype[Any]) -> NDArray[np.generic]:
+    """``ids`` in ``dtype``, nothing cut off.
+
+    Raises:
+        DataError: an id does not fit.
+    """
+    if len(ids):
+        lowest, highest = int(ids.min()), int(ids.max())
+        if lowest < 0 or highest > np.iinfo(dtype).max:
+            raise DataError(
+                f"token id {lowest if lowest < 0 else highest} does not fit {dtype.name}, the dtype for the "
+                "tokenizer's stated vocabulary; the rows were made with another tokenizer than the one beside them"
+            )
+    return ids.astype(dtype, copy=False)
+
+
+def rechunk(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of exactly ``num_rows`` (the last may be smaller), each in one chunk.
+
+    However the rows came cut, the tables are the same: files cut by them have the same bytes.
+    """
+    waiting: list[pa.RecordBatch] = []
+    held = 0
+    for batch in batches:
+        start = 0
+        while held + len(batch) - start >= num_rows:
+            stop = start + num_rows - held
+            yield _table([*waiting, batch.slice(start, stop - start)])
+            waiting, held, start = [], 0, stop
+        if start < len(batch):
+            waiting.append(batch.slice(start))
+            held += len(batch) - start
+    if held:
+        yield _table(waiting)
+
+
+def _table(batches: list[pa.RecordBatch]) -> pa.Table:
+    """One compact copy: of a slice, Arrow's writers may put more of its buffers on disk than the slice."""
+    empty = batches[0].slice(0, 0)
+    columns = [
+        pa.concat_arrays([*(batch.column(i) for batch in batches), empty.column(i)])
+        for i in range(empty.num_columns)
+    ]
+    return pa.Table.from_arrays(columns, schema=empty.schema)
+
+
+def first_schema(
+    batches: Iterable[pa.RecordBatch], empty: pa.Schema
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The schema of the rows that come (``empty`` where none does) and the rows in it.
+
+    Metadata is dropped and the elements of lists are called ``item``: Parquet calls them ``element``, and the same rows
+    must be written alike whether they come from a build or from its files.
+    """
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None:
+        return empty, rest
+    schema = pa.schema([pa.field(field.name, _plain(field.type)) for field in first.schema])
+    return schema, (_cast(batch, schema) for batch in chain([first], rest))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(kind.field(i).name, _plain(kind.field(i).type)) for i in range(kind.num_fields)])
+    return kind
+
+
+def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,0 +1,105 @@
+"""The formats by name, and how one is opened from a recipe's ``write:`` entry.
+
+A format is one file: a frozen dataclass whose fields after ``info``, ``split`` (and ``records``, where it holds
+text) are its options, with ``write``, ``finish`` and ``keeps``. Its line below is all that the rest of the house knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
+
+from datamix.contracts import Sink
+from datamix.errors import RecipeError
+from datamix.records import Kind
+from datamix.write.sets import RecordSource, SetInfo
+
+FORMATS: Mapping[str, str] = {  # name -> where its class lies; imported when it is opened
+    "parquet": "datamix.write.parquet:Parquet",
+    "arrow": "datamix.write.arrow:Arrow",
+    "jsonl": "datamix.write.jsonl:JsonLines",
+}
+_GIVEN = ("info", "split", "records")  # fields that are no options
+
+
+class Format(Sink, Protocol):
+    """A sink that says which kinds it holds and what survives in its trainer."""
+
+    KINDS: ClassVar[tuple[Kind, ...]]
+
+    def keeps(self) -> tuple[str, ...]:
+        """Which of ``ratio``, ``order`` and ``isolation`` survive in the trainer that reads it."""
+        ...
+
+
+def open_sink(
+    name: str,
+    options: tuple[tuple[str, Any], ...],
+    info: SetInfo,
+    split: str,
+    records: RecordSource | None = None,
+) -> Format:
+    """The sink of format ``name`` for one split of a set.
+
+    ``split`` is ``train`` or ``validation/SOURCE``. Names that the sink returns are relative to the folder it is given:
+    OUT itself for ``parquet``, ``OUT/NAME`` for every other format. ``finish`` runs once a split, when the files of
+    all splits stand in the folder; of a name that several splits return, the last writer is right.
+
+    Raises:
+        RecipeError: an unknown format or option, a wrong value, or a format that cannot hold this kind.
+    """
+    sink = _load(name)
+    if info.kind not in sink.KINDS:
+        able = [other for other in FORMATS if info.kind in _load(other).KINDS]
+        raise RecipeError(
+            f"write: {name} holds {_listed(sink.KINDS)} sets, and this one is of kind {info.kind}. "
+            f"Formats that hold {info.kind}: {_listed(able)}."
+        )
+    hints = get_type_hints(sink)
+    choices = {f.name: hints[f.name] for f in dataclasses.fields(sink) if f.name not in _GIVEN}
+    for option, value in options:
+        _check_option(name, option, value, choices)
+    given: dict[str, Any] = {"info": info, "split": split, **dict(options)}
+    if "records" in hints:
+        given["records"] = records
+    opened: Format = sink(**given)
+    return opened
+
+
+def keeps(name: str, options: tuple[tuple[str, Any], ...], info: SetInfo) -> tuple[str, ...]:
+    """Which of ``ratio``, ``order`` and ``isolation`` survive in the trainer that reads format ``name``."""
+    return open_sink(name, options, info, "train").keeps()
+
+
+def needs_records(name: str) -> bool:
+    """Whether the format holds text and so reads the records themselves (``open_sink(..., records=...)``)."""
+    return "records" in {f.name for f in dataclasses.fields(_load(name))}
+
+
+def _load(name: str) -> Any:
+    if name not in FORMATS:
+        raise RecipeError(f"write: there is no format {name!r}. Formats: {_listed(FORMATS)}.")
+    module, _, attribute = FORMATS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _check_option(name: str, option: str, value: Any, choices: dict[str, Any]) -> None:
+    if option not in choices:
+        known = f"its options: {_listed(choices)}" if choices else "it has none"
+        raise RecipeError(f"write: {name} has no option {option!r}; {known}.")
+    hint = choices[option]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise RecipeError(
+                f"write: {name}.{option} is {value!r}; it must be one of {_listed(map(str, get_args(hint)))}."
+            )
+    elif type(value) is not hint:
+        raise RecipeError(
+            f"write: {name}.{option} is {value!r} ({type(value).__name__}); it must be {hint.__name__}."
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

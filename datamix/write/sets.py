@@ -1,0 +1,53 @@
+"""What a sink knows of the set it writes, and where a text format finds the words of a record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from datamix.records import Kind, row_schema
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """The training set that is being written, the same in every task that writes a part of it."""
+
+    name: str
+    kind: Kind
+    packed: bool  # documents of one row kept apart by positions (best_fit)
+    max_length: int | None  # tokens a row
+    vocab_size: int
+    eos_token_id: int | None
+    pad_token_id: int | None
+    sources: tuple[str, ...]
+    stages: tuple[str, ...]
+    tokenizer_folder: str  # name beside the format folders: "tokenizer"
+    shares: tuple[tuple[str, float], ...]  # asked, by source
+    paired: bool = True  # preference: pairs, or completions with a label
+    meta: bool = False
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the rows, used where a shard holds none."""
+        return row_schema(self.kind, self.packed, self.paired, self.meta)
+
+    @property
+    def filler_id(self) -> int:
+        """Token id that fills padded places; its label is always -100."""
+        for token_id in (self.pad_token_id, self.eos_token_id):
+            if token_id is not None:
+                return token_id
+        return 0
+
+
+class RecordSource(Protocol):
+    """The words of the records that rows were made from, for formats that hold text."""
+
+    def fetch(self, file: int, record: int) -> dict[str, Any]:
+        """One record as its row of ``records.SCHEMAS``: ``{"text"}`` or ``{"messages", "tools", ...}``.
+
+        ``file`` and ``record`` are those of a row's ``records``.
+        """
+        ...
