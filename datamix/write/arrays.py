@@ -139,5 +139,13 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
+    columns = [_blank(column.cast(field.type)) for column, field in zip(batch.columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _blank(column: pa.Array) -> pa.Array:
+    """Zeros under the nulls of a number column: what stands there is anybody's, and would reach the file."""
+    if not pa.types.is_floating(column.type) or not column.null_count:
+        return column
+    nulls = column.is_null().to_numpy(zero_copy_only=False)
+    return pa.array(column.fill_null(0.0).to_numpy(), column.type, mask=nulls)
