@@ -1,0 +1,87 @@
+"""The files of a set against what the manifest lists: nothing missing, nothing more, not a byte changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ..identity import file_sha256
+from .findings import Check, Findings
+
+_KEPT = ("train", "validation", "rejects", "removed")  # folders that hold listed files only
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The published schema of ``manifest.json``, from the installed package or from a checkout."""
+    package = files("datamix")
+    for place in (package / "schemas", Path(str(package)).parent / "schemas"):
+        schema = place / "manifest.schema.json"
+        if schema.is_file():
+            loaded: dict[str, Any] = json.loads(schema.read_text(encoding="utf-8"))
+            return loaded
+    raise FileNotFoundError("manifest.schema.json is missing from the installed package")
+
+
+def check_manifest(manifest: Any) -> Check:
+    """The manifest follows its published schema."""
+    import jsonschema_rs
+
+    found = Findings("manifest")
+    for error in jsonschema_rs.validator_for(manifest_schema()).iter_errors(manifest):
+        where = ".".join(str(p) for p in error.instance_path) or "the whole"
+        found.add(f"{where}: {error.message}")
+    return found.check("manifest.json follows its schema")
+
+
+def check_files(out: Path, manifest: dict[str, Any]) -> Check:
+    """Every listed file stands with the listed bytes, hash and rows; no other file lies beside them."""
+    found = Findings("files")
+    num_bytes = 0
+    for entry in manifest["outputs"]:
+        path = out / entry["path"]
+        if not path.is_file():
+            found.add(f"{entry['path']} is missing")
+            continue
+        num_bytes += path.stat().st_size
+        if path.stat().st_size != entry["bytes"]:
+            found.add(
+                f"{entry['path']} has {path.stat().st_size:,} bytes, the manifest says {entry['bytes']:,}"
+            )
+        elif file_sha256(path) != entry["sha256"]:
+            found.add(f"{entry['path']} has other content than its sha256 in the manifest")
+        elif entry["rows"] is not None and (rows := _num_rows(path)) is not None:
+            found.expect(f"the number of rows in {entry['path']}", entry["rows"], rows)
+    listed = [entry["path"] for entry in manifest["outputs"]]
+    for path in (p for p in sorted(set(listed)) if listed.count(p) > 1):
+        found.add(f"{path} is listed more than once")
+    for path in _strangers(out, set(listed)):
+        found.add(f"{path} is not listed in the manifest")
+    return found.check(
+        f"{len(listed):,} files, {num_bytes:,} bytes: sizes and sha256 as listed, none missing, none more"
+    )
+
+
+def _strangers(out: Path, listed: set[str]) -> Iterator[str]:
+    folders = {*_KEPT, *(p.split("/")[0] for p in listed if "/" in p)}
+    for folder in sorted(folders):
+        for path in sorted((out / folder).rglob("*")):
+            if path.is_file() and (name := path.relative_to(out).as_posix()) not in listed:
+                yield name
+
+
+def _num_rows(path: Path) -> int | None:
+    """Rows of a file whose format says what a row is; None for others."""
+    if path.suffix == ".parquet":
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (OSError, ValueError):
+            return None
+    if path.suffix == ".jsonl":
+        with path.open("rb") as stream:
+            return sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
+    return None

@@ -1,0 +1,256 @@
+"""Recount a finished set from its own files and hold every promise of its manifest against the count.
+
+The manifest is a list of claims here and never evidence: files are hashed, every row is decoded once, and each number
+is derived again from tensors, record ids and audit files. Cost: one read of the set; memory does not grow with it but
+for about 13 bytes a record.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RecipeError
+from .files import check_files, check_manifest
+from .findings import Check, Findings
+from .ledger import FATES, Ledger, UseCounts
+from .recount import UNITS, Recount, Shard
+
+
+def verify(out: Path) -> list[Check]:
+    """Recount everything that the manifest of ``out`` claims; one check a promise.
+
+    Raises RecipeError where ``out`` is not a folder.
+    """
+    if not out.is_dir():
+        raise RecipeError(f"There is no folder {out} to verify. Name the OUT folder of a finished build.")
+    if not (out / "manifest.json").is_file():
+        told = "manifest.json is missing: the set is not whole. Run `datamix build` again; it continues"
+        return [Check("manifest", False, told)]
+    try:
+        manifest = json.loads((out / "manifest.json").read_bytes())
+    except ValueError as error:
+        return [Check("manifest", False, f"manifest.json is not JSON: {error}")]
+    first = check_manifest(manifest)
+    if not first.ok:
+        return [first]
+    return [first, check_files(out, manifest), *_recounted(out, manifest)]
+
+
+def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
+    recount = Recount.of(manifest, out)
+    for shard in _shards(out, manifest, "train"):
+        recount.add_train(shard)
+    epochs = [_max_epochs(manifest, name) for name in recount.inputs.names]
+    uses = recount.uses.count(epochs)
+    ledger = _read_ledger(out, manifest, recount, uses)
+    counts = ledger.counts()
+    return [
+        _check_content(manifest, recount),
+        recount.laws.check(f"{int(recount.by_source[:, 0].sum()):,} rows obey every law of their kind"),
+        _check_masks(recount),
+        recount.owners.check("every record belongs to the source of its row"),
+        _check_counts(manifest, recount),
+        _check_shares(manifest, recount),
+        _check_stages(manifest, recount),
+        _check_prefix(manifest, recount),
+        _check_epochs(manifest, recount, uses),
+        _check_ledger(manifest, ledger, counts),
+        _check_split(ledger, uses, counts),
+        _check_packing(manifest, recount, uses),
+    ]
+
+
+def _shards(out: Path, manifest: dict[str, Any], split: str) -> list[Shard]:
+    """The Parquet files of one split that are there, as listed; a missing one is told by the file check."""
+    entries = [e for e in manifest["outputs"] if e["split"] == split and e["path"].startswith(f"{split}/")]
+    return [Shard(out / e["path"], e["path"]) for e in entries if (out / e["path"]).is_file()]
+
+
+def _max_epochs(manifest: dict[str, Any], name: str) -> float:
+    return float(manifest["recipe"]["sources"].get(name, {}).get("max_epochs", 1.0))
+
+
+def _read_ledger(out: Path, manifest: dict[str, Any], recount: Recount, uses: UseCounts) -> Ledger:
+    ledger = Ledger(recount.inputs)
+    ledger.mark("used", uses.used, "train/")
+    for shard in _shards(out, manifest, "validation"):
+        ledger.mark("validation", recount.add_validation(shard), shard.name)
+    removed = [e["path"] for e in manifest["outputs"] if e["path"].startswith("removed/")]
+    for name in (n for n in removed if (out / n).is_file()):
+        ledger.read_removed(out / name, name)
+    rejects = [e["path"] for e in manifest["outputs"] if e["path"].startswith("rejects/")]
+    for name in (n for n in rejects if (out / n).is_file()):
+        ledger.read_rejects(out / name, Path(name).stem, name)
+    for name in (n for n in removed if (out / n).is_file()):
+        ledger.check_kept(out / name, name)
+    return ledger
+
+
+def _check_content(manifest: dict[str, Any], recount: Recount) -> Check:
+    found = Findings("content")
+    found.expect("the hash of the decoded rows", manifest["content_sha256"], recount.content.hexdigest())
+    return found.check("the decoded rows hash to content_sha256")
+
+
+def _check_masks(recount: Recount) -> Check:
+    turns = recount.turns
+    if turns.telling:
+        recount.masks.add(turns.first_odd, turns.num_odd)
+    closed = f"; {turns.num_spans:,} trained spans end where turns end" if turns.telling else ""
+    return recount.masks.check(f"every row trains something{closed}")
+
+
+def _check_counts(manifest: dict[str, Any], recount: Recount) -> Check:
+    found = Findings("counts")
+    for index, name in enumerate(recount.inputs.names):
+        claims = manifest["sources"][name]["emitted"]
+        for column, unit in enumerate(UNITS):
+            found.expect(f"{name}: emitted {unit}", claims[unit], int(recount.by_source[index, column]))
+    rows, _, tokens, loss = (int(n) for n in recount.by_source.sum(axis=0))
+    return found.check(
+        f"{rows:,} rows, {tokens:,} tokens, {loss:,} loss tokens: as the manifest says, source by source"
+    )
+
+
+def _check_shares(manifest: dict[str, Any], recount: Recount) -> Check:
+    found = Findings("shares")
+    stages = manifest["mixture"]["stages"]
+    told = []
+    for index, name in enumerate(recount.inputs.names):
+        claims = manifest["sources"][name]["share"]
+        for unit in UNITS[1:]:
+            found.expect(f"{name}: share of {unit}", claims[unit], _share(recount.by_source, index, unit))
+        asked = sum(stage["share"] * stage["weights"].get(name, 0.0) for stage in stages)
+        found.expect(f"{name}: share asked by the stages", claims["asked"], float(asked))
+        reached = _share(recount.by_source, index, recount.unit)
+        told.append(f"{name} asked {asked:.2%} reached {reached:.2%}")
+    return found.check(f"of {recount.unit}: " + ", ".join(told))
+
+
+def _share(by_source: NDArray[np.int64], index: int, unit: str) -> float:
+    column = by_source[:, UNITS.index(unit)]
+    return float(column[index] / column.sum()) if column.sum() else 0.0
+
+
+def _check_stages(manifest: dict[str, Any], recount: Recount) -> Check:
+    found = recount.stages
+    stages = manifest["mixture"]["stages"]
+    for index, stage in enumerate(stages):
+        for unit in ("rows", "tokens", "loss_tokens"):
+            counted = int(recount.by_stage[index, UNITS.index(unit)])
+            found.expect(f"stage {stage['name']}: {unit}", stage[unit], counted)
+        if abs(sum(stage["weights"].values()) - 1) > 1e-6:
+            found.add(
+                f"stage {stage['name']}: its weights sum to {sum(stage['weights'].values()):.6g}, not to 1"
+            )
+    if abs(sum(stage["share"] for stage in stages) - 1) > 1e-6:
+        found.add(f"the shares of the stages sum to {sum(s['share'] for s in stages):.6g}, not to 1")
+    return found.check(
+        ", ".join(f"{s['name']} {s['rows']:,} rows" for s in stages) + ": in this order, as counted"
+    )
+
+
+def _check_prefix(manifest: dict[str, Any], recount: Recount) -> Check:
+    found = Findings("prefix bound")
+    mixture, worst = manifest["mixture"], recount.prefix.worst
+    row, source = recount.prefix.worst_at
+    where = f"after row {row:,} {recount.inputs.names[source]} strays {worst:,.1f} {recount.unit}"
+    if worst > mixture["bound"] + 1e-6 * max(1.0, mixture["bound"]):
+        found.add(f"{where}, more than the bound of {mixture['bound']:,.1f}")
+    limit = max(recount.largest, _largest_row(manifest))
+    if mixture["bound"] > limit:
+        found.add(f"the manifest's bound of {mixture['bound']:,.1f} is more than the largest row, {limit:,}")
+    claimed = mixture["max_prefix_deviation"]
+    if abs(claimed - worst) > 1e-6 * max(1.0, worst):
+        found.add(f"{where}, the manifest says {claimed:,.6f}")
+    return found.check(
+        f"no prefix strays more than {worst:,.1f} {recount.unit}, of at most {mixture['bound']:,.1f}"
+    )
+
+
+def _largest_row(manifest: dict[str, Any]) -> int:
+    """The most that a row could weigh: rows that were not needed may be larger than those emitted."""
+    length = manifest["recipe"]["encode"].get("max_length")
+    if manifest["mixture"]["unit"] == "records" and manifest["packing"]["strategy"] == "none":
+        return 1
+    return 2 * int(length) if length and manifest["kind"] == "preference" else int(length or 0)
+
+
+def _check_epochs(manifest: dict[str, Any], recount: Recount, uses: UseCounts) -> Check:
+    found = Findings("epochs")
+    inputs = recount.inputs
+    if len(uses.too_often):
+        told = inputs.record(int(uses.too_often[0]))
+        found.add(f"{told} is used more often than max_epochs allows", len(uses.too_often))
+    if len(uses.overlapping):
+        told = inputs.record(int(uses.overlapping[0]))
+        found.add(f"{told} is emitted in parts that share tokens", len(uses.overlapping))
+    column = UNITS.index(recount.unit)
+    for index, name in enumerate(inputs.names):
+        source = manifest["sources"][name]
+        limit = _max_epochs(manifest, name) * source["available"]["rows"]
+        if recount.by_source[index, 0] > limit + 1e-6:
+            found.add(
+                f"{name} has {recount.by_source[index, 0]:,} rows in train/, max_epochs allows {limit:,.0f}"
+            )
+        there = source["available"][recount.unit]
+        epochs = float(recount.by_source[index, column] / there) if there else 0.0
+        found.expect(f"{name}: epochs", float(source["epochs"]), epochs)
+    return found.check(f"no record is used more than {uses.most} times, none above its max_epochs")
+
+
+def _check_ledger(manifest: dict[str, Any], ledger: Ledger, counts: NDArray[np.int64]) -> Check:
+    found = ledger.found
+    lost = np.flatnonzero(ledger.fate == 0)
+    if len(lost):
+        found.add(
+            f"{ledger.inputs.record(int(lost[0]))} was read and has no line in rejects/ or removed/",
+            len(lost),
+        )
+    for index, name in enumerate(ledger.inputs.names):
+        claims = manifest["sources"][name]
+        for fate in FATES[1:]:
+            found.expect(
+                f"{name}: records {fate}", claims["records"][fate], int(counts[index, FATES.index(fate)])
+            )
+        read = sum(e["records"] for e in manifest["inputs"] if e["source"] == name)
+        found.expect(f"{name}: records read", claims["records"]["read"], read)
+        for key, reasons in ledger.reasons.items():
+            counted = {reason: n for (source, reason), n in reasons.items() if source == name}
+            for reason in sorted({*counted, *claims[key]}):
+                found.expect(f"{name}: {key} {reason}", claims[key].get(reason, 0), counted.get(reason, 0))
+    total = counts.sum(axis=0)
+    parts = " + ".join(f"{int(total[i]):,} {fate}" for i, fate in enumerate(FATES) if i)
+    return found.check(f"{len(ledger.fate):,} records read = {parts}; each has its line or its row")
+
+
+def _check_split(ledger: Ledger, uses: UseCounts, counts: NDArray[np.int64]) -> Check:
+    found = Findings("split")
+    both = uses.used[ledger.fate[uses.used] == FATES.index("validation")]
+    if len(both):
+        found.add(f"{ledger.inputs.record(int(both[0]))} stands in train/ and in validation/", len(both))
+    held = int(counts[:, FATES.index("validation")].sum())
+    return found.check(f"{held:,} validation records, none of them in train/")
+
+
+def _check_packing(manifest: dict[str, Any], recount: Recount, uses: UseCounts) -> Check:
+    found = Findings("packing")
+    packing = manifest["packing"]
+    rows, _, tokens, _ = (int(n) for n in recount.by_source.sum(axis=0))
+    found.expect("the number of rows", packing["rows"], rows)
+    length = packing["max_length"]
+    if length and packing["fill"] is not None:
+        found.expect("the fill", float(packing["fill"]), tokens / (rows * length) if rows else 0.0)
+    if packing["strategy"] == "none" and len(uses.cut):
+        found.add(f"{recount.inputs.record(int(uses.cut[0]))} is cut, yet nothing is packed", len(uses.cut))
+    if len(uses.cut) > packing["cut_records"]:
+        found.add(
+            f"{len(uses.cut):,} records are cut in train/, the manifest says {packing['cut_records']:,}"
+        )
+    fill = f", {packing['fill']:.1%} full" if packing["fill"] is not None else ""
+    return found.check(f"{packing['strategy']}: {rows:,} rows{fill}, {packing['cut_records']:,} records cut")

@@ -1,0 +1,200 @@
+"""One pass over the emitted rows: everything that they show is counted as they stream by.
+
+Memory: one batch of rows, and what the ledger keeps a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..records import row_schema
+from .digest import ContentDigest
+from .findings import Findings
+from .ledger import Inputs, Uses
+from .prefix import PrefixDeviation, read_stages
+from .rows import Shape, amounts, broken_laws, pieces
+from .turns import TurnEnds, control_ids
+
+UNITS = ("rows", "records", "tokens", "loss_tokens")
+_BATCH_TOKENS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of rows, as the manifest lists it."""
+
+    path: Path
+    name: str  # below the set's folder
+
+
+@dataclass
+class Recount:
+    """What the rows of ``train/`` show, and what the manifest says that they should."""
+
+    shape: Shape
+    inputs: Inputs
+    prefix: PrefixDeviation
+    uses: Uses
+    turns: TurnEnds
+    stage_names: list[str]
+    unit: str
+    loss_on: str
+    by_source: NDArray[np.int64]  # [num_sources, UNITS]
+    by_stage: NDArray[np.int64]  # [num_stages, UNITS]
+    largest: int = 0  # cost of the largest row, in the unit
+    content: ContentDigest = field(default_factory=ContentDigest)
+    laws: Findings = field(default_factory=lambda: Findings("rows"))
+    masks: Findings = field(default_factory=lambda: Findings("masks"))
+    owners: Findings = field(default_factory=lambda: Findings("sources"))
+    stages: Findings = field(default_factory=lambda: Findings("stages"))
+    _stage: int = 0  # of the last row
+
+    @staticmethod
+    def of(manifest: dict[str, Any], out: Path) -> Recount:
+        """An empty count for one set."""
+        inputs = Inputs.of(manifest)
+        names = [s["name"] for s in manifest["mixture"]["stages"]]
+        encode = manifest["recipe"]["encode"]
+        tokenizer = out / "tokenizer" / "tokenizer.json"
+        control = control_ids(tokenizer) if tokenizer.is_file() else np.zeros(0, np.int64)
+        return Recount(
+            shape=Shape(
+                manifest["kind"],
+                manifest["packing"]["strategy"] == "best_fit",
+                encode.get("max_length"),
+                manifest["tokenizer"]["vocab_size"],
+            ),
+            inputs=inputs,
+            prefix=PrefixDeviation(read_stages(manifest["mixture"], list(inputs.names))),
+            uses=Uses(inputs),
+            turns=TurnEnds(control),
+            stage_names=names,
+            unit=manifest["mixture"]["unit"],
+            loss_on=encode.get("loss_on", "assistant"),
+            by_source=np.zeros((len(inputs.names), len(UNITS)), np.int64),
+            by_stage=np.zeros((len(names), len(UNITS)), np.int64),
+        )
+
+    def add_train(self, shard: Shard) -> None:
+        """Count one file of ``train/``; files come in the order of training."""
+        for batch, first in self._batches(shard):
+            self.content.update(batch)
+            source = self._owners(batch, shard, first)
+            self.uses.add(pieces(batch))
+            held = amounts(batch, self.shape.kind)
+            cost = held.of(self.unit)
+            stage = self._stages_of(batch, shard, first)
+            self.largest = max(self.largest, int(cost.max(initial=0)))
+            table = np.stack([np.ones_like(cost), held.records, held.tokens, held.loss_tokens], axis=1)
+            np.add.at(self.by_source, source[source >= 0], table[source >= 0])
+            np.add.at(self.by_stage, stage, table)
+            known = source >= 0
+            for index in np.unique(stage[known]):
+                chosen = known & (stage == index)
+                self.prefix.add(int(index), source[chosen], cost[chosen])
+
+    def add_validation(self, shard: Shard) -> NDArray[np.int64]:
+        """Hold one file of ``validation/`` against the laws; the numbers of its records, each once."""
+        numbers = [np.zeros(0, np.int64)]
+        for batch, first in self._batches(shard):
+            self._owners(batch, shard, first)
+            held = pieces(batch)
+            numbers.append(self.inputs.number(held.file, held.record))
+        return np.unique(np.concatenate(numbers))
+
+    def _batches(self, shard: Shard) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Batches of a shard that hold the columns of the contract, and the number of their first row."""
+        file = pq.ParquetFile(shard.path)
+        problem = _wrong_columns(file.schema_arrow, self.shape)
+        if problem:
+            self.laws.add(f"{shard.name} {problem}")
+            return
+        first = 0
+        size = max(16, _BATCH_TOKENS // (self.shape.max_length or 4096))
+        for batch in file.iter_batches(batch_size=size):
+            for broken in broken_laws(batch, self.shape):
+                self.laws.add(f"{shard.name} row {first + broken.row:,} {broken.sentence}", broken.num_found)
+            self._check_masks(batch, f"{shard.name} row", first)
+            yield batch, first
+            first += batch.num_rows
+
+    def _check_masks(self, batch: pa.RecordBatch, place: str, first: int) -> None:
+        held = amounts(batch, self.shape.kind)
+        if self.shape.kind == "prompt":
+            return
+        idle = np.flatnonzero(held.loss_tokens == 0)
+        if len(idle):
+            self.masks.add(f"{place} {first + idle[0]:,} trains nothing", len(idle))
+        if self.shape.kind == "sft" and self.loss_on != "all":
+            self.turns.add(batch, place, first)
+
+    def _owners(self, batch: pa.RecordBatch, shard: Shard, first: int) -> NDArray[np.int64]:
+        """The source of each row, -1 where unknown; every record of the row must belong to it."""
+        source = _codes(batch.column("source"), list(self.inputs.names))
+        unknown = np.flatnonzero(source < 0)
+        if len(unknown):
+            told = batch.column("source")[int(unknown[0])].as_py()
+            self.owners.add(
+                f"{shard.name} row {first + unknown[0]:,} is of an unknown source {told!r}", len(unknown)
+            )
+        held = pieces(batch)
+        rows = held.rows()
+        number = self.inputs.number(held.file, held.record)
+        lost = np.flatnonzero(number < 0)
+        if len(lost):
+            self.owners.add(
+                f"{shard.name} row {first + rows[lost[0]]:,} holds a record that no input file has", len(lost)
+            )
+        owner = np.where(number >= 0, self.inputs.source[np.where(number >= 0, held.file, 0)], source[rows])
+        moved = np.flatnonzero(owner != source[rows])
+        if len(moved):
+            row, said = int(rows[moved[0]]), batch.column("source")[int(rows[moved[0]])].as_py()
+            told = f"is said to be of {said}, but holds {self.inputs.record(int(number[moved[0]]))}"
+            self.owners.add(f"{shard.name} row {first + row:,} {told}", len(moved))
+        return source
+
+    def _stages_of(self, batch: pa.RecordBatch, shard: Shard, first: int) -> NDArray[np.int64]:
+        """The stage of each row, as an index that never falls."""
+        stage = _codes(batch.column("stage"), self.stage_names)
+        unknown = np.flatnonzero(stage < 0)
+        if len(unknown):
+            told = batch.column("stage")[int(unknown[0])].as_py()
+            self.stages.add(
+                f"{shard.name} row {first + unknown[0]:,} is of an unknown stage {told!r}", len(unknown)
+            )
+        rising = np.maximum.accumulate(np.maximum(stage, self._stage)) if len(stage) else stage
+        back = np.flatnonzero((rising != stage) & (stage >= 0))
+        if len(back):
+            told = f"goes back to the stage {self.stage_names[stage[back[0]]]}"
+            self.stages.add(f"{shard.name} row {first + back[0]:,} {told}", len(back))
+        self._stage = int(rising[-1]) if len(rising) else self._stage
+        return rising
+
+
+def _codes(column: pa.Array, names: list[str]) -> NDArray[np.int64]:
+    """The index of each value in ``names``; -1 where it is not there."""
+    found = pc.index_in(column, value_set=pa.array(names, column.type))
+    codes: NDArray[np.int64] = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes
+
+
+def _wrong_columns(schema: pa.Schema, shape: Shape) -> str:
+    """What the columns of a shard have that rows of this kind do not, or the other way; "" where they agree."""
+    paired = "completion_ids" not in schema.names
+    wanted = row_schema(shape.kind, shape.packed, paired, "meta" in schema.names)
+    for name in wanted.names:
+        if name not in schema.names:
+            return f"lacks the column {name}"
+        if schema.field(name).type != wanted.field(name).type:
+            return f"has the column {name} as {schema.field(name).type}, not {wanted.field(name).type}"
+    more = [name for name in schema.names if name not in wanted.names]
+    return f"has a column {more[0]} that rows do not" if more else ""
