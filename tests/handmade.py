@@ -83,12 +83,12 @@ def build(out: Path, kind: str, pack: str = "none") -> Path:
     """A whole set of ``kind`` below ``out``, and its inputs beside it; returns ``out``."""
     tokenizer = _tokenizer()
     inputs, fates = _inputs(out.parent, kind)
-    pieces = [p for p in _encoded(tokenizer, inputs, kind)]
+    pieces = list(_encoded(tokenizer, inputs, kind))
     used = [p for p in pieces if fates[p.file, p.record] == "used"]
     held_out = [p for p in pieces if fates[p.file, p.record] == "validation"]
-    rows = {s: _packed([p for p in used if p.source == s], kind, pack) for s in ASKED}
+    rows = {s: _packed([p for p in used if p.source == s], pack) for s in ASKED}
     unit = "records" if kind in ("preference", "prompt") else "loss_tokens" if kind == "sft" else "tokens"
-    order, unused, bound, worst = _mixed(rows, unit, kind)
+    order, unused, bound, worst = _mixed(rows, unit)
     emitted = {(p.file, p.record) for row in order for p in row}
     for row in unused:
         fates.update({(p.file, p.record): "unused" for p in row if (p.file, p.record) not in emitted})
@@ -97,7 +97,7 @@ def build(out: Path, kind: str, pack: str = "none") -> Path:
     _write_rows(out / "train/part-00000.parquet", order[:half], kind, pack, schema)
     _write_rows(out / "train/part-00001.parquet", order[half:], kind, pack, schema)
     for source in ASKED:
-        single = _packed([p for p in held_out if p.source == source], kind, pack)
+        single = _packed([p for p in held_out if p.source == source], pack)
         _write_rows(out / f"validation/{source}.parquet", single, kind, pack, schema)
     _write_audit(out, inputs, fates)
     (out / "tokenizer").mkdir()
@@ -222,7 +222,7 @@ def _encoded(tokenizer: Tokenizer, inputs: list[dict[str, Any]], kind: str) -> I
                 )
 
 
-def _packed(pieces: list[Piece], kind: str, pack: str) -> list[list[Piece]]:
+def _packed(pieces: list[Piece], pack: str) -> list[list[Piece]]:
     """Rows of pieces: one record a row, first fit, or a stream cut every MAX_LENGTH tokens."""
     if pack == "none":
         return [[p] for p in pieces]
@@ -258,7 +258,7 @@ def _packed(pieces: list[Piece], kind: str, pack: str) -> list[list[Piece]]:
     return [*rows, row] if row else rows
 
 
-def _cost(row: list[Piece], unit: str, kind: str, pack: str = "none") -> int:
+def _cost(row: list[Piece], unit: str) -> int:
     if unit == "records":
         return len(row)
     if unit == "tokens":
@@ -267,11 +267,11 @@ def _cost(row: list[Piece], unit: str, kind: str, pack: str = "none") -> int:
 
 
 def _mixed(
-    rows: dict[str, list[list[Piece]]], unit: str, kind: str
+    rows: dict[str, list[list[Piece]]], unit: str
 ) -> tuple[list[list[Piece]], list[list[Piece]], float, float]:
     """Rows in training order (always the source that is furthest behind), those left over, bound, worst deviation."""
     queues = {s: list(r) for s, r in rows.items()}
-    largest = {s: max(_cost(row, unit, kind) for row in r) for s, r in rows.items()}
+    largest = {s: max(_cost(row, unit) for row in r) for s, r in rows.items()}
     emitted = dict.fromkeys(rows, 0)
     order: list[list[Piece]] = []
     worst = 0.0
@@ -281,10 +281,10 @@ def _mixed(
         ready = [s for s in ASKED if emitted[s] / ASKED[s] <= total + top / 2]
         if any(not queues[s] for s in ready):
             break
-        chosen = min(ready, key=lambda s: (emitted[s] + _cost(queues[s][0], unit, kind)) / ASKED[s])
+        chosen = min(ready, key=lambda s: (emitted[s] + _cost(queues[s][0], unit)) / ASKED[s])
         row = queues[chosen].pop(0)
         order.append(row)
-        emitted[chosen] += _cost(row, unit, kind)
+        emitted[chosen] += _cost(row, unit)
         worst = max(worst, *(abs(emitted[s] - ASKED[s] * sum(emitted.values())) for s in ASKED))
     left = [row for s in ASKED for row in queues[s]]
     return order, left, max((1 - ASKED[s]) * largest[s] + ASKED[s] * top / 2 for s in ASKED), worst
@@ -337,7 +337,7 @@ def _write_audit(out: Path, inputs: list[dict[str, Any]], fates: dict[tuple[int,
                 rejects.append({"source": source, "file": inputs[file]["path"], "record": record, "line": record + 1,
                                 "reason": "json_syntax", "detail": "not JSON", "raw": "{broken"})  # fmt: skip
                 continue
-            lines.append({"source": source, "file": file, "record": record, **_removal(fate, file)})
+            lines.append({"source": source, "file": file, "record": record, **_removal(fate)})
         if source == "medical":
             raw = base64.b64encode(b"\xff").decode()
             rejects[0] |= {"raw": raw, "raw_encoding": "base64"}
@@ -346,7 +346,7 @@ def _write_audit(out: Path, inputs: list[dict[str, Any]], fates: dict[tuple[int,
         (out / f"rejects/{source}.jsonl").write_text(text, encoding="utf-8")
 
 
-def _removal(fate: str, file: int) -> dict[str, Any]:
+def _removal(fate: str) -> dict[str, Any]:
     keeper = {"kept_source": "general", "kept_file": 0, "kept_record": 12}
     if fate == "cleaned":
         return {"fate": "cleaned", "reason": "length"}

@@ -54,7 +54,7 @@ def check_files(out: Path, manifest: dict[str, Any]) -> Check:
             )
         elif file_sha256(path) != entry["sha256"]:
             found.add(f"{entry['path']} has other content than its sha256 in the manifest")
-        elif entry["rows"] is not None and (rows := _num_rows(path)) is not None:
+        elif entry["path"].split("/")[0] in _KEPT and (rows := _num_rows(path)) is not None:
             found.expect(f"the number of rows in {entry['path']}", entry["rows"], rows)
     listed = [entry["path"] for entry in manifest["outputs"]]
     for path in (p for p in sorted(set(listed)) if listed.count(p) > 1):
@@ -64,6 +64,30 @@ def check_files(out: Path, manifest: dict[str, Any]) -> Check:
     return found.check(
         f"{len(listed):,} files, {num_bytes:,} bytes: sizes and sha256 as listed, none missing, none more"
     )
+
+
+def check_tokenizer(out: Path, manifest: dict[str, Any]) -> Check:
+    """The tokenizer beside the rows is the one that the manifest names."""
+    found = Findings("tokenizer")
+    claims = manifest["tokenizer"]
+    path, template = out / "tokenizer" / "tokenizer.json", out / "tokenizer" / "chat_template.jinja"
+    if not path.is_file():
+        found.add("tokenizer/tokenizer.json is missing")
+        return found.check("")
+    found.expect("the sha256 of tokenizer/tokenizer.json", claims["sha256"], file_sha256(path))
+    found.expect("the size of the vocabulary", claims["vocab_size"], _vocab_size(path))
+    if claims["chat_template_sha256"] is not None:
+        held = file_sha256(template) if template.is_file() else "missing"
+        found.expect("the sha256 of tokenizer/chat_template.jinja", claims["chat_template_sha256"], held)
+    return found.check(f"{claims['name']}, {claims['vocab_size']:,} ids, stands beside the rows")
+
+
+def _vocab_size(path: Path) -> int:
+    """The largest id and one, added tokens included."""
+    spec = json.loads(path.read_bytes())
+    vocab = spec["model"].get("vocab") or {}
+    largest = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
+    return int(max([largest, *(t["id"] for t in spec.get("added_tokens") or [])])) + 1
 
 
 def _strangers(out: Path, listed: set[str]) -> Iterator[str]:

@@ -24,6 +24,11 @@ class Stage:
     first: NDArray[np.float64]  # [num_sources] weights as it begins
     last: NDArray[np.float64]  # [num_sources] weights as it ends: others where they ramp
 
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which sources take part, ``[num_sources]``."""
+        return (self.first > 0) | (self.last > 0)
+
 
 def read_stages(mixture: dict[str, Any], sources: list[str]) -> list[Stage]:
     """The stages of a manifest; a stage's length is its planned ``size``, else what it emitted."""
@@ -85,7 +90,7 @@ class PrefixDeviation:
         stage = self._stages[index]
         end = self._begin + self._length
         before = self._stages[index - 1] if index else None
-        if before is None or not np.array_equal(before.last > 0, stage.last > 0):
+        if before is None or not np.array_equal(before.present, stage.present):
             overshoot = float(self._emitted.sum()) - end if before is not None else 0.0
             self._begin, self._length = 0.0, stage.length - overshoot
             self._owed = np.zeros(len(stage.last))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RecipeError
-from .files import check_files, check_manifest
+from .files import check_files, check_manifest, check_tokenizer
 from .findings import Check, Findings
 from .ledger import FATES, Ledger, UseCounts
 from .recount import UNITS, Recount, Shard
@@ -38,7 +38,7 @@ def verify(out: Path) -> list[Check]:
     first = check_manifest(manifest)
     if not first.ok:
         return [first]
-    return [first, check_files(out, manifest), *_recounted(out, manifest)]
+    return [first, check_files(out, manifest), check_tokenizer(out, manifest), *_recounted(out, manifest)]
 
 
 def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
@@ -67,7 +67,9 @@ def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
 
 def _shards(out: Path, manifest: dict[str, Any], split: str) -> list[Shard]:
     """The Parquet files of one split that are there, as listed; a missing one is told by the file check."""
-    entries = [e for e in manifest["outputs"] if e["split"] == split and e["path"].startswith(f"{split}/")]
+    entries = [
+        e for e in manifest["outputs"] if e["path"].startswith(f"{split}/") and e["path"].endswith(".parquet")
+    ]
     return [Shard(out / e["path"], e["path"]) for e in entries if (out / e["path"]).is_file()]
 
 
