@@ -426,6 +426,7 @@ def _ledger(fates: list[str]) -> dict[str, Any]:
         "cleaned_by": {"length": records["cleaned"]},
         "removed_by": removed,
         "dropped_by": {"overlong": records["dropped"]},
+        "unused_by": {"not_needed": records["unused"]},
     }
 
 

@@ -29,18 +29,27 @@ class Stage:
         """Which sources take part, ``[num_sources]``."""
         return (self.first > 0) | (self.last > 0)
 
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Each source's share of the whole stage, ``[num_sources]``."""
+        return (self.first + self.last) / 2
+
 
 def read_stages(mixture: dict[str, Any], sources: list[str]) -> list[Stage]:
     """The stages of a manifest; a stage's length is its planned ``size``, else what it emitted."""
     stages: list[Stage] = []
     for stage in mixture["stages"]:
-        last = np.array([float(stage["weights"].get(s, 0.0)) for s in sources])
-        first = stages[-1].last if stages and stage.get("ramp") == "linear" else last
+        last = _shares(stage["weights"], sources)
+        first = _shares(stage["ramp_from"], sources) if stage.get("ramp_from") else last
         emitted = (
             stage.get("records", stage["rows"]) if mixture["unit"] == "records" else stage[mixture["unit"]]
         )
         stages.append(Stage(stage["name"], float(stage.get("size") or emitted), first, last))
     return stages
+
+
+def _shares(weights: dict[str, float], sources: list[str]) -> NDArray[np.float64]:
+    return np.array([float(weights.get(s, 0.0)) for s in sources])
 
 
 class PrefixDeviation:
@@ -96,6 +105,6 @@ class PrefixDeviation:
             self._owed = np.zeros(len(stage.last))
             self._emitted = np.zeros(len(stage.last), np.int64)
         else:
-            self._owed = self._owed + (before.first + before.last) / 2 * self._length
+            self._owed = self._owed + before.shares * self._length
             self._begin, self._length = end, stage.length
         self._current = index

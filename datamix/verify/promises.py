@@ -18,6 +18,7 @@ from ..errors import RecipeError
 from .files import check_files, check_manifest, check_tokenizer
 from .findings import Check, Findings
 from .ledger import FATES, Ledger, UseCounts
+from .prefix import read_stages
 from .recount import UNITS, Recount, Shard
 
 
@@ -66,7 +67,7 @@ def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
 
 
 def _shards(out: Path, manifest: dict[str, Any], split: str) -> list[Shard]:
-    """The Parquet files of one split that are there, as listed; a missing one is told by the file check."""
+    """The listed Parquet files of one split in the order of training; a missing one is told by the file check."""
     entries = [
         e for e in manifest["outputs"] if e["path"].startswith(f"{split}/") and e["path"].endswith(".parquet")
     ]
@@ -122,13 +123,16 @@ def _check_counts(manifest: dict[str, Any], recount: Recount) -> Check:
 def _check_shares(manifest: dict[str, Any], recount: Recount) -> Check:
     found = Findings("shares")
     stages = manifest["mixture"]["stages"]
+    plans = read_stages(manifest["mixture"], list(recount.inputs.names))
     told = []
     for index, name in enumerate(recount.inputs.names):
         claims = manifest["sources"][name]["share"]
         for unit in UNITS[1:]:
             found.expect(f"{name}: share of {unit}", claims[unit], _share(recount.by_source, index, unit))
-        asked = sum(stage["share"] * stage["weights"].get(name, 0.0) for stage in stages)
-        found.expect(f"{name}: share asked by the stages", claims["asked"], float(asked))
+        asked = sum(
+            float(stage["share"] * plan.shares[index]) for stage, plan in zip(stages, plans, strict=True)
+        )
+        found.expect(f"{name}: share asked by the stages", claims["asked"], asked)
         reached = _share(recount.by_source, index, recount.unit)
         told.append(f"{name} asked {asked:.2%} reached {reached:.2%}")
     return found.check(f"of {recount.unit}: " + ", ".join(told))
@@ -224,8 +228,9 @@ def _check_ledger(manifest: dict[str, Any], ledger: Ledger, counts: NDArray[np.i
         found.expect(f"{name}: records read", claims["records"]["read"], read)
         for key, reasons in ledger.reasons.items():
             counted = {reason: n for (source, reason), n in reasons.items() if source == name}
-            for reason in sorted({*counted, *claims[key]}):
-                found.expect(f"{name}: {key} {reason}", claims[key].get(reason, 0), counted.get(reason, 0))
+            claimed = claims.get(key, {})
+            for reason in sorted({*counted, *claimed}):
+                found.expect(f"{name}: {key} {reason}", claimed.get(reason, 0), counted.get(reason, 0))
     total = counts.sum(axis=0)
     parts = " + ".join(f"{int(total[i]):,} {fate}" for i, fate in enumerate(FATES) if i)
     return found.check(f"{len(ledger.fate):,} records read = {parts}; each has its line or its row")
