@@ -1,0 +1,43 @@
+"""Which rank trains which rows: a seeded permutation inside each global batch.
+
+If rank r of W took every W-th row, an interleaved mixture could show it one source only. Dealing the rows
+of each window of ``batch_size * world_size`` by a permutation breaks that lock and moves no row across a window, so
+every bound of the mixture holds at every global batch. The order depends on the first row of the window alone:
+whatever the number of ranks, the rows before a window are done and the rows after it are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamix.identity import permutation, salt
+
+
+@dataclass(frozen=True)
+class Deal:
+    """How the rows of a set are dealt."""
+
+    num_rows: int
+    batch_size: int  # rows a rank and step
+    world_size: int
+    seed: int
+
+    @property
+    def window(self) -> int:
+        """Rows of a global batch."""
+        return self.batch_size * self.world_size
+
+    def num_steps(self, start: int) -> int:
+        """Steps from row ``start`` to the end. Fewer rows than ranks make no step: they cannot be dealt."""
+        full, rest = divmod(max(0, self.num_rows - start), self.window)
+        return full + (rest >= self.world_size)
+
+    def places(self, start: int, rank: int) -> NDArray[np.int64]:
+        """Rows that ``rank`` trains of the window at ``start``; a last, smaller window is dealt evenly."""
+        size = min(self.window, self.num_rows - start)
+        order = permutation(size, salt(self.seed, "deal", start))
+        low, high = rank * size // self.world_size, (rank + 1) * size // self.world_size
+        return start + order[low:high]

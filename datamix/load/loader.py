@@ -1,0 +1,149 @@
+"""Torch batches from a built set, exact to resume.
+
+The order is index arithmetic (``deal``), so a state is one number, the rows that the run has consumed, and resuming
+costs the same anywhere. Worker processes take whole steps in turn; the loader counts what it handed out, not what workers
+prefetched. Padded or joined rows go from the mapped file into the tensor with one copy.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from datamix.errors import DataError
+from datamix.load.collate import Collation, collate
+from datamix.load.deal import Deal
+from datamix.load.stores import RowStore
+
+Batch = dict[str, Any]  # name -> torch.int64 [num_rows, width]
+
+
+class RowStream(IterableDataset):  # type: ignore[misc]
+    """The batches of one rank; each worker of a ``DataLoader(batch_size=None)`` takes every n-th step.
+
+    Its own ``state_dict`` is a worker's, as torchdata's ``StatefulDataLoader`` asks for.
+    """
+
+    def __init__(
+        self,
+        rows: RowStore,
+        columns: Sequence[str],
+        how: Collation,
+        deal: Deal,
+        rank: int,
+        content_sha256: str,
+    ) -> None:
+        super().__init__()
+        self.rows, self.columns, self.how, self.deal, self.rank = rows, tuple(columns), how, deal, rank
+        self.content_sha256 = content_sha256
+        self.start = 0  # row where step 0 begins
+        self.pin = False
+        self._next: int | None = None  # step that this process takes next; None: its first
+        self._resumed = False
+
+    def __len__(self) -> int:
+        """Steps that are left."""
+        return self.deal.num_steps(self.start)
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        first = self._next if self._resumed and self._next is not None else number
+        self._resumed = False
+        for step in range(first, len(self), stride):
+            self._next = step + stride
+            yield self.batch(self.start + step * self.deal.window)
+
+    def batch(self, start: int) -> Batch:
+        """The batch of this rank in the window at row ``start``."""
+        rows = self.rows.lists(self.columns, self.deal.places(start, self.rank))
+        out: Batch = {}
+
+        def new(name: str, shape: tuple[int, int]) -> NDArray[np.int64]:
+            out[name] = torch.empty(shape, dtype=torch.int64, pin_memory=self.pin)
+            array: NDArray[np.int64] = out[name].numpy()
+            return array
+
+        collate(rows, self.how, new)
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this process stands; good for the same number of ranks and workers."""
+        return {"start": self.start, "next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken."""
+        self.start, self._next, self._resumed = int(state["start"]), state["next"], True
+
+
+class TorchLoader:
+    """An iterable of batches that knows how many rows the whole run has consumed."""
+
+    def __init__(self, dataset: RowStream, num_workers: int, pin_memory: bool) -> None:
+        self.dataset = dataset
+        self.batch_size = dataset.deal.batch_size
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory and torch.cuda.is_available()
+        self._rows = 0
+        self._ended = False
+
+    def __len__(self) -> int:
+        """Steps of a whole pass."""
+        return self.dataset.deal.num_steps(0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from where the state stands to the end; once at the end, a new pass."""
+        deal = self.dataset.deal
+        if self._ended:
+            self._rows, self._ended = 0, False
+        self.dataset.start = self._rows
+        for batch in self._batches():
+            self._rows = min(self._rows + deal.window, deal.num_rows)
+            yield batch
+        if self._rows < deal.num_rows:
+            warnings.warn(
+                f"the last {deal.num_rows - self._rows} rows cannot be dealt to {deal.world_size} ranks and are left out",
+                stacklevel=2,
+            )
+        self._ended = True
+
+    def _batches(self) -> Iterator[Batch]:
+        if self.num_workers == 0:
+            self.dataset.pin = self.pin_memory
+            yield from self.dataset
+            return
+        yield from DataLoader(
+            self.dataset, batch_size=None, num_workers=self.num_workers, pin_memory=self.pin_memory
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What to keep in a checkpoint: the same on every rank, good for any world size and batch size."""
+        return {
+            "rows": self._rows,
+            "seed": self.dataset.deal.seed,
+            "content_sha256": self.dataset.content_sha256,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the rows that ``state`` says were consumed.
+
+        Raises:
+            DataError: the state was taken on another set.
+        """
+        if state["content_sha256"] != self.dataset.content_sha256:
+            raise DataError(
+                f"the state was taken on another set: its content is {state['content_sha256'][:12]}, this set's is "
+                f"{self.dataset.content_sha256[:12]}; open the set that the run began with"
+            )
+        if state["seed"] != self.dataset.deal.seed:
+            raise DataError(
+                f"the state was taken with seed={state['seed']}, this loader has seed={self.dataset.deal.seed}; "
+                f"open it with .torch(..., seed={state['seed']})"
+            )
+        self._rows, self._ended = int(state["rows"]), False

@@ -1,0 +1,250 @@
+"""Where rows lie: mapped Arrow files (no copy), or Parquet files a few decoded row groups at a time.
+
+Both answer the same two questions about rows by their places in the training order. Opening either reads no token:
+Arrow costs one small message a thousand rows, Parquet one footer a file, each when it is first needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from datamix.errors import DataError
+
+Lists = dict[str, list[NDArray[Any]]]  # column -> one array a row
+_KEPT_GROUPS = 4  # decoded row groups of Parquet in memory
+
+
+class RowStore(Protocol):
+    """Rows by their place in the training order."""
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def lists(self, columns: Sequence[str], places: NDArray[np.int64]) -> Lists:
+        """The number lists of some rows, as views where the store can."""
+        ...
+
+    def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
+        """Rows ``start..stop`` as they are."""
+        ...
+
+
+class ArrowStore:
+    """Arrow stream files, mapped: a row is a view of the page cache."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self._batches = [batch for path in self.paths for batch in _mapped_batches(path)]
+        self._starts = _starts([len(batch) for batch in self._batches])
+        self._views: dict[tuple[int, str], tuple[NDArray[Any], NDArray[Any]]] = {}
+
+    def __reduce__(self) -> tuple[type[ArrowStore], tuple[tuple[Path, ...]]]:
+        return ArrowStore, (self.paths,)  # another process maps the files itself
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self._batches[0].schema.names) if self._batches else ()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def lists(self, columns: Sequence[str], places: NDArray[np.int64]) -> Lists:
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        locals_ = places - self._starts[owners]
+        pairs = list(zip(owners.tolist(), locals_.tolist(), strict=True))
+        out: Lists = {}
+        for column in columns:
+            rows = []
+            for owner, i in pairs:
+                values, offsets = self._view(owner, column)
+                rows.append(values[offsets[i] : offsets[i + 1]])
+            out[column] = rows
+        return out
+
+    def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
+        first = int(np.searchsorted(self._starts, start, side="right")) - 1
+        last = int(np.searchsorted(self._starts, stop, side="left"))
+        parts = [batch.select(list(columns)) for batch in self._batches[first : max(last, first + 1)]]
+        return pa.Table.from_batches(parts).slice(start - int(self._starts[first]), stop - start)
+
+    def _view(self, owner: int, column: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        view = self._views.get((owner, column))
+        if view is None:
+            lists = self._batches[owner].column(column)
+            view = lists.values.to_numpy(), lists.offsets.to_numpy()
+            self._views[owner, column] = view
+        return view
+
+
+def _mapped_batches(path: Path) -> list[pa.RecordBatch]:
+    try:
+        return list(pa.ipc.open_stream(pa.memory_map(str(path))))
+    except (FileNotFoundError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{path} is named by the manifest and cannot be read ({error}); {_REBUILD}"
+        ) from error
+
+
+_REBUILD = "build the set again: what is cached is not done twice"
+
+
+def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))]).astype(np.int64)
+
+
+class ParquetStore:
+    """Parquet files: row groups are decoded as whole columns, the next one ahead in a thread."""
+
+    def __init__(self, files: Sequence[tuple[Path, int]]) -> None:
+        self._files = tuple(files)
+        self.paths = tuple(path for path, _ in files)
+        self._file_starts = _starts([num_rows for _, num_rows in self._files])
+        self._forget()
+
+    def __reduce__(self) -> tuple[type[ParquetStore], tuple[tuple[tuple[Path, int], ...]]]:
+        return ParquetStore, (self._files,)
+
+    def _forget(self) -> None:
+        """Start with nothing open: a forked child shares neither threads nor file positions with its parent."""
+        self._pid = os.getpid()
+        self._readers: dict[int, pq.ParquetFile] = {}
+        self._group_starts: dict[int, NDArray[np.int64]] = {}
+        self._kept: OrderedDict[tuple[int, int, tuple[str, ...]], Future[_Group]] = OrderedDict()
+        self._ahead: ThreadPoolExecutor | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self._reader(0).schema_arrow.names) if self._files else ()
+
+    def __len__(self) -> int:
+        return int(self._file_starts[-1])
+
+    def lists(self, columns: Sequence[str], places: NDArray[np.int64]) -> Lists:
+        found: dict[str, dict[int, NDArray[Any]]] = {column: {} for column in columns}
+        for place in np.unique(places).tolist():  # rising: each group is decoded once
+            group, i = self._find(place, tuple(columns))
+            for column, rows in found.items():
+                values, offsets = group.view(column)
+                rows[place] = values[offsets[i] : offsets[i + 1]]
+        return {column: [rows[place] for place in places.tolist()] for column, rows in found.items()}
+
+    def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
+        parts: list[pa.Table] = []
+        while start < stop:
+            group, i = self._find(start, tuple(columns))
+            parts.append(group.table.slice(i, stop - start))
+            start += len(parts[-1])
+        return pa.concat_tables(parts)
+
+    def _find(self, place: int, columns: tuple[str, ...]) -> tuple[_Group, int]:
+        if self._pid != os.getpid():
+            self._forget()
+        file = int(np.searchsorted(self._file_starts, place, side="right")) - 1
+        inside = place - int(self._file_starts[file])
+        starts = self._groups(file)
+        group = int(np.searchsorted(starts, inside, side="right")) - 1
+        return self._decoded(file, group, columns), inside - int(starts[group])
+
+    def _decoded(self, file: int, group: int, columns: tuple[str, ...]) -> _Group:
+        key = (file, group, columns)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key].result()
+        decoded = self._start(key).result()
+        following = self._following(file, group)
+        if following is not None and (*following, columns) not in self._kept:
+            self._start((*following, columns))
+        while len(self._kept) > _KEPT_GROUPS:
+            self._kept.popitem(last=False)
+        return decoded
+
+    def _following(self, file: int, group: int) -> tuple[int, int] | None:
+        if group + 2 < len(self._groups(file)):
+            return file, group + 1
+        for later in range(file + 1, len(self._files)):
+            if self._files[later][1]:
+                return later, 0
+        return None
+
+    def _start(self, key: tuple[int, int, tuple[str, ...]]) -> Future[_Group]:
+        if self._ahead is None:
+            self._ahead = ThreadPoolExecutor(1, thread_name_prefix="datamix-decode")
+        file, group, columns = key
+        self._kept[key] = self._ahead.submit(_decode, self._reader(file), group, columns)
+        return self._kept[key]
+
+    def _groups(self, file: int) -> NDArray[np.int64]:
+        if file not in self._group_starts:
+            metadata = self._reader(file).metadata
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            self._group_starts[file] = _starts(sizes)
+        return self._group_starts[file]
+
+    def _reader(self, file: int) -> pq.ParquetFile:
+        if file not in self._readers:
+            path, num_rows = self._files[file]
+            try:
+                reader = pq.ParquetFile(path)
+            except (FileNotFoundError, pa.ArrowInvalid) as error:
+                raise DataError(
+                    f"{path} is named by the manifest and cannot be read ({error}); {_REBUILD}"
+                ) from error
+            if reader.metadata.num_rows != num_rows:
+                raise DataError(
+                    f"{path}: the manifest says {num_rows} rows, the file holds {reader.metadata.num_rows}; {_REBUILD}"
+                )
+            self._readers[file] = reader
+        return self._readers[file]
+
+
+class _Group:
+    """A decoded row group and views of its lists."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._views: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+
+    def view(self, column: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        if column not in self._views:
+            lists = self.table.column(column).combine_chunks()
+            if isinstance(lists, pa.ChunkedArray):
+                lists = lists.chunk(0)
+            self._views[column] = lists.values.to_numpy(), lists.offsets.to_numpy()
+        return self._views[column]
+
+
+def _decode(reader: pq.ParquetFile, group: int, columns: tuple[str, ...]) -> _Group:
+    return _Group(reader.read_row_group(group, columns=list(columns), use_threads=False))
+
+
+def open_store(folder: Path, manifest: Mapping[str, Any], split: str) -> RowStore:
+    """The rows of one split: from Arrow where the set has it (mapped, no decoding), else from Parquet.
+
+    Raises:
+        DataError: the manifest names files of neither.
+    """
+    outputs = [output for output in manifest["outputs"] if output["split"] == split]
+    mapped = [folder / o["path"] for o in outputs if o["format"] == "arrow" and o["path"].endswith(".arrow")]
+    if mapped:
+        return ArrowStore(mapped)
+    parquet = [(folder / o["path"], int(o["rows"])) for o in outputs if o["format"] == "parquet"]
+    if not parquet:
+        splits = sorted({o["split"] for o in manifest["outputs"] if o["format"] in ("arrow", "parquet")})
+        raise DataError(
+            f"{folder}: no rows of split {split!r} lie in Parquet or Arrow here (splits that do: "
+            f"{', '.join(splits) or 'none'}); add `parquet` or `arrow` to `write:` and build again, or "
+            "`datamix export` it"
+        )
+    return ParquetStore(parquet)

@@ -1,0 +1,201 @@
+"""A built set, opened: rows by number, batches, and views for ``torch`` and ``datasets``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datamix.errors import DataError
+from datamix.load.collate import Collation, numpy_batch
+from datamix.load.deal import Deal
+from datamix.load.stores import ArrowStore, ParquetStore, RowStore, open_store
+
+if TYPE_CHECKING:
+    from datamix.load.loader import TorchLoader
+
+_READ_ROWS = 256
+MODEL_COLUMNS: tuple[str, ...] = ("input_ids", "labels", "attention_mask", "position_ids")
+Row = dict[str, Any]
+
+
+def open_set(path: str | Path, split: str = "train") -> TrainingSet:
+    """Open the set that a build left at ``path``.
+
+    Raises:
+        DataError: nothing is there, or a build that did not finish.
+    """
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if folder.is_dir():
+            raise DataError(
+                f"{folder} holds no manifest.json: no build has finished there. Run the same `datamix build` again; "
+                "it continues where it stopped"
+            ) from error
+        raise DataError(f"{folder} is not there; give the folder that `datamix build` wrote") from error
+    return TrainingSet(open_store(folder, manifest, split), manifest, folder, split)
+
+
+class TrainingSet:
+    """Rows in training order: ``ts[0]``, ``ts[10:20]``, ``for row in ts``. Never shuffle it: the order is the mixture."""
+
+    def __init__(
+        self, rows: RowStore, manifest: Mapping[str, Any], folder: Path, split: str = "train"
+    ) -> None:
+        self.rows = rows
+        self.manifest = manifest
+        self.folder = folder
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"TrainingSet({self.manifest['name']!r}, {self.split}, {len(self)} rows of {self.manifest['kind']})"
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Row]: ...
+
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        """Rows as dicts: lists of numbers as numpy arrays, everything else as Python values.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if isinstance(place, slice):
+            start, stop, step = place.indices(len(self))
+            if step == 1:
+                return list(self._read(start, max(start, stop)))
+            return [self[i] for i in range(start, stop, step)]
+        return next(self._read(self._place(place), self._place(place) + 1))
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._read(0, len(self))
+
+    def source_of(self, place: int) -> str:
+        """The source of a row.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        at = self._place(place)
+        source: str = self.rows.table(["source"], at, at + 1).column("source")[0].as_py()
+        return source
+
+    def batches(
+        self, batch_size: int, *, start: int = 0, pad_to_multiple_of: int = 1, packed: bool = False
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """Numpy batches in order, from row ``start`` on; the last may be smaller. See ``collate`` for their arrays."""
+        how = self.collation(pad_to_multiple_of, packed)
+        for low in range(start, len(self), batch_size):
+            places = np.arange(low, min(low + batch_size, len(self)), dtype=np.int64)
+            yield numpy_batch(self.rows.lists(self.model_columns(), places), how)
+
+    def torch(
+        self,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int | None = None,
+        pad_to_multiple_of: int = 1,
+        packed: bool = False,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> TorchLoader:
+        """Batches of torch tensors for one rank, resumable at any world size (extra ``torch``).
+
+        Each global batch is ``batch_size * world_size`` consecutive rows, dealt to the ranks by a permutation seeded with
+        ``seed`` (the recipe's by default). ``packed`` joins a batch into one row of documents.
+
+        Raises:
+            DataError: the set has no ``input_ids``.
+            ValueError: rank, world size or batch size make no sense.
+        """
+        from datamix.load.loader import RowStream, TorchLoader
+
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"batch_size={batch_size}, rank={rank}, world_size={world_size}: need batch_size >= 1 and 0 <= rank < world_size"
+            )
+        deal = Deal(len(self), batch_size, world_size, self.manifest["seed"] if seed is None else seed)
+        how = self.collation(pad_to_multiple_of, packed)
+        stream = RowStream(self.rows, self.model_columns(), how, deal, rank, self.manifest["content_sha256"])
+        return TorchLoader(stream, num_workers, pin_memory)
+
+    def datasets(self) -> Any:
+        """The rows for ``datasets``: a mapped ``Dataset`` of Arrow files, else an ``IterableDataset`` of Parquet."""
+        import datasets
+
+        if isinstance(self.rows, ArrowStore):
+            parts = [datasets.Dataset.from_file(str(path)) for path in self.rows.paths]
+            return datasets.concatenate_datasets(parts)
+        if isinstance(self.rows, ParquetStore):
+            files = [str(path) for path in self.rows.paths]
+            return datasets.load_dataset(
+                "parquet", data_files={"train": files}, split="train", streaming=True
+            )
+        return datasets.IterableDataset.from_generator(_python_rows, gen_kwargs={"rows": self.rows})
+
+    def model_columns(self) -> list[str]:
+        """Columns that a model takes.
+
+        Raises:
+            DataError: the set is of a kind whose trainer makes its own batches.
+        """
+        names = [name for name in MODEL_COLUMNS if name in self.rows.columns]
+        if "input_ids" not in names:
+            raise DataError(
+                f"{self.folder}: rows of kind {self.manifest['kind']} have no input_ids, and each trainer batches them "
+                "its own way; use .datasets(), or iterate over the rows"
+            )
+        return names
+
+    def collation(self, multiple: int, packed: bool) -> Collation:
+        """How batches are made, with the tokenizer's own padding id (its end-of-text id where it has none)."""
+        tokenizer = self.manifest["tokenizer"]
+        for name in ("pad_token_id", "eos_token_id"):
+            if tokenizer[name] is not None:
+                return Collation(int(tokenizer[name]), multiple, packed)
+        return Collation(0, multiple, packed)
+
+    def _place(self, place: int) -> int:
+        at = place + len(self) if place < 0 else place
+        if not 0 <= at < len(self):
+            raise IndexError(f"row {place} of a set of {len(self)}")
+        return at
+
+    def _read(self, start: int, stop: int) -> Iterator[Row]:
+        for low in range(start, stop, _READ_ROWS):
+            yield from row_dicts(self.rows.table(self.rows.columns, low, min(low + _READ_ROWS, stop)))
+
+
+def row_dicts(table: pa.Table) -> Iterator[Row]:
+    """Rows as dicts: lists of numbers as numpy arrays, everything else as Python values."""
+    for batch in table.to_batches():
+        columns = [_values(column) for column in batch.columns]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if not pa.types.is_list(column.type) or not pa.types.is_integer(column.type.value_type):
+        values: list[Any] = column.to_pylist()
+        return values
+    numbers, edges = column.values.to_numpy(), column.offsets.to_numpy().tolist()
+    return [numbers[a:b] for a, b in pairwise(edges)]
+
+
+def _python_rows(rows: RowStore) -> Iterator[Row]:
+    for low in range(0, len(rows), _READ_ROWS):
+        yield from rows.table(rows.columns, low, min(low + _READ_ROWS, len(rows))).to_pylist()
