@@ -1,1 +1,71 @@
+"""Bytes to rows in a fixed order: find files, tell what they hold, cut them, read them.
 
+``find`` gives paths, ``sniff`` what a path holds, ``cut`` its slices, ``read`` the rows of a slice and what could not be
+read among them. Nothing is guessed at and nothing is lost: every record is a value or a reject with its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from datamix.contracts import Rows, Slice
+from datamix.read.arrays import read_json
+from datamix.read.columnar import read_arrow, read_parquet
+from datamix.read.cutting import cut
+from datamix.read.documents import read_document
+from datamix.read.jsonl import read_jsonl, read_lines
+from datamix.read.listing import find
+from datamix.read.sniffing import Sniff, sniff
+from datamix.read.storage import explained, file_state, sha256_of
+from datamix.read.tables import read_csv
+
+__all__ = ["Sniff", "cut", "file_state", "find", "read", "sha256_of", "sniff"]
+
+_READERS = {
+    "jsonl": read_jsonl,
+    "lines": read_lines,
+    "json": read_json,
+    "csv": read_csv,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+    "arrow_stream": read_arrow,
+}
+
+
+def read(piece: Slice, chunk_records: int = 1024, limit: int | None = None) -> Iterator[Rows]:
+    """The slice's records in order, in chunks of at most ``chunk_records`` records and about 8 MiB.
+
+    ``limit``: at most that many records, rejects counted. Records are counted from 0, lines from 1, both
+    inside the slice.
+
+    Raises: DataError where the file is missing, truncated or damaged.
+    """
+    if limit is not None:
+        chunk_records = max(min(chunk_records, limit), 1)
+    with explained(piece.path):
+        if piece.container == "text":
+            chunks = read_document(piece)
+        else:
+            chunks = _READERS[piece.container](piece, chunk_records)
+        for rows in chunks:
+            if limit is None:
+                yield rows
+                continue
+            rows = _first(rows, limit)
+            if rows.values or rows.rejects:
+                yield rows
+            last = max([*rows.records[-1:], *(r.record for r in rows.rejects[-1:])], default=limit)
+            if last + 1 >= limit:
+                return
+
+
+def _first(rows: Rows, limit: int) -> Rows:
+    """What of a chunk stands before record ``limit``."""
+    count = sum(1 for record in rows.records if record < limit)
+    return Rows(
+        rows.values[:count],
+        rows.records[:count],
+        rows.lines[:count],
+        rows.raws[:count],
+        [reject for reject in rows.rejects if reject.record < limit],
+    )

@@ -1,0 +1,163 @@
+"""Parquet and Arrow files to rows, a batch at a time.
+
+A slice is a range of row groups (Parquet) or record batches (Arrow file). Values that JSON lacks are told in
+text: times and dates in ISO 8601, decimals by their digits, bytes as UTF-8 or else base64; NaN, which pandas writes for
+"missing", is null. A compressed Parquet or Arrow file is unpacked into an unnamed temporary file first, since both are read
+from their end.
+"""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from datamix.contracts import Reject, Rows, Slice
+from datamix.errors import DataError
+from datamix.read.decompress import open_stream
+from datamix.read.storage import BLOCK_BYTES, is_remote, open_file, shown
+
+
+def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
+    """The rows of a range of row groups."""
+    with _explained(piece.path), _opened(piece.path, piece.compression) as source:
+        parquet = pq.ParquetFile(source)
+        stop = parquet.num_row_groups if piece.stop is None else piece.stop
+        groups = list(range(piece.start, min(stop, parquet.num_row_groups)))
+        if groups:
+            yield from _rows(parquet.iter_batches(chunk_records, row_groups=groups), chunk_records)
+
+
+def read_arrow(piece: Slice, chunk_records: int) -> Iterator[Rows]:
+    """The rows of a range of record batches of an Arrow file, or of a whole Arrow stream."""
+    with _explained(piece.path), _opened(piece.path, piece.compression) as source:
+        if piece.container == "arrow_stream":
+            yield from _rows(pa.ipc.open_stream(source), chunk_records)
+            return
+        file = pa.ipc.open_file(source)
+        stop = file.num_record_batches if piece.stop is None else piece.stop
+        indices = range(piece.start, min(stop, file.num_record_batches))
+        yield from _rows((file.get_batch(i) for i in indices), chunk_records)
+
+
+def num_parts(path: str, container: str) -> tuple[int, list[int]]:
+    """How many row groups or batches a file has, and the bytes of each where the file says them."""
+    with _explained(path), _opened(path, None) as source:
+        if container == "parquet":
+            metadata = pq.ParquetFile(source).metadata
+            sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+            return len(sizes), sizes
+        return pa.ipc.open_file(source).num_record_batches, []
+
+
+def _rows(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[Rows]:
+    record = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, chunk_records):
+            part = batch.slice(start, chunk_records)
+            rows = _chunk(part, record)
+            record += part.num_rows
+            yield rows
+
+
+def _chunk(batch: pa.RecordBatch, record: int) -> Rows:
+    count = batch.num_rows
+    batch = _without_nan(batch)
+    try:
+        values = batch.to_pylist()
+    except UnicodeDecodeError:
+        return _careful_chunk(batch, record)
+    if not all(_is_json(field.type) for field in batch.schema):
+        values = [_plain(value) for value in values]
+    return Rows(values, list(range(record, record + count)), [None] * count, [b""] * count)
+
+
+def _careful_chunk(batch: pa.RecordBatch, record: int) -> Rows:
+    rows = Rows([], [], [], [])
+    for i in range(batch.num_rows):
+        try:
+            value = _plain(batch.slice(i, 1).to_pylist()[0])
+        except UnicodeDecodeError as error:
+            detail = f"a string column holds bytes that are not UTF-8: {error.reason}"
+            rows.rejects.append(Reject(record + i, None, "utf8", detail, bytes(error.object)))
+            continue
+        rows.values.append(value)
+        rows.records.append(record + i)
+        rows.lines.append(None)
+        rows.raws.append(b"")
+    return rows
+
+
+def _without_nan(batch: pa.RecordBatch) -> pa.RecordBatch:
+    columns = [
+        pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+        if pa.types.is_floating(column.type)
+        else column
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    """Whether values of a column come out of Arrow as JSON has them."""
+    types = pa.types
+    if types.is_struct(kind):
+        return all(_is_json(field.type) for field in kind)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _is_json(kind.value_type)
+    if types.is_dictionary(kind):
+        return _is_json(kind.value_type)
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return is_text or any(
+        check(kind) for check in (types.is_integer, types.is_floating, types.is_boolean, types.is_null)
+    )
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        if value and all(isinstance(item, tuple) and len(item) == 2 for item in value):  # an Arrow map
+            return {str(_plain(key)): _plain(item) for key, item in value}
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return base64.b64encode(value).decode()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+@contextmanager
+def _opened(path: str, compression: str | None) -> Iterator[Any]:
+    if compression is not None:
+        with open_stream(path, compression) as stream, tempfile.TemporaryFile() as unpacked:
+            while block := stream.read(BLOCK_BYTES):
+                unpacked.write(block)
+            unpacked.seek(0)
+            yield pa.PythonFile(unpacked, "r")
+    elif is_remote(path):
+        with open_file(path) as stored:
+            yield pa.PythonFile(stored, "r")
+    else:
+        with pa.OSFile(path, "rb") as local:
+            yield local
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        raise DataError(
+            f"{shown(path)}: damaged or truncated: {said}. Download or copy it again, or write it again with pyarrow."
+        ) from error

@@ -1,0 +1,136 @@
+"""Decompress as a stream, and never take a cut file for a whole one.
+
+gzip, zstd, bz2 and lz4 go through Arrow's codecs: they bound what one read can return (a bomb stays a
+stream), read files of several members or frames, and raise at an end that comes too early. ``zstandard``'s own
+reader does not: a file cut at a block border ends there in silence. xz goes through ``lzma`` with the same care.
+"""
+
+from __future__ import annotations
+
+import lzma
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self
+
+import pyarrow as pa
+
+from datamix.errors import DataError
+from datamix.read.storage import is_remote, open_file, shown
+
+_FED_BYTES = 256 << 10
+_XZ_MEMORY_BYTES = 512 << 20  # xz -9 needs 65 MiB
+
+_MAGIC = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+)
+
+
+class Stream(Protocol):
+    """Bytes in order; ``read`` returns b"" at the end and only there."""
+
+    def read(self, num_bytes: int) -> bytes: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def compression_of(head: bytes) -> str | None:
+    """The compression a file's first bytes announce: gzip, zstd, xz, bz2, lz4 or None."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    if head[:3] == b"BZh" and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
+        return "bz2"
+    if head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:  # a skippable frame comes first
+        return "zstd"
+    return None
+
+
+def open_stream(path: str, compression: str | None) -> Stream:
+    """Open a file as a stream of decompressed bytes.
+
+    Raises: DataError (at the read that meets it) where the file is truncated or damaged.
+    """
+    if compression is None:
+        return open_file(path)
+    if compression == "xz":
+        return _Checked(path, _Xz(open_file(path)))
+    stored = pa.PythonFile(open_file(path), "r") if is_remote(path) else pa.OSFile(path, "rb")
+    return _Checked(path, pa.CompressedInputStream(stored, compression))
+
+
+class _Checked:
+    """A decompressing stream whose failures say which file and what to do."""
+
+    def __init__(self, path: str, stream: Any) -> None:
+        self._path = path
+        self._stream = stream
+
+    def read(self, num_bytes: int) -> bytes:
+        try:
+            block: bytes = self._stream.read(num_bytes)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            said = str(error)
+            if "runcated" in said or isinstance(error, EOFError):
+                raise DataError(
+                    f"{shown(self._path)}: truncated: the compressed file ends before its contents do. "
+                    "Download or copy it again; nothing of it was used."
+                ) from error
+            if "emory" in said:
+                raise DataError(
+                    f"{shown(self._path)}: needs more memory to decompress than is safe (a zstd window above "
+                    "128 MiB, an xz dictionary above 512 MiB). Compress it again at an ordinary level."
+                ) from error
+            raise DataError(
+                f"{shown(self._path)}: damaged: {said.rstrip('.')}. Download or copy it again."
+            ) from error
+        return block
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.close()
+
+
+class _Xz:
+    """xz streams one after another, with stream padding (zeros) between and after them."""
+
+    def __init__(self, stored: BinaryIO) -> None:
+        self._stored = stored
+        self._decoder = self._new_decoder()
+        self._pending = b""
+
+    @staticmethod
+    def _new_decoder() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+
+    def read(self, num_bytes: int) -> bytes:
+        while not self._decoder.eof or self._next_stream():
+            fed, self._pending = self._pending, b""
+            if not fed and self._decoder.needs_input:
+                fed = self._stored.read(_FED_BYTES)
+                if not fed:
+                    raise EOFError("Truncated compressed stream")
+            if block := self._decoder.decompress(fed, num_bytes):
+                return block
+        return b""
+
+    def _next_stream(self) -> bool:
+        rest = self._decoder.unused_data.lstrip(b"\x00")
+        while not rest:
+            block = self._stored.read(_FED_BYTES)
+            if not block:
+                return False
+            rest = block.lstrip(b"\x00")
+        self._decoder = self._new_decoder()
+        self._pending = rest
+        return True
+
+    def close(self) -> None:
+        self._stored.close()

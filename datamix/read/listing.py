@@ -1,0 +1,140 @@
+"""Paths of a recipe to files, in one order on every machine: sorted by their UTF-8 bytes, each once.
+
+A plain file is taken as it is named. A glob (``**`` too) matches files only. A folder is walked, links
+followed, hidden names skipped; of what lies in a data folder but is not data (a README, a licence, the bookkeeping of
+``save_to_disk`` and of LLaMA-Factory) nothing is taken where data stands beside it. One listing a folder, no look into files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from datamix.errors import RecipeError
+from datamix.read.storage import explained, filesystem_of, is_remote, shown
+
+_MAGIC = re.compile(r"[*?\[]")
+_NOT_DATA = re.compile(
+    r"(readme|licen[cs]e|copying|notice|changelog|sources)(\.[a-z-]+)*$|"
+    r"(dataset_infos?|state|dataset_dict)\.json$",
+    re.IGNORECASE,
+)
+_DATA = re.compile(
+    r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|gzip|zst|zstd|xz|bz2|lz4))?$", re.IGNORECASE
+)
+
+
+def find(paths: Sequence[str], base: str) -> list[str]:
+    """Files that ``paths`` mean: globs, folders, plain files (relative to ``base``) and fsspec URLs.
+
+    Raises: RecipeError where one of them matches nothing, naming it and the nearest name that exists.
+    """
+    found: set[str] = set()
+    for path in paths:
+        found.update(_remote(path) if is_remote(path) else _local(path, base))
+    return sorted(found, key=lambda path: path.encode("utf-8", "surrogateescape"))
+
+
+def _local(path: str, base: str) -> Iterator[str]:
+    full = os.path.normpath(os.path.join(base, os.path.expanduser(path)))
+    if os.path.isdir(full):
+        files = _data_files(list(_walk(full, set())), full)
+        if not files:
+            raise RecipeError(f"path {path!r}: the folder holds no files (hidden ones are skipped).")
+        yield from files
+    elif os.path.lexists(full):
+        yield full
+    elif _MAGIC.search(path):
+        yield from _globbed(path, full)
+    else:
+        raise RecipeError(f"path {path!r}: there is no such file or folder{_nearest(full)}.")
+
+
+def _globbed(path: str, full: str) -> list[str]:
+    matches = glob.glob(full, recursive=True)
+    files = [os.path.normpath(match) for match in matches if not os.path.isdir(match)]
+    if files:
+        return files
+    if matches:
+        raise RecipeError(
+            f"path {path!r}: matches folders only. To take the files in them write {path.rstrip('/') + '/**'!r}."
+        )
+    raise RecipeError(f"path {path!r}: matches no file{_nearest(full)}.")
+
+
+def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Files below a folder; a folder that a link leads to a second time is not walked again."""
+    stat = os.stat(folder)
+    if (stat.st_dev, stat.st_ino) in seen:
+        return
+    seen.add((stat.st_dev, stat.st_ino))
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda e: os.fsencode(e.name)):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, seen)
+            else:
+                yield entry.path
+
+
+def _data_files(files: list[str], folder: str) -> list[str]:
+    """Of a folder's files those that are data."""
+    names = {os.path.relpath(file, folder): file for file in files}
+    splits = sorted(
+        os.path.dirname(name) for name in names if os.path.basename(name) == "state.json" and os.sep in name
+    )
+    if "dataset_dict.json" in names and splits:
+        raise RecipeError(
+            f"path {folder!r}: is a dataset of several splits ({', '.join(splits)}). Name the ones to take, "
+            f"for example {os.path.join(folder, splits[-1])!r}."
+        )
+    data = [file for file in files if not _NOT_DATA.match(os.path.basename(file))]
+    return data if any(_DATA.search(file) for file in data) else files
+
+
+def _nearest(full: str) -> str:
+    """ ", the nearest name is ..." for a path that does not exist; empty where nothing is near."""
+    folder = full
+    while folder and not os.path.isdir(folder):
+        folder, missing = os.path.split(folder)
+    names = sorted(name for name in os.listdir(folder or ".") if not name.startswith("."))
+    near = difflib.get_close_matches(missing, names, n=1, cutoff=0.5)
+    if near:
+        return f"; the nearest name is {os.path.join(folder, near[0])!r}"
+    if not names:
+        return f"; {folder!r} is empty"
+    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"; {folder!r} holds {listed}"
+
+
+def _remote(url: str) -> list[str]:
+    with explained(url):
+        filesystem, name = filesystem_of(url)
+        chained = "::" in url
+        if not _MAGIC.search(name) and (url.startswith(("http://", "https://")) or chained):
+            if not filesystem.exists(name):
+                raise RecipeError(f"path {shown(url)!r}: there is no such file.")
+            return [url]
+        if chained:
+            raise RecipeError(
+                f"path {shown(url)!r}: a chained address names one file; globs do not work in it."
+            )
+        if _MAGIC.search(name):
+            files = [str(file) for file in filesystem.glob(name) if not filesystem.isdir(file)]
+        elif filesystem.isdir(name):
+            files = [file for file in filesystem.find(name) if not _is_hidden(str(file), name)]
+            files = _data_files(files, name)
+        else:
+            files = [name] if filesystem.exists(name) else []
+        if not files:
+            raise RecipeError(f"path {shown(url)!r}: matches no file there.")
+        return [str(filesystem.unstrip_protocol(file)) for file in files]
+
+
+def _is_hidden(file: str, folder: str) -> bool:
+    inside = file.removeprefix(folder.rstrip("/") + "/")
+    return any(part.startswith(".") for part in inside.split("/"))

@@ -1,0 +1,224 @@
+"""What a file holds, told from its first 256 KiB after decompression, not from its name.
+
+Magic bytes first (compression, Parquet, Arrow, what cannot be read at all), then the encoding, then the shape of
+the text: objects on lines, an array, one object, a table, prose. The name decides only what the content leaves open:
+an empty file, a table of one column, a text that could be either. Cost: one open and one read a file; for a file whose
+head is ASCII and that is longer, four more short reads, since its first Chinese character may stand further down.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import dataclass
+
+import orjson
+
+from datamix.errors import DataError
+from datamix.read.blocks import codec_of
+from datamix.read.charset import detect_encoding
+from datamix.read.decompress import compression_of, open_stream
+from datamix.read.dialect import detect_dialect
+from datamix.read.storage import explained, open_file, shown, size_of
+
+HEAD_BYTES = 256 << 10
+_PROBE_BYTES = 64 << 10
+_MAX_LINES = 64  # lines of the head that are parsed to tell JSON Lines
+_SUFFIXES = {
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "json": "json",
+    "csv": "csv",
+    "tsv": "csv",
+    "tab": "csv",
+    "psv": "csv",
+}
+_COMPRESSED = {"gz", "gzip", "zst", "zstd", "xz", "bz2", "lz4"}
+_PROSE = {"md", "markdown", "rst", "tex", "html", "htm", "py"}
+_LFS = b"version https://git-lfs.github.com/spec/"
+_TEXT_FIRST = "Extract its text first, to .txt, .md or .jsonl files, and name those."
+_UNPACK_FIRST = "Unpack it first and name the files in it."
+_CANNOT = (
+    (b"%PDF-", "a PDF document", _TEXT_FIRST),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", _TEXT_FIRST),
+    (b"{\\rtf", "an RTF document", _TEXT_FIRST),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK_FIRST),
+    (b"Rar!\x1a\x07", "a RAR archive", _UNPACK_FIRST),
+    (b"SQLite format 3\x00", "an SQLite database", "Export the table to CSV or JSON Lines first."),
+    (b"\x89HDF\r\n", "an HDF5 file", "Export it to Parquet or JSON Lines first."),
+    (b"ORC", "an ORC file", "Convert it to Parquet first."),
+    (b"Obj\x01", "an Avro file", "Convert it to Parquet or JSON Lines first."),
+    (b"\x93NUMPY", "a NumPy array", "datamix reads text, not arrays."),
+    (b"\x89PNG", "an image", "datamix reads text."),
+    (b"\xff\xd8\xff", "an image", "datamix reads text."),
+    (b"WARC/1.", "a WARC archive", _TEXT_FIRST),
+)
+_CONTROL = bytes(b for b in range(32) if b not in b"\t\n\r\f\x1b\x08")
+
+
+@dataclass(frozen=True)
+class Sniff:
+    """What a file holds and how to read it."""
+
+    container: str  # jsonl | json | csv | parquet | arrow | arrow_stream | text | lines
+    compression: str | None  # gzip | zstd | xz | bz2 | lz4
+    encoding: (
+        str  # as Python names it; utf-8-sig where a byte order mark says so; utf-8 for binary containers
+    )
+    options: tuple[tuple[str, str], ...]  # of a CSV: delimiter, quotechar, ...; sorted
+    num_bytes: int  # as stored
+
+
+def sniff(path: str, declared: str | None = None) -> Sniff:
+    """What the file holds; ``declared`` is the container the recipe names, where it names one.
+
+    ``lines`` is never told from content; ``text`` yields where the file is plainly JSON, Parquet or Arrow.
+
+    Raises: DataError where the file cannot be read, is empty of data (an LFS pointer) or is of no readable kind.
+    """
+    with explained(path):
+        with open_file(path) as stored:
+            num_bytes = size_of(path, stored)
+            head = _fill(stored, HEAD_BYTES)
+            compression = compression_of(head)
+            probes = b"" if compression or not head.isascii() else _probes(stored, len(head), num_bytes)
+        if compression is not None:
+            with open_stream(path, compression) as stream:
+                head = _fill(stream, HEAD_BYTES)
+            if compression_of(head) is not None:
+                raise DataError(f"{shown(path)}: is compressed twice. Decompress it once.")
+    _refuse(path, head)
+    binary = _binary_container(head)
+    if binary is not None:
+        return Sniff(binary, compression, "utf-8", (), num_bytes)
+    is_whole = len(head) < HEAD_BYTES
+    encoding = detect_encoding(head + probes, shown(path))
+    text = _text_of(head, encoding)
+    container = _text_container(path, text, is_whole, declared)
+    if container == "text":
+        _refuse_binary(path, text)
+    options: tuple[tuple[str, str], ...] = ()
+    if container == "csv":
+        prefer = "\t" if _suffix(path) in ("tsv", "tab") else ","
+        options = detect_dialect(text, is_whole, prefer).options
+    return Sniff(container, compression, encoding, options, num_bytes)
+
+
+def _fill(stream: object, num_bytes: int) -> bytes:
+    head = b""
+    while len(head) < num_bytes and (block := stream.read(num_bytes - len(head))):  # type: ignore[attr-defined]
+        head += block
+    return head
+
+
+def _probes(stored: object, start: int, num_bytes: int) -> bytes:
+    """Lines from further down an ASCII-headed file, at fixed shares of its length."""
+    probes = []
+    for quarter in (1, 2, 3, 4) if num_bytes > start else ():
+        position = max(num_bytes * quarter // 4 - _PROBE_BYTES, start)
+        stored.seek(position)  # type: ignore[attr-defined]
+        block = _fill(stored, _PROBE_BYTES)
+        probes.append(b"\n" + block[block.find(b"\n") + 1 : block.rfind(b"\n") + 1])
+    return b"".join(probes)
+
+
+def _text_of(head: bytes, encoding: str) -> str:
+    decoder = codecs.getincrementaldecoder(codec_of(encoding))("replace")
+    return decoder.decode(head).removeprefix("\ufeff")
+
+
+def _refuse(path: str, head: bytes) -> None:
+    if head.startswith(_LFS):
+        raise DataError(
+            f"{shown(path)}: is a Git LFS pointer, not the data it stands for. Run `git lfs pull` where it was cloned."
+        )
+    for magic, kind, cure in _CANNOT:
+        if head.startswith(magic):
+            raise DataError(f"{shown(path)}: is {kind}. {cure}")
+    if head.startswith(b"PK\x03\x04"):
+        inside = head[30:200]
+        if b"word/" in head[:4096] or b"mimetypeapplication/epub" in inside or b"xl/" in head[:4096]:
+            raise DataError(f"{shown(path)}: is an Office document or e-book. {_TEXT_FIRST}")
+        raise DataError(f"{shown(path)}: is a zip archive. {_UNPACK_FIRST}")
+    if head[257:262] == b"ustar":
+        raise DataError(f"{shown(path)}: is a tar archive. {_UNPACK_FIRST}")
+    if head[:1] in b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and head:
+        raise DataError(
+            f"{shown(path)}: looks like a Python pickle, which runs code when read. Export it as JSON Lines."
+        )
+
+
+def _binary_container(head: bytes) -> str | None:
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"ARROW1\x00\x00"):
+        return "arrow"
+    if head.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(head[4:8], "little") < 1 << 28:
+        return "arrow_stream"
+    return None
+
+
+def _refuse_binary(path: str, text: str) -> None:
+    head = text[:HEAD_BYTES].encode("utf-8", "replace")
+    control = len(head) - len(head.translate(None, _CONTROL))
+    if control * 100 > 2 * len(head) and control > 1:
+        raise DataError(
+            f"{shown(path)}: is neither text nor a known container: {control} of its first {len(head)} bytes are "
+            "control characters. Leave it out of the recipe's paths."
+        )
+    if re.match(r"\s*(<!doctype html|<html)", text[:1024], re.IGNORECASE):
+        raise DataError(f"{shown(path)}: is an HTML page. {_TEXT_FIRST}")
+
+
+def _suffix(path: str) -> str:
+    parts = path.rsplit("/", 1)[-1].lower().split("?")[0].split(".")
+    while len(parts) > 2 and parts[-1] in _COMPRESSED:
+        parts.pop()
+    return parts[-1] if len(parts) > 1 else ""
+
+
+def _text_container(path: str, text: str, is_whole: bool, declared: str | None) -> str:
+    if declared in ("lines", "csv"):
+        return declared
+    by_name = _SUFFIXES.get(_suffix(path))
+    json_kind = _json_container(text, is_whole, by_name)
+    if declared in ("json", "jsonl"):
+        return json_kind or declared
+    if json_kind is not None and (declared != "text" or by_name in ("json", "jsonl") or not _suffix(path)):
+        return json_kind
+    if by_name is not None:
+        return by_name
+    if declared == "text" or _suffix(path) in _PROSE:
+        return "text"
+    return "csv" if detect_dialect(text, is_whole).is_table else "text"
+
+
+def _json_container(text: str, is_whole: bool, by_name: str | None) -> str | None:
+    """jsonl, json, or None where the text is not JSON."""
+    start = text.lstrip(" \t\r\n")
+    if not start or start[0] not in "[{":
+        return "jsonl" if start and _any_object(text.split("\n")[1:_MAX_LINES]) else None
+    first, newline, rest = start.partition("\n")
+    if newline and rest.strip() and _parses(first):
+        return "jsonl"
+    if start[0] == "[":
+        is_array = (is_whole and _parses(start)) or re.match(r'\[\s*[\[{"]', start) or by_name == "json"
+        return "json" if is_array else None
+    if _any_object(rest.split("\n")[:_MAX_LINES]):
+        return "jsonl"
+    if not newline and (not is_whole or _parses(first)):
+        return by_name if by_name == "json" else "jsonl"
+    return "json" if re.match(r'\{\s*("|\}|$)', start) else None
+
+
+def _any_object(lines: list[str]) -> bool:
+    """Whether any line that begins with a brace is an object in itself."""
+    return any(line.startswith("{") and _parses(line) for line in lines)
+
+
+def _parses(text: str) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True

@@ -1,0 +1,125 @@
+"""Where bytes lie: local files by plain ``open``, everything else by fsspec (``hf://``, ``s3://``, ``https://``, ...).
+
+Local paths never touch fsspec, so that ten thousand small files cost ten thousand ``open`` calls and no more.
+Whatever a storage throws comes out as one ``DataError`` with credentials left out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+from datamix.errors import DataError, DatamixError
+
+BLOCK_BYTES = 4 << 20  # one read
+_VALIDATORS = ("etag", "e_tag", "lastmodified", "last_modified", "mtime", "created", "blob_id", "md5")
+
+
+def is_remote(path: str) -> bool:
+    """Whether ``path`` is a URL: ``hf://datasets/a/b/c.jsonl``, ``memory://x``, ``zip://a.csv::b.zip``."""
+    return "://" in path
+
+
+def shown(path: str) -> str:
+    """``path`` for a person: without the user, password and query of a URL."""
+    if not is_remote(path):
+        return path
+    return re.sub(r"\?[^:]*", "", re.sub(r"://[^/@]*@(?=[^/]*/)", "://", path))
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open stored bytes for reading, unbuffered where they are local."""
+    if not is_remote(path):
+        return cast(BinaryIO, open(path, "rb", buffering=0))
+    filesystem, name = filesystem_of(path)
+    return cast(BinaryIO, filesystem.open(name, "rb"))
+
+
+def filesystem_of(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL, and the path inside it."""
+    import fsspec
+
+    return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+
+
+def file_state(path: str) -> tuple[int, int, int, int]:
+    """Integers that change when a file's content may have changed.
+
+    Local: size in bytes, mtime_ns, ctime_ns, inode. Remote: size, a 63-bit hash of what the store says
+    of the version (ETag, last-modified, blob id, ...; 0 where it says nothing), 0, 0.
+
+    Raises: DataError where the file cannot be reached.
+    """
+    with explained(path):
+        if not is_remote(path):
+            stat = os.stat(path)
+            return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+        filesystem, name = filesystem_of(path)
+        known = {str(k).lower(): str(v) for k, v in filesystem.info(name).items()}
+        said = "\n".join(f"{k}={known[k]}" for k in _VALIDATORS if known.get(k, "None") != "None")
+        version = int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big") >> 1 if said else 0
+        size = known.get("size", "None")
+        return int(size) if size.isdigit() else 0, version, 0, 0
+
+
+def sha256_of(path: str) -> str:
+    """sha256 (64 hex digits) of the bytes as they are stored, still compressed; streamed.
+
+    Raises: DataError where the file cannot be read.
+    """
+    state = hashlib.sha256()
+    with explained(path), open_file(path) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            state.update(block)
+    return state.hexdigest()
+
+
+def size_of(path: str, stream: BinaryIO) -> int:
+    """Stored bytes of an open file."""
+    if not is_remote(path):
+        return os.fstat(stream.fileno()).st_size
+    size = getattr(stream, "size", None)
+    if isinstance(size, int):
+        return size
+    return file_state(path)[0]
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turn what a storage or a decompressor throws into one ``DataError`` that names the file."""
+    try:
+        yield
+    except DatamixError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{shown(path)}: there is no such file. Check the path in the recipe.") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{shown(path)}: is a folder where a file was expected.") from error
+    except PermissionError as error:
+        raise DataError(
+            f"{shown(path)}: may not be read ({error.strerror}). Mend its permissions."
+        ) from error
+    except OSError as error:
+        raise DataError(f"{shown(path)}: could not be read: {_one_line(error)}.") from error
+    except ImportError as error:
+        if not is_remote(path):
+            raise
+        raise DataError(
+            f"{shown(path)}: this kind of address needs a package that is not installed: {_one_line(error)}. "
+            "Install it, or download the file and name the local copy."
+        ) from error
+    except Exception as error:
+        if not is_remote(path) or type(error).__module__ == "builtins":
+            raise
+        raise DataError(
+            f"{shown(path)}: could not be read: {type(error).__name__}: {_one_line(error)}."
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split()))
+    return text.rstrip(".")[:300] or type(error).__name__
