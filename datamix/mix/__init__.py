@@ -1,1 +1,38 @@
+"""Mixing: quotas, weights, the schedule and its recount. Integers only: this room never sees a token."""
 
+from datamix.mix.deal import batch_places, deal, rank_places
+from datamix.mix.deviation import Deviation, deviation
+from datamix.mix.effective import effective_cost, effective_shares, row_weights, scaled_rows
+from datamix.mix.order import caps, epoch_order
+from datamix.mix.quota import Available, Quota, Stage, StagePlan
+from datamix.mix.schedule import schedule
+from datamix.mix.solve import Rung, ladder, quantity, solve
+from datamix.mix.weights import Group, replay, source_weights, stage_weights, vary
+
+__all__ = [
+    "Available",
+    "Deviation",
+    "Group",
+    "Quota",
+    "Rung",
+    "Stage",
+    "StagePlan",
+    "batch_places",
+    "caps",
+    "deal",
+    "deviation",
+    "effective_cost",
+    "effective_shares",
+    "epoch_order",
+    "ladder",
+    "quantity",
+    "rank_places",
+    "replay",
+    "row_weights",
+    "scaled_rows",
+    "schedule",
+    "solve",
+    "source_weights",
+    "stage_weights",
+    "vary",
+]

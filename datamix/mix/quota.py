@@ -1,0 +1,193 @@
+"""How much of each source, and when: a recipe's stages and caps become quotas.
+
+A quota is a function Q_s(T): how much of source s should stand among the first T units. It is the integral of the
+shares asked for, so shares that ramp make it a parabola and nothing has to be cut into steps. All that the mixer
+promises is measured against it. Costs nothing: a few numbers a stage and source.
+
+Totals: the largest total that breaks no cap is T* = min over s of cap_s / W_s, where W_s is the share of s in the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datamix.errors import RecipeError
+
+Floats = NDArray[np.float64]
+
+ROUNDING = 1e-6  # of a unit: what float64 may lose in a total of 10^10 units
+
+
+@dataclass(frozen=True)
+class Available:
+    """What a source can give, in the unit of the mixture."""
+
+    name: str
+    rows: int
+    cost: int  # of all rows, once
+    max_epochs: float
+    largest_row: int
+    smallest_row: int
+    cap: int | None = None  # exact cost allowed where max_epochs is not whole; see ``order.caps``
+
+    @property
+    def most(self) -> float:
+        """Cost that ``max_epochs`` allows."""
+        return self.cost * self.max_epochs if self.cap is None else float(self.cap)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as asked for: its part of the whole (``share``) or its length (``size``), and a weight a source."""
+
+    name: str
+    share: float | None
+    size: int | None
+    weights: tuple[float, ...]
+    ramp_to: tuple[float, ...] | None = None  # linear, from ``weights`` at its start to these at its end
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage as it will be: its length in cost and each source's share (normalised) at its start and end."""
+
+    name: str
+    length: float
+    weights: tuple[float, ...]
+    ramp_to: tuple[float, ...] | None = None
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each source over the whole stage."""
+        if self.ramp_to is None:
+            return self.weights
+        return tuple((a + b) / 2 for a, b in zip(self.weights, self.ramp_to, strict=True))
+
+
+@dataclass(frozen=True)
+class Quota:
+    """The mixture in numbers, before any row is chosen."""
+
+    total: int  # cost units to emit
+    stages: tuple[StagePlan, ...]
+    taken: tuple[float, ...]  # cost per source
+    epochs: tuple[float, ...]  # per source
+    binding: str | None  # the source whose cap sets the total
+    notes: tuple[str, ...] = ()
+    unit: str = "records"
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each source in the whole."""
+        return tuple(float(x) for x in mean_shares(self.stages))
+
+
+def mean_shares(stages: Sequence[StagePlan]) -> Floats:
+    """Share of each source in the whole, stages weighed by their length."""
+    lengths = np.array([s.length for s in stages])
+    shares: Floats = lengths @ np.array([s.shares for s in stages]) / lengths.sum()
+    return shares
+
+
+def stage_plans(stages: Sequence[Stage], total: float) -> tuple[StagePlan, ...]:
+    """Give each stage its length and normalise its weights; stages sized in shares fill what the others leave."""
+    plans = []
+    for stage in stages:
+        length = float(stage.size) if stage.size is not None else (stage.share or 0.0) * total
+        ramp = None if stage.ramp_to is None else _normalised(stage.ramp_to, stage.name)
+        plans.append(StagePlan(stage.name, length, _normalised(stage.weights, stage.name), ramp))
+    # Shares as written (0.8, 0.2; 0.333) may miss the total by a rounding: the last stage takes it.
+    rest = total - sum(p.length for p in plans[:-1])
+    plans[-1] = replace(plans[-1], length=rest)
+    return tuple(plans)
+
+
+def _normalised(weights: Sequence[float], stage: str) -> tuple[float, ...]:
+    if any(not math.isfinite(w) or w < 0 for w in weights):
+        raise RecipeError(
+            f"mix.stages {stage}: weights must be numbers of at least 0, found {list(weights)}; 0 means absent there"
+        )
+    total = math.fsum(weights)
+    if total <= 0:
+        raise RecipeError(f"mix.stages {stage}: no source has a weight above 0; give at least one")
+    return tuple(w / total for w in weights)
+
+
+def fixed_total(stages: Sequence[Stage]) -> float | None:
+    """The total that the stages set themselves, None where all are shares of whatever the total is.
+
+    Raises:
+        RecipeError: shares do not sum to 1, or leave no room beside the sizes.
+    """
+    for stage in stages:
+        if (stage.share is None) == (stage.size is None):
+            raise RecipeError(f"mix.stages {stage.name}: give either share or size")
+        if (stage.share if stage.size is None else stage.size) is None or (
+            stage.share or stage.size or 0
+        ) <= 0:
+            raise RecipeError(f"mix.stages {stage.name}: its share or size must be above 0")
+    sizes = sum(s.size for s in stages if s.size is not None)
+    shares = math.fsum(s.share for s in stages if s.share is not None)
+    if sizes == 0:
+        if abs(shares - 1) > 1e-3:
+            raise RecipeError(f"mix.stages: shares must sum to 1, they sum to {shares:g}")
+        return None
+    if shares == 0:
+        return float(sizes)
+    if shares >= 1:
+        raise RecipeError(
+            f"mix.stages: shares sum to {shares:g} and leave no room for the stages given by size; lower the shares"
+        )
+    return sizes / (1 - shares)
+
+
+def reachable(most: Floats, shares: Floats) -> tuple[float, int]:
+    """The largest total within the caps, and the source that sets it: min over s of ``most_s / shares_s``."""
+    totals = np.divide(most, shares, out=np.full(len(most), np.inf), where=shares > 0)
+    binding = int(np.argmin(totals))
+    return float(totals[binding]), binding
+
+
+def fill(base: Floats, most: Floats, total: float) -> Floats:
+    """Share ``total`` in proportion to ``base`` with nobody above its cap: what the capped leave, the others take.
+
+    Water filling in one pass by rising ``most / base``; sums to ``min(total, sum of most)``.
+    """
+    amounts = np.zeros(len(base))
+    left, rest = min(total, float(most.sum())), float(base.sum())
+    ratio = np.divide(most, base, out=np.full(len(base), np.inf), where=base > 0)
+    for s in np.argsort(ratio, kind="stable"):
+        if base[s] > 0:
+            amounts[s] = min(most[s], left * base[s] / rest)
+            left, rest = left - amounts[s], rest - base[s]
+    return amounts
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive stages with the same sources: deficits are carried inside it, and the one-row bound holds."""
+
+    first: int  # stage
+    last: int  # stage, exclusive
+    active: tuple[int, ...]  # sources
+
+
+def segments(stages: Sequence[StagePlan]) -> tuple[Segment, ...]:
+    """Cut the stages where a source enters or leaves."""
+    present = [
+        tuple(
+            s
+            for s in range(len(p.weights))
+            if p.weights[s] > 0 or (p.ramp_to is not None and p.ramp_to[s] > 0)
+        )
+        for p in stages
+    ]
+    cuts = [i for i in range(1, len(stages)) if present[i] != present[i - 1]]
+    edges = [0, *cuts, len(stages)]
+    return tuple(Segment(a, b, present[a]) for a, b in pairwise(edges))

@@ -1,0 +1,384 @@
+"""From what is there and what is asked to a quota that can be met, or an error whose advice works.
+
+Every cure in a message is computed and tried before it is printed. Cost: a few passes over a table of stages x sources.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from datamix.errors import RecipeError
+from datamix.mix.effective import WORTH_REPEATING, effective_cost
+from datamix.mix.quota import (
+    ROUNDING,
+    Available,
+    Floats,
+    Quota,
+    Stage,
+    StagePlan,
+    fixed_total,
+    mean_shares,
+    reachable,
+    segments,
+    stage_plans,
+)
+
+LADDER_EPOCHS = (1, 2, 4, 8)
+_UNUSED_WORTH_A_NOTE = 0.5
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What one value of ``max_epochs`` of the scarce source would give."""
+
+    max_epochs: int
+    total: int
+    epochs: tuple[float, ...]  # per source
+    unused: tuple[float, ...]  # per source, share of its cost that no row of the mixture holds
+
+
+def solve(
+    sources: Sequence[Available],
+    stages: Sequence[Stage],
+    unit: str,
+    size: int | Mapping[str, float] | None,
+    on_short: str,
+) -> Quota:
+    """Settle how much each source gives to each stage.
+
+    ``size``: a total in ``unit``; or epochs by source (the total at which the first of them is used that often); or
+    None for the most that breaks no cap. Where the caps cannot give the size, ``on_short`` decides: ``error``,
+    ``shrink`` (a smaller total, same shares) or ``reweigh`` (same total, the others take what the short source lacks).
+
+    Raises:
+        RecipeError: sources or stages that do not fit, caps that cannot give the size, a source too small for one row.
+    """
+    _check(sources, stages)
+    asked = _asked(sources, stages, size)
+    plans = stage_plans(stages, 1.0 if asked is None else asked)
+    most, shares = _most(sources, plans), mean_shares(plans)
+    limit, binding = reachable(most, shares)
+    name: str | None = None
+    if asked is None:
+        name = sources[binding].name
+        plans = _stretched(plans, math.floor(limit + ROUNDING))
+    elif asked > limit + ROUNDING:
+        if on_short == "error":
+            raise RecipeError(_too_large(_Short(sources, stages, unit, asked, size), limit))
+        if on_short == "shrink":
+            name = sources[binding].name
+            plans = _stretched(plans, math.floor(limit + ROUNDING))
+        else:
+            plans = _reweighed(plans, sources, asked)
+    total = round(sum(p.length for p in plans))
+    taken = mean_shares(plans) * total
+    _check_rows(sources, plans, taken, unit)
+    epochs = tuple(float(t / s.cost) for t, s in zip(taken, sources, strict=True))
+    notes = _notes(sources, stages, unit, epochs, name)
+    return Quota(total, plans, tuple(float(t) for t in taken), epochs, name, notes, unit)
+
+
+def ladder(sources: Sequence[Available], stages: Sequence[Stage]) -> tuple[Rung, ...]:
+    """What ``max_epochs`` of 1, 2, 4 and 8 for the source that binds would give; the other caps stay."""
+    asked = fixed_total(stages)
+    plans = stage_plans(stages, 1.0 if asked is None else asked)
+    shares = mean_shares(plans)
+    _, scarce = reachable(_most(sources, plans), shares)
+    rungs = []
+    for epochs in LADDER_EPOCHS:
+        tried = [
+            replace(s, max_epochs=float(epochs), cap=None) if i == scarce else s
+            for i, s in enumerate(sources)
+        ]
+        total = math.floor(reachable(_most(tried, plans), shares)[0] + ROUNDING)
+        used = tuple(float(w * total / s.cost) for w, s in zip(shares, sources, strict=True))
+        rungs.append(Rung(epochs, total, used, tuple(max(0.0, 1 - u) for u in used)))
+    return tuple(rungs)
+
+
+def quantity(x: float, up: bool = False) -> str:
+    """A size as a recipe takes it, three digits, rounded down (or up): 12_345_678 -> ``12.3M``."""
+    whole = math.ceil(x) if up else math.floor(x)
+    if whole < 10_000:
+        return str(whole)
+    step = 10 ** (len(str(whole)) - 3)
+    whole = (-(-whole // step) if up else whole // step) * step
+    for letter, scale in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if whole >= scale:
+            return f"{whole / scale:.10g}{letter}"
+    return str(whole)
+
+
+def _check(sources: Sequence[Available], stages: Sequence[Stage]) -> None:
+    if not sources or not stages:
+        raise RecipeError("mix: there is nothing to mix; give at least one source and one stage")
+    for source in sources:
+        if source.rows < 1 or source.cost < 1:
+            raise RecipeError(
+                f"mix: source {source.name} has no row that counts; remove it or look at why all were dropped"
+            )
+        if not source.max_epochs > 0:
+            raise RecipeError(
+                f"sources.{source.name}.max_epochs: must be above 0, found {source.max_epochs:g}"
+            )
+    for stage in stages:
+        if len(stage.weights) != len(sources):
+            raise ValueError(f"stage {stage.name} weighs {len(stage.weights)} of {len(sources)} sources")
+    for i, source in enumerate(sources):
+        if all(s.weights[i] == 0 and (s.ramp_to is None or s.ramp_to[i] == 0) for s in stages):
+            raise RecipeError(
+                f"mix: no stage gives source {source.name} a weight above 0, so it would never be used; weigh it in a "
+                f"stage or remove it from sources"
+            )
+
+
+def _asked(
+    sources: Sequence[Available], stages: Sequence[Stage], size: int | Mapping[str, float] | None
+) -> float | None:
+    fixed = fixed_total(stages)
+    if size is None:
+        return None if fixed is None else float(round(fixed))
+    if isinstance(size, Mapping):
+        total = _total_for_epochs(sources, stages, size)
+    else:
+        total = float(size)
+    if total < 1:
+        raise RecipeError(f"mix.size: must be at least 1, found {total:g}")
+    if fixed is not None and abs(fixed - total) > 0.5 + 1e-3 * total:
+        raise RecipeError(
+            f"mix.size asks for {total:.0f} and the sizes in mix.stages make {fixed:.0f}; leave one of them out, or give "
+            f"the stages shares"
+        )
+    return total if fixed is None else float(round(fixed))
+
+
+def _total_for_epochs(
+    sources: Sequence[Available], stages: Sequence[Stage], size: Mapping[str, float]
+) -> float:
+    names = [s.name for s in sources]
+    shares = mean_shares(stage_plans(stages, fixed_total(stages) or 1.0))
+    totals = []
+    for name, epochs in size.items():
+        if name not in names:
+            raise RecipeError(f"mix.size.epochs: there is no source {name}; sources are {', '.join(names)}")
+        i = names.index(name)
+        if not epochs > 0:
+            raise RecipeError(f"mix.size.epochs.{name}: must be above 0, found {epochs:g}")
+        totals.append(sources[i].cost * epochs / shares[i])
+    if not totals:
+        raise RecipeError("mix.size.epochs: names no source")
+    return float(math.floor(min(totals) + ROUNDING))
+
+
+def _most(sources: Sequence[Available], plans: Sequence[StagePlan]) -> Floats:
+    """Cost each source may give, less one row for each later stretch that it has a part in.
+
+    Deficits are not carried over a place where a source enters or leaves, so that a source can stand one row over its
+    quota after each; the room keeps it under its cap to the end.
+    """
+    largest = max(s.largest_row for s in sources)
+    parts = np.zeros(len(sources))
+    for segment in segments(plans):
+        parts[list(segment.active)] += 1
+    room = [max(0.0, n - 1) * max(s.largest_row, largest / 2) for n, s in zip(parts, sources, strict=True)]
+    return np.array([max(s.most - r, s.most / 2) for s, r in zip(sources, room, strict=True)])
+
+
+def _stretched(plans: Sequence[StagePlan], total: float) -> tuple[StagePlan, ...]:
+    factor = total / sum(p.length for p in plans)
+    scaled = [replace(p, length=p.length * factor) for p in plans]
+    scaled[-1] = replace(scaled[-1], length=total - sum(p.length for p in scaled[:-1]))
+    return tuple(scaled)
+
+
+def _reweighed(
+    plans: Sequence[StagePlan], sources: Sequence[Available], total: float
+) -> tuple[StagePlan, ...]:
+    """Lower the short sources' shares until every cap holds; the others keep their proportions."""
+    most = _most(sources, plans)
+    capped = np.zeros(len(sources), bool)
+    current = tuple(plans)
+    for _ in range(2000):
+        need = mean_shares(current) * total
+        capped |= need > most * (1 + 1e-12)
+        factor = np.where(capped, most / np.where(need > 0, need, 1.0), 1.0)
+        if np.all(np.abs(factor - 1) < 1e-12):
+            return current
+        if capped.all():
+            break
+        scaled = [_scaled(p, factor) for p in current]
+        if any(p is None for p in scaled):
+            break
+        current = tuple(p for p in scaled if p is not None)
+    need = mean_shares(current) * total
+    if np.all(need <= most * (1 + 1e-9) + ROUNDING):
+        return current
+    limit = reachable(most, mean_shares(plans))[0]
+    raise RecipeError(
+        f"mix: on_short: reweigh cannot help: at a total of {quantity(total)} some stage has no source left to take over "
+        f"what {', '.join(s.name for s, c in zip(sources, capped, strict=True) if c)} lack. Lower size to "
+        f"{quantity(limit)}, raise their max_epochs, or set on_short: shrink."
+    )
+
+
+def _scaled(plan: StagePlan, factor: Floats) -> StagePlan | None:
+    """The stage with each source's weight times its factor; None where nothing is left."""
+    start = np.array(plan.weights) * factor
+    end = None if plan.ramp_to is None else np.array(plan.ramp_to) * factor
+    if start.sum() <= 0 or (end is not None and end.sum() <= 0):
+        return None
+    ramp = None if end is None else tuple(float(x) for x in end / end.sum())
+    return replace(plan, weights=tuple(float(x) for x in start / start.sum()), ramp_to=ramp)
+
+
+@dataclass(frozen=True)
+class _Short:
+    """A size that the caps cannot give."""
+
+    sources: Sequence[Available]
+    stages: Sequence[Stage]
+    unit: str
+    asked: float
+    size: int | Mapping[str, float] | None
+
+
+def _too_large(short: _Short, limit: float) -> str:
+    plans = stage_plans(short.stages, short.asked)
+    need, most = mean_shares(plans) * short.asked, _most(short.sources, plans)
+    lacking = [i for i in range(len(need)) if need[i] > most[i] + ROUNDING]
+    found = "; ".join(
+        f"{short.sources[i].name} would have to give {quantity(need[i], up=True)} and has "
+        f"{quantity(short.sources[i].cost)} with max_epochs {short.sources[i].max_epochs:g}"
+        for i in lacking
+    )
+    cures = [f"raise {_epochs_cure(short, need, most, lacking)}", _size_cure(short, limit)]
+    if len(lacking) == 1 and (weights := _weight_cure(short, lacking[0])):
+        cures.append(f"lower {weights}")
+    return (
+        f"mix.size: {quantity(short.asked, up=True)} {short.unit} were asked for, the caps allow {quantity(limit)}: "
+        f"{found}. Either {', or '.join(cures)}; or let the mixer choose with on_short: shrink or reweigh."
+    )
+
+
+def _epochs_cure(short: _Short, need: Floats, most: Floats, lacking: Sequence[int]) -> str:
+    cures = []
+    for i in lacking:
+        source = short.sources[i]
+        room = source.most - most[i]
+        cures.append(f"max_epochs of {source.name} to {math.ceil((need[i] + room - ROUNDING) / source.cost)}")
+    return " and ".join(cures)
+
+
+def _size_cure(short: _Short, limit: float) -> str:
+    if isinstance(short.size, int):
+        return f"lower size to {quantity(limit)}"
+    if isinstance(short.size, Mapping):
+        return f"give size as a number of at most {quantity(limit)}"
+    return f"multiply the sizes of the stages by {math.floor(limit / short.asked * 1000) / 1000:g}"
+
+
+def _weight_cure(short: _Short, lacking: int) -> str | None:
+    """The largest weights of the short source, in the recipe's own scale, with which every cap holds."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _fits(short, _with_weight(short.stages, lacking, middle), lacking):
+            low = middle
+        else:
+            high = middle
+    stages = _with_weight(short.stages, lacking, low, round_down=True)
+    if any(s.ramp_to is not None for s in stages) or not _fits(short, stages, None):
+        return None
+    weights = [(s.name, s.weights[lacking]) for s in stages if s.weights[lacking] > 0]
+    if not weights:
+        return None
+    if len(short.stages) == 1:
+        return f"its weight to {weights[0][1]:g}"
+    return "its weights to " + ", ".join(f"{w:g} in {name}" for name, w in weights)
+
+
+def _with_weight(
+    stages: Sequence[Stage], source: int, factor: float, round_down: bool = False
+) -> tuple[Stage, ...]:
+    changed = []
+    for stage in stages:
+        weights = list(stage.weights)
+        weights[source] *= factor
+        if round_down and weights[source] > 0:
+            step = 10.0 ** (math.floor(math.log10(weights[source])) - 2)
+            weights[source] = float(f"{math.floor(weights[source] / step) * step:.3g}")
+        ramp = stage.ramp_to
+        if ramp is not None:
+            ramp = tuple(w * factor if i == source else w for i, w in enumerate(ramp))
+        changed.append(replace(stage, weights=tuple(weights), ramp_to=ramp))
+    return tuple(changed)
+
+
+def _fits(short: _Short, stages: Sequence[Stage], only: int | None) -> bool:
+    if any(sum(s.weights) <= 0 or (s.ramp_to is not None and sum(s.ramp_to) <= 0) for s in stages):
+        return False
+    plans = stage_plans(stages, short.asked)
+    room = _most(short.sources, plans) + ROUNDING - mean_shares(plans) * short.asked
+    return bool(room[only] >= 0) if only is not None else bool(np.all(room >= 0))
+
+
+def _check_rows(sources: Sequence[Available], plans: Sequence[StagePlan], taken: Floats, unit: str) -> None:
+    """No source at zero: a quota below a source's smallest row is refused."""
+    total = sum(p.length for p in plans)
+    largest = max(s.largest_row for s in sources)
+    for source, quota in zip(sources, taken, strict=True):
+        if quota < source.smallest_row - ROUNDING:
+            share = quota / total
+            enough = (source.largest_row + largest / 2) / share
+            raise RecipeError(
+                f"mix: source {source.name} is asked for {share:.3g} of {quantity(total)} {unit}, which is {quota:.3g}, "
+                f"less than its smallest row ({source.smallest_row}), so that it would stay out. The smallest size "
+                f"that works is {quantity(enough, up=True)}; or give it {enough / total:.3g} times its weight, or "
+                f"remove it."
+            )
+
+
+def _notes(
+    sources: Sequence[Available],
+    stages: Sequence[Stage],
+    unit: str,
+    epochs: Sequence[float],
+    binding: str | None,
+) -> tuple[str, ...]:
+    notes = []
+    for source, used in zip(sources, epochs, strict=True):
+        if used > WORTH_REPEATING:
+            worth = effective_cost(source.cost, used) / source.cost
+            notes.append(
+                f"{source.name} is used {used:.3g} times. Up to {WORTH_REPEATING} epochs repeats are nearly as good as "
+                f"fresh data (Muennighoff et al. 2023); {used:.3g} are worth about {worth:.3g}."
+            )
+    if binding is not None:
+        idle = [
+            f"{(1 - used):.0%} of {s.name}"
+            for s, used in zip(sources, epochs, strict=True)
+            if 1 - used > _UNUSED_WORTH_A_NOTE
+        ]
+        if idle:
+            notes.append(_scarcity(sources, stages, unit, binding, ", ".join(idle)))
+    return tuple(notes)
+
+
+def _scarcity(
+    sources: Sequence[Available], stages: Sequence[Stage], unit: str, binding: str, idle: str
+) -> str:
+    scarce = [s.name for s in sources].index(binding)
+    rungs = [
+        f"{r.max_epochs} -> {quantity(r.total)} {unit}, {r.epochs[scarce]:.3g} epochs of {binding}, unused "
+        + ", ".join(f"{u:.0%} of {s.name}" for s, u in zip(sources, r.unused, strict=True) if u > 0.005)
+        for r in ladder(sources, stages)
+    ]
+    return (
+        f"{binding} sets the size and leaves unused {idle}. With max_epochs of {binding} at "
+        + "; ".join(rungs)
+        + "."
+    )
