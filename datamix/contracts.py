@@ -94,6 +94,7 @@ class Task:
     key: str
     call: Callable[[Any, Path], dict[str, Any]]
     spec: Any  # a frozen dataclass
+    home: Path  # the store that keeps the result
     weight: int = 1  # expected work, in bytes: for progress only
 
 

@@ -1,1 +1,6 @@
+"""Carry tasks out: one task safely (``store``), many on this machine (``local``)."""
 
+from .local import LocalEngine
+from .store import Store, carry
+
+__all__ = ["LocalEngine", "Store", "carry"]

@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test check format schemas clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+demo: .venv/ready  ## build the sample training sets and verify them
+	@$(BIN)/python samples/demo.py
+
+test: .venv/ready-dev  ## run the tests
+	@$(BIN)/python -m pytest
+
+check: .venv/ready-dev  ## format, lint and types
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+format: .venv/ready-dev  ## mend format and lint
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean:  ## take away what was built and the environment
+	rm -rf .venv .datamix demo
+
+# The environment is made anew when the lock changes. One pip call a stage: quiet, and it says what it does.
+.venv/ready: requirements.lock pyproject.toml
+	@echo "Setting up .venv (once, about a minute) ..."
+	@$(PYTHON) -c 'import sys; sys.exit("datamix needs Python 3.11 or newer; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv/ready-dev: requirements-dev.lock .venv/ready
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,5 @@
+"""``python -m datamix``."""
+
+from .cli import main
+
+main()

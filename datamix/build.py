@@ -1,0 +1,192 @@
+"""The main job: a recipe in, a training set out. The order of the phases stands here and nowhere else.
+
+``ready`` (per record, cached by content) -> ``decide`` (fates) -> ``pack`` and ``schedule`` (integers) -> ``emit`` (rows)
+-> ``publish`` (the folder OUT, manifest last). Every step is a task with a key, so a build that was stopped goes on where
+it was, and one that changes only weights does only integers and the last copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import mix, translate
+from .contracts import Receipt
+from .dedupe import ContaminationSpec
+from .encode import EncodeSpec, TokenizerFiles, find_tokenizer
+from .errors import DataError
+from .phases import arrange, decide, inputs
+from .phases.inputs import Bench, Ready, SourceWork
+from .phases.survey import Wanted
+from .progress import Screen
+from .recipe import Recipe
+from .run import LocalEngine, default_workers
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a build runs; none of it changes a byte of what is built, but ``sample``."""
+
+    out: Path
+    cache: Path
+    workers: int = 0  # 0: as many as there are processors
+    sample: int | None = None  # only this many records of each file, for a first look
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Every record's fate, and the rows of every source."""
+
+    sources: tuple[Ready, ...]
+    fates: Receipt
+    packed: tuple[Receipt, ...]
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """The whole order, as integers."""
+
+    quota: mix.Quota
+    order: Receipt
+
+
+def open_bench(options: Options, screen: Screen) -> Bench:
+    """The cache and the workers of one run."""
+    home = options.cache / "store"
+    home.mkdir(parents=True, exist_ok=True)
+    return Bench(home, LocalEngine(options.workers or default_workers()), screen)
+
+
+def prepare_sources(
+    recipe: Recipe, bench: Bench, tokenizer: TokenizerFiles, sample: int | None
+) -> list[Ready]:
+    """Read and encode every source into the cache."""
+    return inputs.ready(
+        bench, translate.source_works(recipe, translate.encode_spec(recipe, tokenizer), sample)
+    )
+
+
+def decide_and_pack(recipe: Recipe, bench: Bench, encode: EncodeSpec, sources: Sequence[Ready]) -> Decided:
+    """Fates, then rows."""
+    extra = _references(recipe, bench)
+    asked = recipe.decontaminate
+    split = recipe.validation
+    spec = decide.DecideSpec(
+        sources=tuple(r.shards for r in sources),
+        seed=recipe.seed,
+        max_records=tuple(recipe.sources[r.name].max_records for r in sources),
+        ranks=translate.ranks(recipe),
+        dedupe=translate.dedupe_spec(recipe),
+        max_removed_share=recipe.dedupe.max_removed_share if recipe.dedupe else 1.0,
+        against=tuple(r.shards for r in extra["against"]),
+        contamination=asked
+        and ContaminationSpec(ngram=asked.ngram, min_overlap=asked.min_overlap, fields=asked.fields),
+        evals=tuple(r.shards for r in extra["evals"]),
+        split=split and decide.Split(split.share, split.records),
+        leak=(translate.signing_spec(recipe) if split else None),
+    )
+    fates = bench.run("decide", [decide.task(spec, bench.home)])[0]
+    packs = [
+        arrange.PackSpec(
+            r.shards,
+            fates.folder / f"fates-{number}.arrow",
+            encode,
+            recipe.encode.pack or "none",
+            recipe.encode.max_length,
+            recipe.seed,
+        )
+        for number, r in enumerate(sources)
+    ]
+    packed = bench.run("pack", arrange.pack_tasks(packs, fates.key, bench.home))
+    for ready, receipt in zip(sources, packed, strict=True):
+        _check_left(ready, fates, receipt)
+    return Decided(tuple(sources), fates, tuple(packed))
+
+
+def _references(recipe: Recipe, bench: Bench) -> dict[str, list[Ready]]:
+    """Sets that records are compared with: earlier files for dedupe, evaluation files for decontamination."""
+    against = recipe.dedupe.against if recipe.dedupe else ()
+    evals = recipe.decontaminate.against if recipe.decontaminate else ()
+    wanted = {
+        "against": [Wanted(f"against[{i}]", (path,), recipe.base) for i, path in enumerate(against)],
+        "evals": [
+            Wanted(f"evals[{i}]", e.path, recipe.base, e.format, None, tuple(sorted(e.columns.items())))
+            for i, e in enumerate(evals)
+        ],
+    }
+    kinds = {"against": recipe.kind, "evals": "prompt" if recipe.kind != "pretrain" else "pretrain"}
+    return {
+        name: inputs.ready(
+            bench,
+            [
+                SourceWork(
+                    w, kinds[name] if name == "against" else "native", dedupe=translate.signing_spec(recipe)
+                )
+                for w in group
+            ],
+        )
+        for name, group in wanted.items()
+    }
+
+
+def _check_left(ready: Ready, fates: Receipt, packed: Receipt) -> None:
+    if packed.counts["train"]["rows"]:
+        return
+    gone = {
+        "rejected": sum(ready.count("rejected_by").values()),
+        "cleaned": sum(ready.count("cleaned_by").values()),
+    }
+    gone |= {
+        fate: sum(by.values()) for fate, by in fates.counts["sources"][ready.name].items() if fate != "pool"
+    }
+    said = ", ".join(f"{count:,} {fate}" for fate, count in gone.items() if count) or "none was read"
+    raise DataError(
+        f"Nothing of source {ready.name} is left to train on: {said}. Loosen what takes its records away, or take it out."
+    )
+
+
+def mix_rows(recipe: Recipe, bench: Bench, decided: Decided) -> Arranged:
+    """The quota, then the order. Raises RecipeError where the caps cannot give what is asked."""
+    quota = translate.quota(recipe, translate.available(recipe, decided.packed))
+    spec = arrange.ScheduleSpec(
+        names=tuple(recipe.sources),
+        bins=tuple(r.folder / "train.arrow" for r in decided.packed),
+        unit=recipe.mix.unit or "tokens",
+        quota=quota,
+        max_epochs=tuple(s.max_epochs for s in recipe.sources.values()),
+        seed=recipe.seed,
+    )
+    order = bench.run("mix", [arrange.schedule_task(spec, [r.key for r in decided.packed], bench.home)])[0]
+    return Arranged(quota, order)
+
+
+def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dict[str, Any]:
+    """Build a training set; return its manifest. Raises DatamixError with what to do."""
+    from .publish import finished, hold, publish
+
+    screen = screen or Screen(quiet=True)
+    with hold(options.out, recipe, options.overwrite):
+        done = finished(options.out, recipe, options.sample)
+        bench = open_bench(options, screen)
+        try:
+            tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
+            sources = prepare_sources(recipe, bench, tokenizer, options.sample)
+            if done is not None and _same_inputs(done, sources):
+                screen.say(
+                    f"{options.out} is already built from this recipe and these inputs: nothing to do."
+                )
+                return done
+            encode = translate.encode_spec(recipe, tokenizer)
+            decided = decide_and_pack(recipe, bench, encode, sources)
+            arranged = mix_rows(recipe, bench, decided)
+            return publish(recipe, options, bench, tokenizer, decided, arranged)
+        finally:
+            bench.engine.close()
+
+
+def _same_inputs(manifest: dict[str, Any], sources: Sequence[Ready]) -> bool:
+    said = [(i["source"], i["path"], i["sha256"]) for i in manifest["inputs"]]
+    return said == [(r.name, f.label, f.sha256) for r in sources for f in r.found]

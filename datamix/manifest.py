@@ -1,0 +1,230 @@
+"""The record of a run: what went in, what became of it, what came out. Written last.
+
+Every number of emitted rows is the one that the write tasks recounted from the labels; it must equal what the integers
+said, or the build stops. No time, host, user, absolute path, engine or worker count stands in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from . import __version__
+from .contracts import Receipt
+from .encode import TokenizerFiles
+from .ledger import NOT_NEEDED, used_records
+from .phases.inputs import Ready
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from .build import Arranged, Decided
+
+# Versions that can change a byte of a set.
+PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy", "matplotlib")
+_AMOUNTS = ("rows", "records", "tokens", "loss_tokens")
+
+
+def make_manifest(
+    recipe: Recipe,
+    sample: int | None,
+    tokenizer: TokenizerFiles,
+    decided: Decided,
+    arranged: Arranged,
+    written: Sequence[Receipt],
+    outputs: Sequence[dict[str, Any]],
+    out: Path,
+) -> dict[str, Any]:
+    """Everything that the contract names, from the receipts of the phases."""
+    emitted = _recounted(written, recipe)
+    manifest: dict[str, Any] = {
+        "datamix_version": __version__,
+        "name": recipe.name,
+        "kind": recipe.kind,
+        "seed": recipe.seed,
+        "recipe": recipe.resolved(),
+        "recipe_sha256": recipe.sha256(),
+        "sample": sample,
+        "packages": {name: version(name) for name in PACKAGES},
+        "tokenizer": {
+            "name": recipe.tokenizer,
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "chat_template_sha256": tokenizer.chat_template_sha256,
+        },
+        "inputs": _inputs(decided.sources),
+        "sources": {
+            ready.name: _source(number, ready, recipe, decided, arranged, emitted)
+            for number, ready in enumerate(decided.sources)
+        },
+        "mixture": _mixture(recipe, arranged, emitted),
+        "packing": _packing(recipe, decided, emitted),
+        "outputs": sorted(outputs, key=lambda o: str(o["path"])),
+        "content_sha256": _content(out, outputs),
+    }
+    return manifest
+
+
+def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write ``manifest.json`` at one stroke."""
+    text = json.dumps(manifest, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    partial = folder / "manifest.json.partial"
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(folder / "manifest.json")
+
+
+def _recounted(written: Sequence[Receipt], recipe: Recipe) -> dict[tuple[str, str], Counter[str]]:
+    """(stage, source) -> amounts of train/, as counted from the Parquet rows by the tasks that wrote them."""
+    total: dict[tuple[str, str], Counter[str]] = {}
+    train = [
+        r
+        for r in written
+        if all(n.startswith("train/") and n.endswith(".parquet") for n in r.counts["names"])
+    ]
+    for receipt in train:
+        for name, amounts in receipt.counts["recount"].items():
+            stage, source = name.split("|")
+            here = total.setdefault((stage, source), Counter())
+            here.update(dict(zip(_AMOUNTS, amounts, strict=True)))
+    for source in recipe.sources:
+        total.setdefault(("", source), Counter())
+    return total
+
+
+def _inputs(sources: Sequence[Ready]) -> list[dict[str, Any]]:
+    return [
+        {
+            "source": ready.name,
+            "path": file.label,
+            "bytes": file.num_bytes,
+            "sha256": file.sha256,
+            "records": records,
+            "encoding": file.encoding if file.container not in ("parquet", "arrow", "arrow_stream") else None,
+            "container": file.container,
+            "compression": file.compression,
+            "format": file.format,
+        }
+        for ready in sources
+        for file, records in zip(ready.found, ready.file_records, strict=True)
+    ]
+
+
+def _source(
+    number: int,
+    ready: Ready,
+    recipe: Recipe,
+    decided: Decided,
+    arranged: Arranged,
+    emitted: dict[tuple[str, str], Counter[str]],
+) -> dict[str, Any]:
+    fates = decided.fates.counts["sources"][ready.name]
+    packed = decided.packed[number].counts["train"]
+    rejected, cleaned = ready.count("rejected_by"), ready.count("cleaned_by")
+    used = int(used_records(decided, arranged, number).sum())
+    pool = sum(fates["pool"].values())
+    records = {
+        "read": sum(ready.file_records),
+        "rejected": sum(rejected.values()),
+        "cleaned": sum(cleaned.values()),
+        "removed": sum(fates["removed"].values()),
+        "dropped": sum(fates["dropped"].values()),
+        "validation": sum(fates["validation"].values()),
+        "used": used,
+        "unused": pool - used + sum(fates["unused"].values()),
+    }
+    unused_by = dict(fates["unused"]) | ({NOT_NEEDED: pool - used} if pool - used else {})
+    own = sum((c for (_, source), c in emitted.items() if source == ready.name), Counter())
+    available = {
+        "rows": packed["rows"],
+        "records": packed["pieces"],
+        "tokens": packed["tokens"],
+        "loss_tokens": packed["loss_tokens"],
+    }
+    unit = recipe.mix.unit or "tokens"
+    return {
+        "records": records,
+        "rejected_by": dict(sorted(rejected.items())),
+        "cleaned_by": dict(sorted(cleaned.items())),
+        "mended_by": dict(sorted(ready.count("mended_by").items())),
+        "removed_by": fates["removed"],
+        "dropped_by": fates["dropped"],
+        "unused_by": unused_by,
+        "truncated": packed["truncated"],
+        "available": available,
+        "emitted": {name: own[name] for name in _AMOUNTS},
+        "epochs": own[unit] / available[unit] if available[unit] else 0.0,
+        "share": {
+            "asked": arranged.quota.shares[number],
+            **{unit: _share(own, emitted, unit) for unit in _AMOUNTS[1:]},
+        },
+    }
+
+
+def _share(own: Counter[str], emitted: dict[tuple[str, str], Counter[str]], unit: str) -> float:
+    total = sum(c[unit] for c in emitted.values())
+    return own[unit] / total if total else 0.0
+
+
+def _mixture(
+    recipe: Recipe, arranged: Arranged, emitted: dict[tuple[str, str], Counter[str]]
+) -> dict[str, Any]:
+    names = list(recipe.sources)
+    total = sum(s.length for s in arranged.quota.stages)
+    stages: list[dict[str, Any]] = []
+    for stage in arranged.quota.stages:
+        own = sum((c for (name, _), c in emitted.items() if name == stage.name), Counter())
+        ends = stage.ramp_to or stage.weights
+        said: dict[str, Any] = {
+            "name": stage.name,
+            "share": stage.length / total,
+            "size": stage.length,
+            "weights": dict(zip(names, ends, strict=True)),
+        }
+        if stage.ramp_to is not None:
+            said |= {"ramp": "linear", "ramp_from": dict(zip(names, stage.weights, strict=True))}
+        stages.append({**said, **{name: own[name] for name in _AMOUNTS}})
+    counts = arranged.order.counts
+    return {
+        "unit": recipe.mix.unit,
+        "bound": counts["bound"],
+        "max_prefix_deviation": counts["max_prefix_deviation"],
+        "binding": arranged.quota.binding,
+        "stages": stages,
+    }
+
+
+def _packing(
+    recipe: Recipe, decided: Decided, emitted: dict[tuple[str, str], Counter[str]]
+) -> dict[str, Any]:
+    total = sum(emitted.values(), Counter())
+    length = recipe.encode.max_length
+    return {
+        "strategy": recipe.encode.pack,
+        "max_length": length,
+        "rows": total["rows"],
+        "fill": total["tokens"] / (total["rows"] * length)
+        if length and recipe.kind in ("pretrain", "sft")
+        else None,
+        "cut_records": sum(r.counts["train"]["cut_records"] for r in decided.packed),
+    }
+
+
+def _content(out: Path, outputs: Sequence[dict[str, Any]]) -> str:
+    """The hash of the decoded rows of train/, in order."""
+    from .verify import content_digest
+
+    names = sorted(o["path"] for o in outputs if o["split"] == "train" and o["format"] == "parquet")
+    return content_digest(
+        batch for name in names for batch in pq.ParquetFile(out / name).iter_batches(batch_size=1024)
+    )

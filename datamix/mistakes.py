@@ -1,0 +1,163 @@
+"""Recipe errors in words: every problem with its key, its line and the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from .strict_yaml import Document, Key
+
+# Words of neighbouring tools, and what they are called here.
+_KINDS = {
+    "dpo": "preference",
+    "kto": "preference",
+    "rm": "preference",
+    "orpo": "preference",
+    "simpo": "preference",
+}
+_KINDS |= {
+    "reward": "preference",
+    "pt": "pretrain",
+    "cpt": "pretrain",
+    "grpo": "prompt",
+    "ppo": "prompt",
+    "rloo": "prompt",
+}
+_KINDS |= {"rlhf": "prompt", "rlvr": "prompt"}
+_KEYS = {
+    "cutoff_len": "encode.max_length",
+    "max_seq_length": "encode.max_length",
+    "max_seq_len": "encode.max_length",
+    "sequence_len": "encode.max_length",
+    "block_size": "encode.max_length",
+    "seq_length": "encode.max_length",
+    "packing": "encode.pack",
+    "neat_packing": "encode.pack: best_fit",
+    "sample_packing": "encode.pack: best_fit",
+    "train_on_prompt": "encode.loss_on: all",
+    "train_on_inputs": "encode.loss_on: all",
+    "mask_history": "encode.loss_on: last_assistant",
+    "interleave_probs": "weight (on each source)",
+    "probabilities": "weight (on each source)",
+    "proportion": "weight (on each source)",
+    "mix_strategy": "weight (on each source), and mix.on_short",
+    "stopping_strategy": "mix.on_short",
+    "max_samples": "max_records (on each source)",
+    "num_samples": "max_records (on each source)",
+    "val_size": "validation: {share: ...}",
+    "test_size": "validation: {share: ...}",
+    "eval_dataset": "validation: {path: ...}",
+    "dataset": "sources",
+    "datasets": "sources",
+    "data_files": "path (on each source)",
+    "file_name": "path (on each source)",
+    "template": "chat_template",
+    "tokenizer_name": "tokenizer",
+    "model_name_or_path": "tokenizer",
+    "output_dir": "the -o option of `datamix build`",
+    "stage": "kind",
+    "epochs": "mix.size: {epochs: {SOURCE: n}}",
+    "shuffle": "seed (the order is always a seeded permutation)",
+}
+
+
+def explain(error: ValidationError, root: type[BaseModel], name: str, document: Document | None) -> str:
+    """One line for each problem: where, which key, what was asked, what was found, what to do."""
+    lines: list[str] = []
+    for problem in error.errors(include_url=False):
+        key = tuple(part for part in problem["loc"] if not _is_branch(part))
+        line = document.line(key) if document else None
+        where = f"{name}, line {line}" if line else name
+        text = f"{where}: {'.'.join(map(str, key)) or 'the recipe'}: {_say(problem, root, key)}."
+        if text not in lines:
+            lines.append(text)
+    return "\n".join(lines)
+
+
+def _is_branch(part: str | int) -> bool:
+    """Pydantic adds the tried branch of a union to the place: ``('mix', 'size', 'Epochs', ...)``; people never wrote it."""
+    return isinstance(part, str) and (
+        part in ("Near", "Epochs", "Temperature", "int", "[key]") or "[" in part
+    )
+
+
+def _say(problem: Any, root: type[BaseModel], key: Key) -> str:
+    kind, found = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        return unknown_key(str(key[-1]), list(_fields(root, key[:-1])))
+    if kind == "missing":
+        return "is missing"
+    if kind == "literal_error":
+        right = [w.strip("' ") for w in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
+        meant = _KINDS.get(str(found).lower()) if key == ("kind",) else nearest(str(found), right)
+        return (
+            f"is {found!r}; it takes {', '.join(right)}"
+            + (f". Did you mean {meant}?" if meant else "").rstrip("?.")
+            + ("?" if meant else "")
+        )
+    if kind == "value_error":
+        return str(problem["ctx"]["error"]).rstrip(".")
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return message.replace("input should be", "should be") + (
+        f"; found {_short(found)}" if found is not None else ""
+    )
+
+
+def unknown_key(word: str, right: list[str]) -> str:
+    """``cutoff_len`` -> the datamix name for it; otherwise the nearest name that exists there."""
+    hint = _KEYS.get(word)
+    if hint:
+        return f"is not a key here. In datamix that is {hint}"
+    close = nearest(word, right)
+    return (
+        "is not a key here"
+        + (f"; did you mean {close}?" if close else f"; the keys here are {', '.join(right)}").rstrip("?")
+        + ("?" if close else "")
+    )
+
+
+def nearest(word: str, right: list[str]) -> str | None:
+    """The closest of ``right`` to ``word``, if any is close."""
+    found = difflib.get_close_matches(word.lower(), right, n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields(model: type[BaseModel], key: Key) -> list[str]:
+    """The names that may stand at ``key``, by walking the model's annotations."""
+    here: Any = model
+    for part in key:
+        here = _step(here, part)
+        if here is None:
+            return []
+    found = _models(here)
+    return [name for m in found for name in m.model_fields]
+
+
+def _step(annotation: Any, part: str | int) -> Any:
+    for model in _models(annotation):
+        if isinstance(part, str) and part in model.model_fields:
+            return model.model_fields[part].annotation
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (dict, tuple, list) and arguments:
+        return arguments[1] if typing.get_origin(annotation) is dict else arguments[0]
+    for argument in arguments:
+        found = _step(argument, part)
+        if found is not None:
+            return found
+    return None
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (dict, tuple, list):
+        return []
+    return [m for a in typing.get_args(annotation) for m in _models(a)]

@@ -1,0 +1,249 @@
+"""Survey, prepare, encode and sign every source: everything up to the first phase that sees more than one record.
+
+All of it is cached by content: weights, stages, dedupe settings and validation do not touch it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..clean import Step
+from ..contracts import Engine, Receipt, Task
+from ..dedupe import DedupeSpec
+from ..encode import EncodeSpec
+from ..errors import DataError, RecipeError
+from ..identity import digest
+from ..progress import Screen, run_tasks
+from ..records import RecordKind
+from ..shape import can_become
+from . import encode, prepare, sign, survey
+from .shards import PreparedPart, SlicePlace, SourceShards
+from .survey import Found, Wanted
+from .tokens import Shard
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where work is done: the cache, the workers, and the person who watches."""
+
+    home: Path
+    engine: Engine
+    screen: Screen
+
+    def run(self, title: str, tasks: Sequence[Task]) -> list[Receipt]:
+        return run_tasks(self.engine, self.screen, title, tasks)
+
+
+@dataclass(frozen=True)
+class SourceWork:
+    """What the recipe says of one source, as the phases need it."""
+
+    wanted: Wanted
+    kind: str  # of the recipe; "native" for references, which stay what they are
+    system: str | None = None
+    keep_meta: tuple[str, ...] = ()
+    kwargs: str | None = None
+    steps: tuple[Step, ...] = ()
+    max_reject_share: float = 1.0
+    encode: EncodeSpec | None = None
+    max_length: int | None = None
+    overlong: str = "drop"
+    dedupe: DedupeSpec | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """One source, prepared: its files, what became of its records so far, and its shards."""
+
+    name: str
+    found: tuple[Found, ...]
+    kind: RecordKind
+    prepared: tuple[Receipt, ...]
+    encoded: tuple[Receipt, ...]
+    shards: SourceShards
+    file_records: tuple[int, ...]  # records read from each file
+
+    def count(self, name: str) -> Counter[str]:
+        """A tally of the prepare tasks: ``rejected_by``, ``cleaned_by`` or ``mended_by``."""
+        total: Counter[str] = Counter()
+        for receipt in self.prepared:
+            total.update(receipt.counts[name])
+        return total
+
+    @property
+    def num_prepared(self) -> int:
+        return sum(rows for receipt in self.prepared for rows, _ in receipt.counts["batches"])
+
+
+def find_all(bench: Bench, works: Sequence[SourceWork]) -> list[tuple[Found, ...]]:
+    """Survey every source under one bar."""
+    tasks = [survey.tasks(work.wanted, bench.home) for work in works]
+    receipts = iter(bench.run("look", [t for group in tasks for t in group]))
+    return [
+        tuple(survey.files(work.wanted, [(t, next(receipts)) for t in group]))
+        for work, group in zip(works, tasks, strict=True)
+    ]
+
+
+def ready(bench: Bench, works: Sequence[SourceWork], first_file: int = 0) -> list[Ready]:
+    """Prepare, encode and sign every source, phase by phase; ``first_file`` numbers the manifest's inputs."""
+    found = find_all(bench, works)
+    kinds = [record_kind(work, files) for work, files in zip(works, found, strict=True)]
+    parts = [
+        prepare.parts(
+            files,
+            prepare.ShapeOf(kind, work.system, work.keep_meta, work.kwargs),
+            work.steps,
+            work.limit,
+            bench.home,
+        )
+        for work, files, kind in zip(works, found, kinds, strict=True)
+    ]
+    prepared = _grouped(bench, "read", [[p.task for p in group] for group in parts])
+    for work, files, receipts in zip(works, found, prepared, strict=True):
+        check_source(work, files, receipts)
+    windows = [prepare.windows(receipts) for receipts in prepared]
+    rows = list(zip(works, kinds, windows, strict=True))
+    encodings = [
+        encode.encode_tasks(work.wanted.source, w, kind, work.encode, bench.home) if work.encode else []
+        for work, kind, w in rows
+    ]
+    encoded = _grouped(bench, "encode", encodings)
+    fittings = [
+        encode.fit_tasks(
+            work.wanted.source, list(zip(t, r, strict=True)), work.max_length, work.overlong, bench.home
+        )
+        for work, t, r in zip(works, encodings, encoded, strict=True)
+    ]
+    fitted = _grouped(bench, "fit", fittings)
+    signings = [
+        sign.tasks(work.wanted.source, w, kind, work.dedupe, bench.home) if work.dedupe else []
+        for work, kind, w in rows
+    ]
+    signed = _grouped(bench, "sign", signings)
+    result: list[Ready] = []
+    for number, work in enumerate(works):
+        survey.unchanged(found[number])
+        fits = {t.spec.encoded: r for t, r in zip(fittings[number], fitted[number], strict=True)}
+        result.append(
+            _ready(work, found[number], kinds[number], parts[number], prepared[number], encoded[number], fits,
+                   signed[number], first_file)
+        )  # fmt: skip
+        first_file += len(found[number])
+    return result
+
+
+def _grouped(bench: Bench, title: str, groups: Sequence[Sequence[Task]]) -> list[list[Receipt]]:
+    receipts = iter(bench.run(title, [t for group in groups for t in group]))
+    return [[next(receipts) for _ in group] for group in groups]
+
+
+def _ready(
+    work: SourceWork,
+    found: tuple[Found, ...],
+    kind: RecordKind,
+    parts: Sequence[prepare.Part],
+    prepared: Sequence[Receipt],
+    encoded: Sequence[Receipt],
+    fits: dict[Path, Receipt],
+    signed: Sequence[Receipt],
+    first_file: int,
+) -> Ready:
+    records, lines = [0] * len(found), [0] * len(found)
+    placed: list[PreparedPart] = []
+    for part, receipt in zip(parts, prepared, strict=True):
+        places: list[SlicePlace] = []
+        for file, num_read, num_lines in zip(
+            part.files, receipt.counts["read"], receipt.counts["lines"], strict=True
+        ):
+            places.append(SlicePlace(first_file + file, records[file], lines[file]))
+            records[file] += num_read
+            lines[file] += num_lines
+        placed.append(PreparedPart(receipt.folder, tuple(places)))
+    shards: list[Shard] = []
+    for receipt in encoded:
+        tokens = receipt.folder / "tokens.arrow"
+        fit = fits.get(tokens)
+        shards.append(Shard(tokens, receipt.counts["rows"], fit.folder / "fitted.arrow" if fit else None))
+    every = [*prepared, *encoded, *fits.values(), *signed]
+    key = digest(work.wanted.source, kind, [r.key for r in every])
+    source = SourceShards(
+        work.wanted.source,
+        kind,
+        key,
+        tuple(placed),
+        tuple(shards),
+        tuple(r.folder / "signatures.arrow" for r in signed),
+    )
+    return Ready(work.wanted.source, found, kind, tuple(prepared), tuple(encoded), source, tuple(records))
+
+
+def record_kind(work: SourceWork, found: Sequence[Found]) -> RecordKind:
+    """What the records of a source become under this recipe. Raises RecipeError where they cannot."""
+    source, native = work.wanted.source, sorted({f.kind for f in found if f.kind})
+    if work.kind == "pretrain":
+        kinds: set[RecordKind] = {"text" if k == "text" else "sft" for k in native}
+        if len(kinds) > 1:
+            raise RecipeError(
+                f"sources.{source}: its files hold both plain text and conversations ({', '.join(native)}). Make two sources."
+            )
+        return kinds.pop() if kinds else "text"
+    if work.kind == "native":
+        return native[0] if native else "text"  # type: ignore[return-value]
+    target: RecordKind = work.kind  # type: ignore[assignment]
+    for file in found:
+        if file.kind and not can_become(file.kind, target):  # type: ignore[arg-type]
+            raise RecipeError(
+                f"sources.{source}: {file.label} holds {file.kind} records (format {file.format}), which a recipe of kind "
+                f"{work.kind} cannot use. Take that file out, use `kind: {'pretrain' if file.kind == 'text' else file.kind}`, or "
+                "map its fields with `columns` if it was misread."
+            )
+    return target
+
+
+def check_source(work: SourceWork, found: Sequence[Found], receipts: Sequence[Receipt]) -> None:
+    """Stop where a source is empty or too much of it is broken. Raises DataError with the first broken record."""
+    source = work.wanted.source
+    read = sum(sum(r.counts["read"]) for r in receipts)
+    rejected = sum(sum(r.counts["rejected_by"].values()) for r in receipts)
+    if not read:
+        raise DataError(
+            f"Source {source} is empty: {len(found)} file{'s' * (len(found) != 1)} "
+            f"({', '.join(f.label for f in found[:3])}) hold no record. Take the source out, or mend its path."
+        )
+    if rejected / read > work.max_reject_share or rejected == read:
+        why: Counter[str] = Counter()
+        for receipt in receipts:
+            why.update(receipt.counts["rejected_by"])
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in why.most_common(4))
+        raise DataError(
+            f"Source {source}: {rejected:,} of {read:,} records ({rejected / read:.1%}) could not be used: {reasons}. "
+            f"{_example(receipts)} That is more than max_reject_share ({work.max_reject_share:.0%}). Look at them with "
+            f"`datamix check {found[0].label}`; then mend the file, name its `format` or `columns`, or raise max_reject_share."
+        )
+
+
+def _example(receipts: Sequence[Receipt]) -> str:
+    for receipt in receipts:
+        for batch in prepare.read_batches(str(receipt.folder / "rejects.arrow")):
+            row: dict[str, Any] = batch.slice(0, 1).to_pylist()[0]
+            line = f"line {row['line']}" if row["line"] else f"record {row['record']}"
+            return f"The first: {line}: {row['detail']}."
+    return ""
+
+
+def num_rejects(part: Receipt) -> int:
+    """Records of one prepare task that went to rejects."""
+    return sum(part.counts["rejected_by"].values())
+
+
+def open_rejects(folder: Path) -> list[pa.RecordBatch]:
+    """What one prepare task rejected."""
+    return list(prepare.read_batches(str(folder / "rejects.arrow")))

@@ -1,0 +1,234 @@
+"""What a build would do, said before it does it.
+
+Where a source lies in the cache its numbers are exact. Elsewhere a fixed sample of each source is read and encoded (up to
+256 records of three of its files) and the rest is estimated from bytes: such numbers carry ``~``. ``--exact`` prepares and
+encodes first, so that every number is the build's own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import build, mix, translate
+from .contracts import Receipt, Task
+from .encode import EncodeSpec, find_tokenizer
+from .phases import encode, inputs, prepare
+from .phases.inputs import Bench, SourceWork
+from .phases.survey import Found
+from .progress import Screen
+from .recipe import Recipe
+from .run import Store
+
+_SAMPLE_RECORDS = 256
+_SAMPLE_FILES = 3
+_COMPRESSION = 3.0  # text bytes a stored byte, where a compressed file was not read whole
+_ROW_BYTES = {
+    "pretrain": 4.0,
+    "sft": 4.0,
+    "preference": 8.0,
+    "prompt": 8.0,
+}  # a token in OUT, compressed (measured)
+_CACHE_BYTES = 5.0  # a token in the cache
+
+
+class _NotCached(Exception):
+    """Something would have to be done first."""
+
+
+class _Lookup:
+    """An engine that does nothing: it finds what is done, or says that it is not."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Receipt]]:
+        for index, task in enumerate(tasks):
+            found = Store(task.home).find(task.key)
+            if found is None:
+                raise _NotCached(task.label)
+            yield index, found
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """One line of the plan. Counts are of one epoch of what is there."""
+
+    name: str
+    exact: bool
+    stage: str  # of knowledge: "after dedupe" | "before dedupe" | "estimate"
+    files: int
+    records: float
+    tokens: float
+    loss_tokens: float
+    rows: float
+    largest_row: dict[str, int]
+    smallest_row: dict[str, int]
+    prepared_bytes: float
+
+
+def make_plan(
+    recipe: Recipe, options: build.Options, exact: bool, batch: int | None, screen: Screen
+) -> dict[str, Any]:
+    """The plan as plain values. Raises every recipe error that a build would raise before it reads much."""
+    bench = build.open_bench(options, screen)
+    try:
+        tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
+        spec = translate.encode_spec(recipe, tokenizer)
+        works = translate.source_works(recipe, spec, None)
+        found = inputs.find_all(bench, works)
+        for work, files in zip(works, found, strict=True):
+            inputs.record_kind(work, files)
+        sources = _settled(
+            recipe,
+            bench if exact else replace(bench, engine=_Lookup(), screen=Screen(quiet=True)),
+            spec,
+            works,
+        )
+        if sources is None:
+            sources = [
+                _look(recipe, bench, spec, work, files) for work, files in zip(works, found, strict=True)
+            ]
+    finally:
+        bench.engine.close()
+    there = [_available(recipe, s) for s in sources]
+    quota = translate.quota(recipe, there)
+    return _told(recipe, options, sources, there, quota, batch)
+
+
+def _settled(
+    recipe: Recipe, bench: Bench, spec: EncodeSpec, works: Sequence[SourceWork]
+) -> list[SourcePlan] | None:
+    """The exact numbers of a build that is prepared and packed; None where that is still to do."""
+    try:
+        ready = inputs.ready(bench, works)
+        decided = build.decide_and_pack(recipe, bench, spec, ready)
+    except _NotCached:
+        return None
+    plans: list[SourcePlan] = []
+    for source, receipt in zip(ready, decided.packed, strict=True):
+        counts = receipt.counts["train"]
+        size = sum(b for r in source.prepared for _, b in r.counts["batches"])
+        plans.append(
+            SourcePlan(source.name, True, "after dedupe", len(source.found), counts["records"], counts["tokens"],
+                       counts["loss_tokens"], counts["rows"], counts["largest"], counts["smallest"], size)
+        )  # fmt: skip
+    return plans
+
+
+def _look(
+    recipe: Recipe, bench: Bench, spec: EncodeSpec, work: SourceWork, found: Sequence[Found]
+) -> SourcePlan:
+    """Estimate one source from a fixed sample: first, middle and last file, the head of each."""
+    chosen = [found[i] for i in sorted({0, len(found) // 2, len(found) - 1})][:_SAMPLE_FILES] if found else []
+    kind = inputs.record_kind(work, found)
+    shape = prepare.ShapeOf(kind, work.system, work.keep_meta, work.kwargs)
+    heads = [
+        Part
+        for file in chosen
+        for Part in prepare.parts([_head(file)], shape, work.steps, _SAMPLE_RECORDS, bench.home)[:1]
+    ]
+    receipts = bench.run("sample", [p.task for p in heads])
+    inputs.check_source(replace(work, max_reject_share=1.0), chosen, receipts)
+    tasks = encode.encode_tasks(work.wanted.source, prepare.windows(receipts), kind, spec, bench.home)
+    encoded = bench.run("sample", tasks)
+    read = sum(sum(r.counts["read"]) for r in receipts)
+    whole = all(sum(r.counts["read"]) < _SAMPLE_RECORDS for r in receipts) and len(chosen) == len(found)
+    raw = sum(r.counts["raw_bytes"] for r in receipts) or sum(
+        b for r in receipts for _, b in r.counts["batches"]
+    )
+    text = sum(f.num_bytes * (_COMPRESSION if f.compression else 1.0) for f in found)
+    scale = 1.0 if whole else max(1.0, text / max(1, raw))
+    usable, tokens, loss = (sum(r.counts[n] for r in encoded) * scale for n in ("usable", "tokens", "loss"))
+    usable = min(usable, float(recipe.sources[work.wanted.source].max_records or usable))
+    longest = max((r.counts["longest"] for r in encoded), default=1)
+    length = min(longest, recipe.encode.max_length or longest)
+    packed = recipe.encode.pack in ("best_fit", "concat") and recipe.encode.max_length
+    rows = max(1.0, tokens / recipe.encode.max_length) if packed and recipe.encode.max_length else usable
+    largest = {"records": 1, "tokens": length, "loss_tokens": length}
+    size = sum(b for r in receipts for _, b in r.counts["batches"]) * scale
+    del read
+    return SourcePlan(work.wanted.source, whole, "before dedupe" if whole else "estimate", len(found), usable, tokens, loss,
+                      rows, largest, {"records": 1, "tokens": 1, "loss_tokens": 1}, size)  # fmt: skip
+
+
+def _head(file: Found) -> Found:
+    return file
+
+
+def _available(recipe: Recipe, source: SourcePlan) -> mix.Available:
+    unit = recipe.mix.unit or "tokens"
+    cost = {"records": source.records, "tokens": source.tokens, "loss_tokens": source.loss_tokens}[unit]
+    return mix.Available(
+        name=source.name,
+        rows=max(1, round(source.rows)),
+        cost=max(1, round(cost)),
+        max_epochs=recipe.sources[source.name].max_epochs,
+        largest_row=max(1, source.largest_row[unit]),
+        smallest_row=max(1, source.smallest_row[unit]),
+    )
+
+
+def _told(
+    recipe: Recipe, options: build.Options, sources: Sequence[SourcePlan], there: Sequence[mix.Available],
+    quota: mix.Quota, batch: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    unit = recipe.mix.unit or "tokens"
+    lines: list[dict[str, Any]] = []
+    for number, (source, can) in enumerate(zip(sources, there, strict=True)):
+        taken = quota.taken[number]
+        lines.append(
+            {
+                **asdict(source),
+                "asked": quota.shares[number],
+                "taken": taken,
+                "epochs": quota.epochs[number],
+                "max_epochs": can.max_epochs,
+                "unused_share": max(0.0, 1 - quota.epochs[number]),
+                "effective": mix.effective_cost(can.cost, quota.epochs[number]),
+                "binds": quota.binding == source.name,
+            }
+        )
+    tokens = sum(line["tokens"] * line["epochs"] for line in lines)
+    cache = sum(line["prepared_bytes"] + line["tokens"] * _CACHE_BYTES for line in lines)
+    plan: dict[str, Any] = {
+        "name": recipe.name,
+        "kind": recipe.kind,
+        "unit": unit,
+        "exact": all(s.exact and s.stage == "after dedupe" for s in sources),
+        "total": quota.total,
+        "sources": lines,
+        "stages": [
+            {
+                "name": s.name,
+                "size": s.length,
+                "weights": dict(zip([x.name for x in sources], s.shares, strict=True)),
+            }
+            for s in quota.stages
+        ],
+        "binding": quota.binding,
+        "notes": list(quota.notes),
+        "out_bytes": tokens * _ROW_BYTES[recipe.kind],
+        "cache_bytes": cache,
+        "free_bytes": _free(options.out),
+    }
+    if batch is not None:
+        plan["batch"] = {s.name: quota.shares[i] * batch for i, s in enumerate(sources)}
+    return plan
+
+
+def _free(out: Path) -> int:
+    here = out.absolute()
+    while not here.exists():
+        here = here.parent
+    return shutil.disk_usage(here).free
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """The plan as a person reads it."""
+    from .summary import plan_table
+
+    return plan_table(plan)

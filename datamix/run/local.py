@@ -1,0 +1,102 @@
+"""Many tasks on this machine: worker processes started by forkserver, one thread each in kernels and tokenizers.
+
+One worker, or one task, runs in this process: no start-up cost, same bytes. A worker that dies (out of memory, killed)
+is an error that names the task; what others finished is kept.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from ..contracts import Receipt, Task
+from ..errors import DataError
+from .store import Store, carry
+
+
+class LocalEngine:
+    """Runs tasks in up to ``num_workers`` processes; the pool starts with the first phase that needs it."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers = max(1, num_workers)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Receipt]]:
+        """Yield ``(index, receipt)`` in the order tasks end; finished ones come first, at once."""
+        pending: list[tuple[int, Task]] = []
+        for index, task in enumerate(tasks):
+            done = Store(task.home).find(task.key)
+            if done is None:
+                pending.append((index, task))
+            else:
+                yield index, done
+        if self.num_workers == 1 or len(pending) <= 1:
+            for index, task in pending:
+                yield index, carry(task)
+        else:
+            yield from self._in_pool(pending)
+
+    def close(self) -> None:
+        """Stop the workers; unfinished tasks are dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _in_pool(self, pending: list[tuple[int, Task]]) -> Iterator[tuple[int, Receipt]]:
+        if self._pool is None:
+            context = multiprocessing.get_context("forkserver")
+            self._pool = ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_start_worker)
+        futures: dict[Future[Receipt], tuple[int, Task]] = {}
+        queue = iter(pending)
+        try:
+            for item in queue:
+                futures[self._pool.submit(carry, item[1])] = item
+                if len(futures) >= 2 * self.num_workers:
+                    yield from _ended(futures)
+            while futures:
+                yield from _ended(futures)
+        except BrokenProcessPool:
+            self._pool = None
+            labels = ", ".join(
+                task.label for _, task in sorted(futures.values(), key=lambda item: item[0])[:3]
+            )
+            raise DataError(
+                f"A worker process died while working on {labels}: it was killed, most often for lack of memory. What was "
+                "finished is kept: run the same command again, with --workers 1 if it happens again."
+            ) from None
+
+
+def _ended(futures: dict[Future[Receipt], tuple[int, Task]]) -> Iterator[tuple[int, Receipt]]:
+    done, _ = wait(futures, return_when=FIRST_COMPLETED)
+    for future in sorted(done, key=lambda f: futures[f][0]):
+        receipt = future.result()
+        index, _ = futures.pop(future)
+        yield index, receipt
+
+
+def _start_worker() -> None:
+    """One thread a worker: the parallel unit is the task. Ctrl-C is for the parent to handle."""
+    import signal
+
+    import pyarrow as pa
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    pa.set_cpu_count(1)
+
+
+def receipts_in_order(engine: LocalEngine, tasks: list[Task]) -> list[Receipt]:
+    """Run every task and give the receipts in task order."""
+    receipts: list[Receipt | None] = [None] * len(tasks)
+    for index, receipt in engine.run(tasks):
+        receipts[index] = receipt
+    return [r for r in receipts if r is not None]
+
+
+def default_workers() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

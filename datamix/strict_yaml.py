@@ -1,0 +1,100 @@
+"""YAML as a recipe needs it: safe, strict, and every value with the line it stands on.
+
+YAML 1.2 scalars only (``no`` is text, ``010`` is ten, ``1e3`` a number), no tags, no aliases, no duplicate keys, at most
+1 MB and 32 levels deep. Nothing in a file can run code or grow in memory.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from .errors import RecipeError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 32
+
+Key = tuple[str | int, ...]
+
+_SCALARS: list[tuple[re.Pattern[str], Any]] = [
+    (re.compile(r"(?:|~|null|Null|NULL)\Z"), lambda text: None),
+    (re.compile(r"(?:true|True|TRUE)\Z"), lambda text: True),
+    (re.compile(r"(?:false|False|FALSE)\Z"), lambda text: False),
+    (re.compile(r"[-+]?[0-9]+\Z"), int),
+    (re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z"), float),
+]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain values, and the 1-based line of each key path."""
+
+    value: Any
+    lines: dict[Key, int]
+
+    def line(self, key: Key) -> int | None:
+        """The line of ``key``, or of the nearest parent that stands in the file."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key)
+
+
+def load(text: str, name: str) -> Document:
+    """Parse one YAML document. Raises RecipeError with the line of the first thing that is not plain, strict YAML."""
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        raise RecipeError(f"{name} is larger than {MAX_BYTES:,} bytes. A recipe is a page, not data.")
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise RecipeError(
+                    f"{_at(name, event)}: aliases (*{event.anchor}) are not allowed. Write the value out."
+                )
+            if getattr(event, "tag", None) and not isinstance(event, yaml.DocumentStartEvent):
+                raise RecipeError(
+                    f"{_at(name, event)}: tags ({event.tag}) are not allowed. Write a plain value."
+                )
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
+        raise RecipeError(f"{where}: not valid YAML: {error.problem or error.context}.") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{name}: not valid YAML: {error}.") from None
+    lines: dict[Key, int] = {(): 1}
+    value = _value(node, (), lines, name) if node is not None else None
+    return Document(value, lines)
+
+
+def scalar(text: str) -> Any:
+    """The value of an unquoted scalar: ``"3"`` -> 3, ``"no"`` -> "no"."""
+    for pattern, make in _SCALARS:
+        if pattern.match(text):
+            return make(text)
+    return text
+
+
+def _value(node: yaml.Node, key: Key, lines: dict[Key, int], name: str) -> Any:
+    if len(key) > MAX_DEPTH:
+        raise RecipeError(f"{_at(name, node)}: nested deeper than {MAX_DEPTH} levels.")
+    lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, yaml.ScalarNode):
+        return scalar(node.value) if node.style is None else node.value
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(child, (*key, i), lines, name) for i, child in enumerate(node.value)]
+    result: dict[str, Any] = {}
+    for key_node, child in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise RecipeError(f"{_at(name, key_node)}: a key must be a plain name.")
+        word = key_node.value
+        if word in result:
+            raise RecipeError(f"{_at(name, key_node)}: the key {word!r} stands here twice. Keep one.")
+        lines[(*key, word)] = key_node.start_mark.line + 1
+        result[word] = _value(child, (*key, word), lines, name)
+    return result
+
+
+def _at(name: str, thing: Any) -> str:
+    return f"{name}, line {thing.start_mark.line + 1}"

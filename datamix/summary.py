@@ -1,0 +1,137 @@
+"""The closing table of a build: what was asked, what was reached, where it lies."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .progress import short_bytes, short_count
+from .run import Store
+
+_UNITS = {"records": "records", "tokens": "tokens", "loss_tokens": "loss tokens"}
+
+
+def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
+    """The table, and three lines under it."""
+    unit = manifest["mixture"]["unit"]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{manifest['name']}: {manifest['kind']}",
+        title_justify="left",
+    )
+    table.add_column("source", no_wrap=True)
+    for name in ("records read", "rows", "records", "tokens", "loss tokens", "epochs", "asked", "reached"):
+        table.add_column(name, justify="right", no_wrap=True)
+    total = {"rows": 0, "records": 0, "tokens": 0, "loss_tokens": 0, "read": 0}
+    for name, source in manifest["sources"].items():
+        emitted = source["emitted"]
+        for key in ("rows", "records", "tokens", "loss_tokens"):
+            total[key] += emitted[key]
+        total["read"] += source["records"]["read"]
+        table.add_row(
+            name,
+            f"{source['records']['read']:,}",
+            f"{emitted['rows']:,}",
+            f"{emitted['records']:,}",
+            short_count(emitted["tokens"]),
+            short_count(emitted["loss_tokens"]),
+            f"{source['epochs']:.2f}",
+            f"{source['share']['asked']:.2%}",
+            f"{source['share'][unit]:.2%}",
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        f"{total['read']:,}",
+        f"{total['rows']:,}",
+        f"{total['records']:,}",
+        short_count(total["tokens"]),
+        short_count(total["loss_tokens"]),
+        "",
+        "",
+        f"of {_UNITS[unit]}",
+    )
+    mixture, packing = manifest["mixture"], manifest["packing"]
+    packed = ""
+    if packing["strategy"] != "none" and packing["fill"] is not None:
+        packed = f" Rows are packed by {packing['strategy']} and {packing['fill']:.1%} full."
+    size = sum(o["bytes"] for o in manifest["outputs"])
+    lines = [
+        _text(table).rstrip(),
+        f"No prefix strays more than {mixture['max_prefix_deviation']:,.1f} {_UNITS[unit]} from the shares asked "
+        f"(bound: {mixture['bound']:,.1f}).{packed}",
+        f"The set:    {out}  ({short_bytes(size)})      check it: datamix verify {out}",
+        f"The report: {out / 'report.html'}",
+        f"The cache:  {cache}  ({short_bytes(Store(cache / 'store').num_bytes())}, safe to delete)",
+    ]
+    return "\n".join(lines)
+
+
+def _text(table: Table) -> str:
+    buffer = StringIO()
+    Console(file=buffer, width=160, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def plan_table(plan: dict[str, Any]) -> str:
+    """The table that people otherwise compute by hand."""
+    unit = _UNITS[plan["unit"]]
+    title = f"{plan['name']}: {plan['kind']}, unit {unit}"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table.add_column("source", no_wrap=True)
+    for name in (
+        "files",
+        "records",
+        "tokens",
+        "loss tokens",
+        "asked",
+        "take",
+        "epochs",
+        "of at most",
+        "unused",
+        "",
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in plan["sources"]:
+        about = "" if line["exact"] and line["stage"] == "after dedupe" else "~"
+        table.add_row(
+            line["name"],
+            f"{line['files']:,}",
+            *(about + short_count(line[name]) for name in ("records", "tokens", "loss_tokens")),
+            f"{line['asked']:.2%}",
+            about + short_count(line["taken"]),
+            f"{line['epochs']:.2f}",
+            f"{line['max_epochs']:g}",
+            f"{line['unused_share']:.0%}",
+            "binds" if line["binds"] else "",
+        )
+    about = "" if plan["exact"] else "~"
+    lines = [_text(table).rstrip(), f"Size: {about}{plan['total']:,} {unit}."]
+    if len(plan["stages"]) > 1:
+        lines += [
+            f"Stage {s['name']}: {about}{short_count(s['size'])} ({_shares(s['weights'])})."
+            for s in plan["stages"]
+        ]
+    if "batch" in plan:
+        held = ", ".join(f"{name} {number:,.1f}" for name, number in plan["batch"].items())
+        lines.append(f"Each global batch holds, within two rows: {held}.")
+    lines += [f"Note: {note}" for note in plan["notes"]]
+    lines.append(
+        f"Disk: ~{short_bytes(plan['out_bytes'])} for the set, ~{short_bytes(plan['cache_bytes'])} for the cache; "
+        f"{short_bytes(plan['free_bytes'])} free."
+    )
+    if not plan["exact"]:
+        lines.append(
+            "Numbers with ~ are estimated from a sample, before duplicates are removed; --exact counts them."
+        )
+    return "\n".join(lines)
+
+
+def _shares(weights: dict[str, float]) -> str:
+    return ", ".join(f"{name} {weight:.1%}" for name, weight in weights.items() if weight)

@@ -1,0 +1,223 @@
+"""The recipe in the words of the rooms: what each phase is asked to do. Pure functions; nothing is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from . import mix
+from .clean import STEPS, Step
+from .contracts import Receipt
+from .dedupe import DedupeSpec, NearSpec
+from .encode import EncodeSpec, TokenizerFiles
+from .errors import RecipeError
+from .identity import canonical
+from .mistakes import nearest
+from .phases.arrange import row_costs
+from .phases.inputs import SourceWork
+from .phases.survey import Wanted
+from .recipe import CleanStep, Epochs, Recipe, Temperature
+
+LEAK = DedupeSpec(exact=True, near=NearSpec())
+
+
+def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list[SourceWork]:
+    """What every source of the recipe asks of the phases."""
+    signing = signing_spec(recipe)
+    works: list[SourceWork] = []
+    for name, source in recipe.sources.items():
+        kwargs = {**recipe.chat_template_kwargs, **source.chat_template_kwargs}
+        works.append(
+            SourceWork(
+                wanted=Wanted(
+                    name,
+                    source.path,
+                    recipe.base,
+                    source.format,
+                    source.encoding,
+                    tuple(sorted(source.columns.items())),
+                ),
+                kind=recipe.kind,
+                system=source.system,
+                keep_meta=source.keep_meta,
+                kwargs=canonical(kwargs) if source.chat_template_kwargs else None,
+                steps=cleaning_steps(recipe, name),
+                max_reject_share=recipe.max_reject_share,
+                encode=encode,
+                max_length=recipe.encode.max_length,
+                overlong=recipe.encode.overlong or "drop",
+                dedupe=signing,
+                limit=sample,
+            )
+        )
+    return works
+
+
+def signing_spec(recipe: Recipe) -> DedupeSpec | None:
+    """Which keys records need: those of dedupe, and near ones where a split must not leak."""
+    wanted = dedupe_spec(recipe)
+    if wanted is not None and (wanted.near is not None or recipe.validation is None):
+        return wanted
+    return LEAK if recipe.validation is not None else DedupeSpec() if recipe.decontaminate else wanted
+
+
+def dedupe_spec(recipe: Recipe) -> DedupeSpec | None:
+    """The recipe's ``dedupe`` as the room takes it."""
+    asked = recipe.dedupe
+    if asked is None:
+        return None
+    near = asked.near and NearSpec(
+        threshold=asked.near.threshold,
+        ngram=asked.near.ngram,
+        num_perm=asked.near.num_perm,
+        verify=asked.near.verify,
+    )
+    return DedupeSpec(exact=asked.exact, near=near, scope=asked.scope, keep=asked.keep, rank_by=asked.rank)
+
+
+def encode_spec(recipe: Recipe, tokenizer: TokenizerFiles) -> EncodeSpec:
+    """The recipe's ``encode`` as the room takes it."""
+    return EncodeSpec(
+        kind=recipe.kind,
+        tokenizer=tokenizer,
+        loss_on=recipe.encode.loss_on,
+        special_text=recipe.encode.special_text,
+        inline_tags=recipe.encode.inline_tags,
+        chat_kwargs=canonical(recipe.chat_template_kwargs),
+    )
+
+
+def ranks(recipe: Recipe) -> tuple[int, ...]:
+    """``dedupe.prefer`` (sources or groups) first, then the order of ``sources``."""
+    prefer = recipe.dedupe.prefer if recipe.dedupe else ()
+    last = len(prefer)
+    ranks = []
+    for position, (name, source) in enumerate(recipe.sources.items()):
+        places = [i for i, wanted in enumerate(prefer) if wanted in (name, source.group)]
+        ranks.append(min(places, default=last) * len(recipe.sources) + position)
+    return tuple(ranks)
+
+
+def cleaning_steps(recipe: Recipe, source: str) -> tuple[Step, ...]:
+    """The cleaning steps that a source goes through. Raises RecipeError for an unknown step or option."""
+    return tuple(
+        Step(step.name, step_options(number, step), step.fields, step.sources)
+        for number, step in enumerate(recipe.clean)
+        if not step.sources or source in step.sources
+    )
+
+
+def step_options(number: int, step: CleanStep) -> Any:
+    """The options of one step as its own type."""
+    where = f"clean.{number}.{step.name}"
+    if step.name not in STEPS:
+        close = nearest(step.name, list(STEPS))
+        said = f"Did you mean {close}?" if close else f"The steps are {', '.join(STEPS)}."
+        raise RecipeError(f"{where}: no cleaning step has this name. {said}")
+    known = list(getattr(STEPS[step.name], "__dataclass_fields__", {}))
+    unknown = [name for name in step.options if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"{where}.{unknown[0]}: is not an option of this step. Its options: {', '.join(known) or 'none'}."
+        )
+    try:
+        return TypeAdapter(STEPS[step.name]).validate_python(step.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise RecipeError(f"{where}.{name}: {first['msg']}; found {first['input']!r}.") from None
+
+
+def groups(recipe: Recipe) -> dict[str, mix.Group]:
+    """The recipe's groups with their members."""
+    found: dict[str, mix.Group] = {}
+    for name, group in recipe.groups.items():
+        members = {n: s for n, s in recipe.sources.items() if s.group == name}
+        inner = {n: s.weight for n, s in members.items() if s.weight is not None}
+        found[name] = mix.Group(tuple(members), group.weight, group.within, inner)
+    return found
+
+
+def available(recipe: Recipe, packed: Sequence[Receipt]) -> list[mix.Available]:
+    """What every source can give, in the unit of the mixture."""
+    unit = recipe.mix.unit or "tokens"
+    fractional = any(not float(s.max_epochs).is_integer() for s in recipe.sources.values())
+    caps: Sequence[int | None] = [None] * len(packed)
+    if fractional:
+        costs = [row_costs(r.folder / "train.arrow", unit) for r in packed]
+        epochs = [s.max_epochs for s in recipe.sources.values()]
+        caps = mix.caps(costs, epochs, recipe.seed, list(recipe.sources))
+    return [
+        mix.Available(
+            name=name,
+            rows=receipt.counts["train"]["rows"],
+            cost=_cost(receipt.counts["train"], unit),
+            max_epochs=source.max_epochs,
+            largest_row=receipt.counts["train"]["largest"][unit],
+            smallest_row=receipt.counts["train"]["smallest"][unit],
+            cap=cap,
+        )
+        for (name, source), receipt, cap in zip(recipe.sources.items(), packed, caps, strict=True)
+    ]
+
+
+def _cost(counts: dict[str, Any], unit: str) -> int:
+    return int(counts["pieces" if unit == "records" else unit])
+
+
+def quota(recipe: Recipe, sources: Sequence[mix.Available]) -> mix.Quota:
+    """How much of each source, and when. Raises RecipeError where the caps cannot give what is asked."""
+    unit = recipe.mix.unit or "tokens"
+    return mix.solve(sources, stages(recipe, sources), unit, size(recipe), recipe.mix.on_short)
+
+
+def size(recipe: Recipe) -> int | dict[str, float] | None:
+    """``mix.size`` as a number, as epochs of a source, or None for the most that breaks no cap."""
+    asked = recipe.mix.size
+    return dict(asked.epochs) if isinstance(asked, Epochs) else asked
+
+
+def weights(recipe: Recipe, sources: Sequence[mix.Available]) -> tuple[float, ...]:
+    """The weights of the whole, by rule or as given."""
+    names, sizes = [s.name for s in sources], [float(s.cost) for s in sources]
+    if recipe.mix.replay is not None:
+        return mix.replay(names, recipe.mix.replay.of, recipe.mix.replay.share, sizes, groups(recipe))
+    rule = recipe.mix.weights
+    given = {n: s.weight for n, s in recipe.sources.items() if s.weight is not None}
+    plain = {"temperature": rule.temperature} if isinstance(rule, Temperature) else rule
+    budget = float(recipe.mix.size) if isinstance(recipe.mix.size, int) else None
+    return mix.source_weights(names, given, groups(recipe), plain, sizes, [s.most for s in sources], budget)
+
+
+def stages(recipe: Recipe, sources: Sequence[mix.Available]) -> list[mix.Stage]:
+    """The recipe's stages; a set without any is one stage named ``main``."""
+    names, sizes = [s.name for s in sources], [float(s.cost) for s in sources]
+    if not recipe.mix.stages:
+        return [mix.Stage("main", 1.0, None, weights(recipe, sources))]
+    made: list[mix.Stage] = []
+    own: tuple[float, ...] | None = None
+    for stage in recipe.mix.stages:
+        if stage.weights is None:
+            own = own or weights(recipe, sources)
+            here = own
+        else:
+            here = mix.stage_weights(names, stage.weights, groups(recipe), sizes)
+        if stage.ramp is not None and made:
+            last = made[-1].ramp_to or made[-1].weights
+            made.append(mix.Stage(stage.name, stage.share, stage.size, last, here))
+        else:
+            made.append(mix.Stage(stage.name, stage.share, stage.size, here))
+    never = [
+        n for n, w in zip(names, zip(*(_weighed(s) for s in made), strict=True), strict=True) if not any(w)
+    ]
+    if never:
+        raise RecipeError(
+            f"mix.stages: no stage weighs {', '.join(never)}. Give it a weight in one stage, or take it out."
+        )
+    return made
+
+
+def _weighed(stage: mix.Stage) -> list[bool]:
+    return [a > 0 or b > 0 for a, b in zip(stage.weights, stage.ramp_to or stage.weights, strict=True)]
