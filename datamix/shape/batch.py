@@ -46,6 +46,22 @@ def _own_columns(kind: RecordKind, drafts: list[Draft]) -> list[pa.Array]:
     return []
 
 
+def drafts_of(batch: pa.RecordBatch, kind: RecordKind) -> list[tuple[Draft, str | None]]:
+    """The records of a batch with their meta: what ``record_batch`` was made of."""
+    columns = {name: batch.column(name).to_pylist() for name in batch.schema.names[2:]}
+    metas = columns.pop("meta")
+    if kind == "text":
+        return [(Draft([], text=text), meta) for text, meta in zip(columns["text"], metas, strict=True)]
+    columns["turns"] = columns.pop("messages")
+    for name in {"turns", "chosen", "rejected"} & columns.keys():
+        columns[name] = [
+            turns if turns is None else [tuple(turn.values()) for turn in turns] for turns in columns[name]
+        ]
+    names = list(columns)
+    rows = zip(*columns.values(), strict=True)
+    return [(Draft(**dict(zip(names, row, strict=True))), m) for row, m in zip(rows, metas, strict=True)]
+
+
 def _turns(conversations: Sequence[list[Turn] | None]) -> pa.Array:
     """Lists of turns as ``list<MESSAGE>``; None stays null."""
     lengths = [len(turns) if turns else 0 for turns in conversations]

@@ -99,10 +99,12 @@ def _is_kto(row: Row) -> bool:
 
 
 def _is_prompt(row: Row) -> bool:
-    if any(_is_turns(row.get(name)) and not _says(row[name], _ANSWERS) for name in ("messages", "prompt")):
-        return True
-    if "response" in row or "completion" in row or "output" in row:
+    if {"response", "completion", "output"} & row.keys():
         return False
+    if _is_turns(row.get("prompt")) or _ends_asking(row):
+        return True
+    if _is_turns(row.get("messages")) and not _says(row["messages"], _ANSWERS):
+        return True
     return any(_is_text(row, name) for name in ("prompt", "question", "ask", "problem", "instruction"))
 
 
@@ -180,6 +182,14 @@ _ALL = (
         _is_pair,
     ),
     _format(
+        "preference_implicit",
+        "preference",
+        "chosen and rejected as whole conversations; read under preference too",
+        frozenset({"chosen", "rejected"}) | _SYSTEM | _MARGIN | _EXTRAS,
+        pairs.preference,
+        lambda row: False,
+    ),
+    _format(
         "caregpt",
         "preference",
         "CareGPT: instruction, input, output: [chosen, rejected]",
@@ -203,13 +213,13 @@ _ALL = (
         "UltraFeedback: instruction and scored completions; every two of unequal score, with margin",
         frozenset({"instruction", "prompt", "question", "completions"}) | _ASKED | _EXTRAS,
         pairs.ultrafeedback_pairs,
-        lambda row: False,  # noqa: ARG005 - a choice of the user's, never detected
+        lambda row: False,
     ),
     _format(
         "magpie_scored",
         "preference",
         "magpie: instruction, responses and rewards_*; the best against each worse one, with margin",
-        frozenset({"instruction", "responses"}) | _ASKED | _EXTRAS,
+        frozenset({"instruction", "responses", "rewards_armorm"}) | _ASKED | _EXTRAS,
         pairs.magpie_scored,
         lambda row: _has(row, "instruction", "responses") and any(k.startswith("rewards_") for k in row),
     ),

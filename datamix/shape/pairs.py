@@ -182,16 +182,23 @@ def _pair(row: Row, turns: list[Turn], fields: tuple[str, str], names: TurnNames
 
 def _split(row: Row, chosen: list[Turn], rejected: list[Turn]) -> Draft:
     """Two conversations as their common prompt and what follows it. Raises Unfit: the prompts differ."""
+    num = common_turns(chosen, rejected)
+    if chosen[num][0] != "assistant" or rejected[num][0] != "assistant":
+        raise Unfit("different_prompts", "chosen", f"and rejected part at turn {num}, before the answer")
+    turns = with_system(row, chosen[:num])
+    return with_extras(Draft(turns, chosen[num:], rejected[num:], margin=_margin(row)), row)
+
+
+def common_turns(chosen: list[Turn], rejected: list[Turn]) -> int:
+    """How many turns of two conversations are their prompt: the common ones, less assistant turns at their end."""
     num = 0
     limit = min(len(chosen), len(rejected)) - 1
     while num < limit and chosen[num] == rejected[num]:
         num += 1
-    if chosen[num][0] != "assistant" or rejected[num][0] != "assistant":
-        raise Unfit("different_prompts", "chosen", f"and rejected part at turn {num}, before the answer")
-    while num and chosen[num - 1][0] == "assistant":
-        num -= 1
-    turns = with_system(row, chosen[:num])
-    return with_extras(Draft(turns, chosen[num:], rejected[num:], margin=_margin(row)), row)
+    if chosen[num][0] == rejected[num][0] == "assistant":
+        while num and chosen[num - 1][0] == "assistant":
+            num -= 1
+    return num
 
 
 def _implicit_text(row: Row, chosen: str, rejected: str) -> Draft:

@@ -102,6 +102,8 @@ def _full_turn(turn: Row, role: str, content: Any, field: str) -> Turn:
         content, thought, parts = _parts(content, f"{field}.content")
         reasoning = reasoning or thought
         written = written or parts
+    if content == "" and written is not None:
+        content = None  # a turn that is nothing but calls has no text
     if content is None and written is None:
         raise Unfit("null_content", field, "has no content")
     if content is not None and content.__class__ is not str:
