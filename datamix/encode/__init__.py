@@ -1,1 +1,8 @@
+"""Records to token ids with train masks: any fast tokenizer, any chat template, text that can never become control."""
 
+from __future__ import annotations
+
+from datamix.encode.encoder import Encoder, EncodeSpec, load
+from datamix.encode.files import TokenizerFiles, find_tokenizer
+
+__all__ = ["EncodeSpec", "Encoder", "TokenizerFiles", "find_tokenizer", "load"]

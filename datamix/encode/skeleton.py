@@ -1,0 +1,340 @@
+"""The skeleton of a rendered conversation: what the template wrote, where the data's texts stand, what is trained.
+
+A template is rendered once per *shape* of conversation (roles, which fields there are, tools, arguments) with sentinels
+in the slots. Each sentinel stands in white space of a known form, so that the rendering shows not only where a slot is
+but what the template does to it: nothing, strip newlines, strip all, write it as JSON. The rest is constant. Filled with
+a record's texts, the skeleton gives its rendering; the encoder compares it with the real one wherever the template is
+not known to be blind to what texts say.
+
+What an assistant turn is trained on: from where the generation prompt for that turn ends (the turn's header is what the
+model is given) to the token that ends the turn, included; the newline after it is not. Three cases have no such token
+of their own. If the next turn opens with a control token at once (ChatGLM4's ``<|user|>``), that token is the stop and
+is trained. At the end of the conversation the tokenizer's EOS is added. Otherwise (Alpaca's text headers) nothing is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from datamix.encode.control import RESERVED, ControlTokens
+from datamix.encode.conversation import Conversation, Turn, dressed, exact_json
+from datamix.encode.template import Renderer, TemplateFailure
+
+_LEFT, _RIGHT = "\n\u2003", "\u2003\n"  # white space around a sentinel
+_CORE = re.compile('\U000f5e00(\\d+)(\\\\?)"\U000f5e01')
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a text of the data stands, and what the template does to it on the way."""
+
+    index: int  # into Conversation.slots()
+    left: str | None  # characters stripped: "" none, None all white space
+    right: str | None
+    json: bool  # written as the inside of a JSON string
+
+    def fill(self, text: str) -> str:
+        """The text as the template writes it."""
+        if self.left != "":
+            text = text.lstrip(self.left)
+        if self.right != "":
+            text = text.rstrip(self.right)
+        return json.dumps(text, ensure_ascii=False)[1:-1] if self.json else text
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A constant text, or a slot, at ``[start, end)`` of the rendering with sentinels."""
+
+    start: int
+    end: int
+    text: str
+    slot: Slot | None
+    turn: int  # the turn whose slot it is; -1 for constants
+
+
+@dataclass(frozen=True)
+class Span:
+    """A trained stretch ``[start, end)``; ``stops`` is False where EOS has to be added after it."""
+
+    start: int
+    end: int
+    stops: bool
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A conversation rendered with sentinels, cut into pieces."""
+
+    text: str
+    pieces: tuple[Piece, ...]
+
+    def slots(self) -> list[Piece]:
+        """The pieces that are slots, in order."""
+        return [piece for piece in self.pieces if piece.slot is not None]
+
+    def fill(self, texts: list[str]) -> str:
+        """The rendering with real texts in the slots."""
+        return "".join(
+            piece.text if piece.slot is None else piece.slot.fill(texts[piece.slot.index])
+            for piece in self.pieces
+        )
+
+
+class Sketch:
+    """A conversation ready to be rendered in part: the first turns, with or without generation prompt.
+
+    With ``slots`` the slots hold sentinels; without, the texts themselves. The data's other strings are escaped.
+    """
+
+    def __init__(
+        self, conversation: Conversation, renderer: Renderer, control: ControlTokens, slots: bool
+    ) -> None:
+        self._renderer = renderer
+        owners: list[int] = []
+
+        def exact(text: str) -> str:
+            if RESERVED.search(text):
+                raise TemplateFailure("the text holds private-use characters that are kept for marking")
+            return control.escape(text)
+
+        def sentinel(_: str) -> str:
+            owners.append(len(self.messages))  # the turn that is being dressed
+            return f'{_LEFT}\U000f5e00{len(owners) - 1}"\U000f5e01{_RIGHT}'
+
+        self.messages: list[dict[str, Any]] = []
+        for turn in conversation.turns:
+            self.messages.append(dressed(turn, sentinel if slots else exact, exact))
+        self.tools = exact_json(conversation.tools, exact)
+        self.kwargs = exact_json(conversation.kwargs, exact)
+        self.owners = owners
+
+    def render(self, num_turns: int, generation_prompt: bool) -> Rendering:
+        """The first turns of the conversation, in pieces. Raises TemplateFailure."""
+        text = self._renderer.render(self.messages[:num_turns], self.tools, self.kwargs, generation_prompt)
+        return Rendering(text, tuple(_pieces(text, self.owners)))
+
+
+def _pieces(text: str, owners: list[int]) -> list[Piece]:
+    pieces: list[Piece] = []
+    at = 0
+    for match in _CORE.finditer(text):
+        is_json = bool(match.group(2))
+        left, start = _padding(text[at : match.start()], is_json, before=True)
+        right, end = _padding(text[match.end() :], is_json, before=False)
+        start, end = match.start() - start, match.end() + end
+        if start > at:
+            pieces.append(Piece(at, start, text[at:start], None, -1))
+        index = int(match.group(1))
+        pieces.append(Piece(start, end, text[start:end], Slot(index, left, right, is_json), owners[index]))
+        at = end
+    if at < len(text):
+        pieces.append(Piece(at, len(text), text[at:], None, -1))
+    if any(
+        RESERVED.search(piece.text) for piece in pieces if piece.slot is None and "\U000f5e00" in piece.text
+    ):
+        raise TemplateFailure("the template cuts or rewrites what a turn says")
+    return pieces
+
+
+def _padding(text: str, is_json: bool, before: bool) -> tuple[str | None, int]:
+    """What was stripped on one side of a sentinel, and how many characters of padding are left there."""
+    newline = "\\n" if is_json else "\n"
+    whole = newline + "\u2003" if before else "\u2003" + newline
+    has: Callable[[str], bool] = text.endswith if before else text.startswith
+    if has(whole):
+        return "", len(whole)
+    if has("\u2003"):
+        return "\n", 1
+    return None, 0
+
+
+def common_prefix(a: str, b: str) -> int:
+    """The number of leading characters that two texts share."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # bisect on equality of slices: compares in C
+        middle = (low + high + 1) // 2
+        if a[:middle] == b[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What a template does with an ordinary question and answer."""
+
+    ending: str | None  # the control token after an answer
+    header: str  # what stands before an answer, where the template has no generation prompt
+    writes_reasoning: bool
+    writes_calls: bool  # of calls without an id: those read from inline tags have none
+
+
+def habits(renderer: Renderer, control: ControlTokens) -> Habits:
+    """Learn a template's habits from four short conversations."""
+    question = Turn("user", "q")
+    plain = _rendered(renderer, control, (question, Turn("assistant", "a")))
+    prompt = _rendered(renderer, control, (question,), generation_prompt=True)
+    bare = _rendered(renderer, control, (question,))
+    ending, header = None, ""
+    if plain is not None and plain.slots() and plain.slots()[-1].turn == 1:
+        answer = plain.slots()[-1]
+        found = control.find(plain.text[answer.end :])
+        ending = found[0].token.text if found else None
+        if prompt is not None and bare is not None and prompt.text == bare.text:
+            written = plain.text[len(prompt.text) : answer.start]
+            header = written if plain.text.startswith(prompt.text) and written.strip() else ""
+    thought = _rendered(renderer, control, (question, Turn("assistant", "a", reasoning="r")))
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": "y"}}}]
+    called = _rendered(renderer, control, (question, Turn("assistant", None, calls=calls)))
+    return Habits(ending, header, _writes(thought, 2), _writes(called, 1))
+
+
+def _rendered(
+    renderer: Renderer, control: ControlTokens, turns: tuple[Turn, ...], generation_prompt: bool = False
+) -> Rendering | None:
+    try:
+        sketch = Sketch(Conversation(turns, None, None), renderer, control, slots=True)
+        return sketch.render(len(turns), generation_prompt)
+    except TemplateFailure:
+        return None
+
+
+def _writes(rendering: Rendering | None, slot: int) -> bool:
+    return rendering is not None and any(
+        piece.slot and piece.slot.index == slot for piece in rendering.slots()
+    )
+
+
+class TurnFinder:
+    """Finds the trained spans of assistant turns in one conversation's rendering."""
+
+    def __init__(self, sketch: Sketch, full: Rendering, control: ControlTokens, habits: Habits) -> None:
+        self._sketch = sketch
+        self._full = full
+        self._control = control
+        self._habits = habits
+
+    def span(self, turn: int) -> Span | None:
+        """The span of one assistant turn; None where the template wrote nothing of it.
+
+        Raises TemplateFailure where the turn is there but its borders cannot be told.
+        """
+        slots = self._full.slots()
+        mine = [piece for piece in slots if piece.turn == turn]
+        self._require_all_said(turn, mine)
+        if not mine:
+            return None
+        first, last = mine[0].start, mine[-1].end
+        if any(first < piece.start < last and piece.turn != turn for piece in slots):
+            raise TemplateFailure("the template mixes an assistant turn with others")
+        low = max((piece.end for piece in slots if piece.end <= first), default=0)
+        high = min((piece.start for piece in slots if piece.start >= last), default=len(self._full.text))
+        end, stops = self._end(turn, last, high)
+        return Span(self._start(turn, low, first), end, stops)
+
+    def _require_all_said(self, turn: int, mine: list[Piece]) -> None:
+        """Content and calls of a trained turn must be in the rendering (its reasoning may be dropped)."""
+        message = self._sketch.messages[turn]
+        found = "".join(piece.text for piece in mine)
+        content = message.get("content")
+        if content and not content.isspace() and content.strip() not in found:
+            raise TemplateFailure("the template does not write what an assistant turn says")
+        calls = message.get("tool_calls")
+        names = _CORE.findall(json.dumps(calls, ensure_ascii=False)) if calls else []
+        if names and not any(
+            piece.slot is not None and str(piece.slot.index) == names[0][0] for piece in mine
+        ):
+            raise TemplateFailure("the template does not write the tool calls of an assistant turn")
+
+    def _start(self, turn: int, low: int, first: int) -> int:
+        """Where the generation prompt for a turn ends, between the last text before it and its own first text."""
+        text = self._full.text
+        try:
+            prompt = self._sketch.render(turn, generation_prompt=True)
+        except TemplateFailure:  # no template renders a conversation without turns
+            return first
+        if low <= len(prompt.text) <= first and text.startswith(prompt.text):
+            return self._after_header(len(prompt.text), first)
+        given = prompt.slots()  # history was rewritten: compare what follows the last text only
+        tail = prompt.text[given[-1].end :] if given else prompt.text
+        shared = low + common_prefix(tail, text[low:first])
+        if shared == low + len(tail):
+            return self._after_header(shared, first)
+        return self._snap(low, shared, first)
+
+    def _after_header(self, place: int, first: int) -> int:
+        """Past the turn's header, where the template has no generation prompt that would hold it."""
+        after = place + len(self._habits.header)
+        return after if after <= first and self._full.text.startswith(self._habits.header, place) else place
+
+    def _snap(self, low: int, place: int, first: int) -> int:
+        """The last natural border up to ``place``: a control token's, or after white space; else the first text."""
+        if place == first:
+            return place
+        found = self._control.find(self._full.text[low:first])
+        borders = [low + edge for one in found for edge in (one.start, one.end) if low + edge <= place]
+        borders += [at for at in range(low + 1, place + 1) if self._full.text[at - 1].isspace()]
+        inside = {at for one in found for at in range(low + one.start + 1, low + one.end)}
+        return max((at for at in borders if at not in inside), default=first)
+
+    def _end(self, turn: int, last: int, high: int) -> tuple[int, bool]:
+        """Where a turn ends, and whether a token there says so."""
+        after = self._full.text[last:high]
+        own = len(after)
+        if turn + 1 < len(self._sketch.messages):
+            own = self._own_tail(turn, last, after)
+        found = self._control.find(after)
+        mine = [one for one in found if one.end <= own]
+        if mine:
+            ending = next((one for one in mine if one.token.text == self._habits.ending), None)
+            return last + (ending or mine[-1]).end, True
+        if own == len(after) and high == len(self._full.text):
+            return last + len(after), False
+        following = next((one for one in found if one.start >= own), None)
+        if following is not None and not after[: following.start].strip():
+            return last + following.end, True
+        return last + len(after[:own].rstrip()), True
+
+    def _own_tail(self, turn: int, last: int, after: str) -> int:
+        """How much of the text after a turn's last slot is the turn's: what also stands there when it is the last."""
+        alone = self._sketch.render(turn + 1, generation_prompt=False)
+        closing = next(piece.slot for piece in self._full.slots() if piece.end == last)
+        ends = [
+            piece.end
+            for piece in alone.slots()
+            if piece.slot and closing and piece.slot.index == closing.index
+        ]
+        if not ends:
+            raise TemplateFailure("the template does not write an assistant turn when it is the last")
+        return common_prefix(alone.text[ends[-1] :], after)
+
+
+class RealTurnFinder:
+    """Finds trained spans by the real texts alone, for records whose words the template acts on.
+
+    A turn begins where the rendering of the turns before it, with generation prompt, ends, and ends at the first
+    control token of the template's that ends an answer. Anything less certain is a TemplateFailure.
+    """
+
+    def __init__(self, sketch: Sketch, full: Rendering, control: ControlTokens, habits: Habits) -> None:
+        self._sketch = sketch
+        self._full = full
+        self._control = control
+        self._habits = habits
+
+    def span(self, turn: int) -> Span | None:
+        """The span of one assistant turn."""
+        prompt = self._sketch.render(turn, generation_prompt=True).text + self._habits.header
+        if not self._full.text.startswith(prompt):
+            raise TemplateFailure("the template acts on what a turn says and rewrites the turns before it")
+        found = self._control.find(self._full.text[len(prompt) :])
+        ending = next((one for one in found if one.token.text == self._habits.ending), None)
+        if ending is None:
+            raise TemplateFailure("the template acts on what a turn says and has no token that ends a turn")
+        return Span(len(prompt), len(prompt) + ending.end, True)
