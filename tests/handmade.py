@@ -435,6 +435,8 @@ def _amounts(rows: list[list[Piece]], kind: str, pack: str) -> dict[str, int]:
     for row in rows:
         if kind == "preference":
             loss += sum(len(p.ids) - len(p.parts["prompt_ids"]) for p in row)
+        elif kind == "prompt":
+            loss += sum(len(p.ids) for p in row)
         else:
             loss += sum(sum(p.trained) - (pack == "best_fit" and p.trained[0]) for p in row if p.trained)
     pieces = [p for row in rows for p in row]

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamix.errors import RecipeError
+from datamix.schemas import schema_text
 from datamix.verify import Check, content_digest, verify
-from datamix.verify.files import manifest_schema
 from datamix.verify.prefix import PrefixDeviation, read_stages
 from datamix.verify.rows import UNTRAINED
 
@@ -370,7 +370,7 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_ledger_of_the_manifest_schema_names_every_fate() -> None:
-    fates = manifest_schema()["$defs"]["source"]["properties"]["records"]["required"]
+    fates = json.loads(schema_text("manifest"))["$defs"]["source"]["properties"]["records"]["required"]
     assert fates == ["read", "rejected", "cleaned", "removed", "dropped", "validation", "used", "unused"]
 
 
@@ -519,4 +519,4 @@ def test_a_linear_ramp_owes_the_integral_of_its_weights() -> None:
     prefix.add(1, np.array([0, 1]), np.array([5, 5]))  # quota of a at 20: 8 + (0.8 + 0.2) / 2 * 10 = 13
     assert after_one == pytest.approx(1.6)
     assert prefix._emitted.tolist() == [13, 7]
-    assert prefix._quota(np.array([20]))[:, 0].tolist() == pytest.approx([13.0, 7.0])
+    assert prefix._track.quota(np.array([20]))[:, 0].tolist() == pytest.approx([13.0, 7.0])

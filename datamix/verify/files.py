@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from ..identity import file_sha256
+from ..schemas import schema_text
 from .findings import Check, Findings
 
 _KEPT = ("train", "validation", "rejects", "removed")  # folders that hold listed files only
-
-
-def manifest_schema() -> dict[str, Any]:
-    """The published schema of ``manifest.json``, from the installed package or from a checkout."""
-    package = files("datamix")
-    for place in (package / "schemas", Path(str(package)).parent / "schemas"):
-        schema = place / "manifest.schema.json"
-        if schema.is_file():
-            loaded: dict[str, Any] = json.loads(schema.read_text(encoding="utf-8"))
-            return loaded
-    raise FileNotFoundError("manifest.schema.json is missing from the installed package")
 
 
 def check_manifest(manifest: Any) -> Check:
@@ -32,7 +21,7 @@ def check_manifest(manifest: Any) -> Check:
     import jsonschema_rs
 
     found = Findings("manifest")
-    for error in jsonschema_rs.validator_for(manifest_schema()).iter_errors(manifest):
+    for error in jsonschema_rs.validator_for(json.loads(schema_text("manifest"))).iter_errors(manifest):
         where = ".".join(str(p) for p in error.instance_path) or "the whole"
         found.add(f"{where}: {error.message}")
     return found.check("manifest.json follows its schema")

@@ -2,17 +2,21 @@
 
 Each stage asks for its weights; over a run of stages with the same sources (a segment) the shares add up to a quota
 Q_s(T): what source s should have when T units are emitted in all. The deviation |F_s - Q_s(T)| is taken after every
-row, and the deficit is carried from stage to stage as the schedule carries it; where a source enters or leaves,
-counting begins anew. Cost: one cumulative sum over [num_sources, num_rows] a batch.
+row. The deficit is carried from stage to stage, as the schedule carries it; where a source enters or leaves, counting
+begins anew, as far into the plan as the rows before it ran over theirs. Cost: one cumulative sum over
+[num_sources, num_rows] a batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class Stage:
 
     name: str
     length: float  # units planned
-    first: NDArray[np.float64]  # [num_sources] weights as it begins
-    last: NDArray[np.float64]  # [num_sources] weights as it ends: others where they ramp
+    first: Floats  # [num_sources] weights as it begins
+    last: Floats  # [num_sources] weights as it ends: others where they ramp
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -30,9 +34,16 @@ class Stage:
         return (self.first > 0) | (self.last > 0)
 
     @property
-    def shares(self) -> NDArray[np.float64]:
+    def shares(self) -> Floats:
         """Each source's share of the whole stage, ``[num_sources]``."""
         return (self.first + self.last) / 2
+
+    def after(self, skipped: float) -> Stage:
+        """What is left of the stage when ``skipped`` units of it are over."""
+        if self.length <= 0:
+            return self
+        first = self.first + (self.last - self.first) * (skipped / self.length)
+        return Stage(self.name, self.length - skipped, first, self.last)
 
 
 def read_stages(mixture: dict[str, Any], sources: list[str]) -> list[Stage]:
@@ -48,8 +59,45 @@ def read_stages(mixture: dict[str, Any], sources: list[str]) -> list[Stage]:
     return stages
 
 
-def _shares(weights: dict[str, float], sources: list[str]) -> NDArray[np.float64]:
+def _shares(weights: dict[str, float], sources: list[str]) -> Floats:
     return np.array([float(weights.get(s, 0.0)) for s in sources])
+
+
+@dataclass(frozen=True)
+class Track:
+    """The quotas of one segment; piece p holds from ``knots[p]`` on, and the last for ever."""
+
+    knots: Floats  # [num_pieces] units since the segment began
+    owed: Floats  # [num_pieces, num_sources] quota at the knot
+    weight: Floats  # [num_pieces, num_sources] share at the knot
+    slope: Floats  # [num_pieces, num_sources] what the share gains a unit
+
+    @staticmethod
+    def of(stages: list[Stage], late: float) -> Track:
+        """The quotas of consecutive stages, of which ``late`` units are over before the first row."""
+        knots, owed, kept = [0.0], [np.zeros_like(stages[0].last)], []
+        for stage in stages:
+            skipped = min(late, stage.length)
+            late -= skipped
+            rest = stage.after(skipped)
+            if rest.length > 0:
+                kept.append(rest)
+                knots.append(knots[-1] + rest.length)
+                owed.append(owed[-1] + rest.shares * rest.length)
+        still = np.zeros_like(stages[0].last)
+        return Track(
+            np.array(knots),
+            np.array(owed),
+            np.array([s.first for s in kept] + [stages[-1].last]),
+            np.array([(s.last - s.first) / s.length for s in kept] + [still]),
+        )
+
+    def quota(self, total: NDArray[np.int64]) -> Floats:
+        """What each source should have at each total, ``[num_sources, len(total)]``."""
+        piece = np.searchsorted(self.knots, total, side="right") - 1
+        since = (total - self.knots[piece])[:, None]
+        due: Floats = self.owed[piece] + (self.weight[piece] + self.slope[piece] * since / 2) * since
+        return due.T
 
 
 class PrefixDeviation:
@@ -59,52 +107,47 @@ class PrefixDeviation:
         self.worst = 0.0  # units
         self.worst_at = (0, 0)  # row, source
         self._stages = stages
-        self._current = -1
-        self._begin = 0.0  # units of the segment at which the current stage begins
-        self._length = 0.0  # units that the current stage should last
-        self._owed = np.zeros(0)  # quota as it begins
+        self._segment = _segments(stages)  # of each stage
+        self._current = -1  # segment
+        self._nominal = 0.0  # units planned for all segments up to the current one
+        self._total = 0  # units emitted before the current one
+        self._track: Track | None = None
         self._emitted = np.zeros(0, np.int64)  # per source, since the segment began
         self._num_rows = 0
 
-    def add(self, stage: int, source: NDArray[np.int64], cost: NDArray[np.int64]) -> None:
-        """Take consecutive rows of one stage: their sources and costs, ``[num_rows]`` each."""
-        while self._current < stage:
+    def add(self, stage: int, source: NDArray[np.int64], cost: NDArray[np.int64]) -> Floats:
+        """Take consecutive rows of one stage: their sources and costs, ``[num_rows]`` each.
+
+        Returns how far each source is ahead of its quota after each row, ``[num_sources, num_rows]``.
+        """
+        while self._current < self._segment[stage]:
             self._enter(self._current + 1)
-        if not len(cost):
-            return
+        assert self._track is not None
         steps = np.zeros((len(self._emitted), len(cost)), np.int64)
         steps[source, np.arange(len(cost))] = cost
         emitted = self._emitted[:, None] + np.cumsum(steps, axis=1)
-        deviation = np.abs(emitted - self._quota(emitted.sum(axis=0)))
-        worst = np.unravel_index(int(np.argmax(deviation)), deviation.shape)
-        if deviation[worst] > self.worst:
-            self.worst = float(deviation[worst])
-            self.worst_at = (self._num_rows + int(worst[1]), int(worst[0]))
-        self._emitted = emitted[:, -1]
-        self._num_rows += len(cost)
+        ahead: Floats = emitted - self._track.quota(emitted.sum(axis=0))
+        if len(cost):
+            worst = np.unravel_index(int(np.argmax(np.abs(ahead))), ahead.shape)
+            if abs(ahead[worst]) > self.worst:
+                self.worst = float(abs(ahead[worst]))
+                self.worst_at = (self._num_rows + int(worst[1]), int(worst[0]))
+            self._emitted = emitted[:, -1]
+            self._num_rows += len(cost)
+        return ahead
 
-    def _quota(self, total: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What each source should have at each total, ``[num_sources, num_rows]``."""
-        stage = self._stages[self._current]
-        since = total - self._begin
-        slope = (
-            (stage.last - stage.first) / (2 * self._length) if self._length > 0 else np.zeros(len(stage.last))
-        )
-        inside = np.minimum(since, self._length)  # past its end a ramp stays where it arrived
-        ramped = stage.first[:, None] * inside + slope[:, None] * inside * np.abs(inside)
-        quota: NDArray[np.float64] = self._owed[:, None] + ramped + stage.last[:, None] * (since - inside)
-        return quota
+    def _enter(self, segment: int) -> None:
+        self._total += int(self._emitted.sum())
+        stages = [s for s, number in zip(self._stages, self._segment, strict=True) if number == segment]
+        self._track = Track.of(stages, self._total - self._nominal)
+        self._nominal += sum(s.length for s in stages)
+        self._emitted = np.zeros(len(stages[0].last), np.int64)
+        self._current = segment
 
-    def _enter(self, index: int) -> None:
-        stage = self._stages[index]
-        end = self._begin + self._length
-        before = self._stages[index - 1] if index else None
-        if before is None or not np.array_equal(before.present, stage.present):
-            overshoot = float(self._emitted.sum()) - end if before is not None else 0.0
-            self._begin, self._length = 0.0, stage.length - overshoot
-            self._owed = np.zeros(len(stage.last))
-            self._emitted = np.zeros(len(stage.last), np.int64)
-        else:
-            self._owed = self._owed + before.shares * self._length
-            self._begin, self._length = end, stage.length
-        self._current = index
+
+def _segments(stages: list[Stage]) -> list[int]:
+    """The segment of each stage: another where a source enters or leaves."""
+    numbers = [0]
+    for before, stage in pairwise(stages):
+        numbers.append(numbers[-1] + (not np.array_equal(before.present, stage.present)))
+    return numbers

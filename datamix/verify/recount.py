@@ -129,8 +129,6 @@ class Recount:
 
     def _check_masks(self, batch: pa.RecordBatch, place: str, first: int) -> None:
         held = amounts(batch, self.shape.kind)
-        if self.shape.kind == "prompt":
-            return
         idle = np.flatnonzero(held.loss_tokens == 0)
         if len(idle):
             self.masks.add(f"{place} {first + idle[0]:,} trains nothing", len(idle))

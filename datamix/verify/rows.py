@@ -110,11 +110,14 @@ def amounts(batch: pa.RecordBatch, kind: Kind) -> Amounts:
         trained = np.concatenate(([0], np.cumsum(labels.values != UNTRAINED)))
         loss = trained[labels.offsets[1:]] - trained[labels.offsets[:-1]]
         return Amounts(records, lists(batch.column("input_ids")).lengths, loss)
+    prompt = lists(batch.column("prompt_ids")).lengths
+    if kind == "prompt":
+        return Amounts(records, prompt, prompt)
     answers = np.zeros(batch.num_rows, np.int64)
     for name in ("chosen_completion_ids", "rejected_completion_ids", "completion_ids"):
         if name in batch.schema.names:
             answers += lists(batch.column(name)).lengths
-    return Amounts(records, lists(batch.column("prompt_ids")).lengths + answers, answers)
+    return Amounts(records, prompt + answers, answers)
 
 
 def broken_laws(batch: pa.RecordBatch, shape: Shape) -> Iterator[Violation]:

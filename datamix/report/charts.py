@@ -1,0 +1,327 @@
+"""The report's drawings: matplotlib figures as SVG that takes its colours and fonts from the page.
+
+Figures are drawn with stand-in colours, each of which is then named as a CSS variable, so one drawing serves light and
+dark pages. Text stays text. Bytes are a function of the numbers alone: no date, fixed ids, fixed axes, no fonts measured.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH = 980  # CSS pixels; figures are drawn at this size and shrink with the page
+MAX_SERIES = 7  # lines of one colour each; sources beyond them are drawn as one
+
+# Stand-in -> what the page calls it.
+_COLOURS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--soft)",
+    "#030303": "var(--line)",
+    "#040404": "var(--accent)",
+    "#050505": "var(--faint)",
+    "#060606": "var(--page)",
+    **{f"#0a0a{n:02x}": f"var(--s{n})" for n in range(1, MAX_SERIES + 2)},
+}
+INK, SOFT, LINE, ACCENT, FAINT, PAGE = list(_COLOURS)[:6]
+FATE_COLOURS = {
+    "used": 1,
+    "unused": 8,
+    "validation": 2,
+    "dropped": 5,
+    "removed": 4,
+    "cleaned": 3,
+    "rejected": 6,
+}
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 12,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": LINE,
+    "axes.linewidth": 1,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
+    "grid.color": LINE,
+    "grid.linewidth": 1,
+    "lines.solid_capstyle": "butt",
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One source in a chart of bars."""
+
+    name: str
+    values: tuple[float, ...]
+
+
+def series(index: int) -> str:
+    """The stand-in of the n-th series, from 0; those past the palette share its last colour."""
+    return f"#0a0a{min(index, MAX_SERIES) + 1:02x}"
+
+
+def share_bars(bars: Sequence[Bar], asked: Sequence[float], units: Sequence[str], unit: str) -> str:
+    """Reached shares side by side, a panel a unit, with a tick where the recipe asked."""
+    height = 58 + 30 * len(bars)
+    with _Drawing("shares", height) as drawing:
+        top = max([*asked, *(v for bar in bars for v in bar.values)])
+        for column, name in enumerate(units):
+            axes = drawing.axes(150 + column * 285, 34, 235, 30 * len(bars))
+            rows = np.arange(len(bars))
+            own = name == unit
+            axes.barh(rows, [bar.values[column] for bar in bars], 0.62, color=ACCENT if own else FAINT)
+            if own:
+                axes.vlines(asked, rows - 0.44, rows + 0.44, color=INK, linewidth=2)
+            for row, bar in enumerate(bars):
+                end = max(bar.values[column], asked[row]) if own else bar.values[column]
+                weight = "bold" if own else "normal"
+                axes.text(
+                    end + 0.02 * top,
+                    row,
+                    f"{bar.values[column]:.2%}",
+                    va="center",
+                    fontsize=12,
+                    weight=weight,
+                )
+            axes.set_xlim(0, top * 1.22)
+            axes.set_ylim(len(bars) - 0.4, -0.6)
+            axes.set_xticks([])
+            axes.set_yticks(rows, [bar.name for bar in bars] if column == 0 else [""] * len(bars))
+            axes.tick_params(length=0, labelcolor=INK)
+            axes.spines["bottom"].set_visible(False)
+            title = name.replace("_", " ") + (" (asked in this unit)" if own else "")
+            axes.set_title(title, loc="left", fontsize=12, color=INK if own else SOFT, pad=8)
+        return drawing.svg()
+
+
+def fate_bars(bars: Sequence[Bar], fates: Sequence[str]) -> str:
+    """What became of every record read: one bar a source, one length a fate."""
+    height = 44 + 30 * len(bars)
+    with _Drawing("fates", height) as drawing:
+        axes = drawing.axes(150, 8, WIDTH - 230, 30 * len(bars))
+        rows = np.arange(len(bars))
+        left = np.zeros(len(bars))
+        for column, fate in enumerate(fates):
+            width = np.array([bar.values[column] for bar in bars])
+            axes.barh(
+                rows,
+                width,
+                0.62,
+                left=left,
+                color=series(FATE_COLOURS[fate] - 1),
+                edgecolor=PAGE,
+                linewidth=1,
+            )
+            left += width
+        for row, total in enumerate(left):
+            axes.text(total + 0.01 * left.max(), row, f"{int(total):,}", va="center", fontsize=12)
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.set_xlim(0, left.max() * 1.01)
+        axes.set_yticks(rows, [bar.name for bar in bars])
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.tick_params(axis="x", labelcolor=SOFT, pad=6)
+        axes.xaxis.set_major_formatter(lambda x, _: _short(x))
+        axes.spines["bottom"].set_visible(False)
+        axes.spines["left"].set_visible(False)
+        return drawing.svg()
+
+
+def duplicate_matrix(names: Sequence[str], keepers: Sequence[str], counts: NDArray[np.int64]) -> str:
+    """How many records of each source (row) went because a record of another (column) was kept."""
+    cell_width, cell = max(76, min(120, 700 // len(keepers))), 38
+    with _Drawing("duplicates", 40 + cell * len(names), 170 + cell_width * len(keepers)) as drawing:
+        axes = drawing.axes(160, 34, cell_width * len(keepers), cell * len(names))
+        strength = np.sqrt(counts / max(1, counts.max()))
+        for row in range(len(names)):
+            for column in range(len(keepers)):
+                axes.add_patch(_cell(column, row, float(strength[row, column])))
+                if counts[row, column]:
+                    axes.text(
+                        column + 0.5,
+                        row + 0.5,
+                        f"{counts[row, column]:,}",
+                        ha="center",
+                        va="center",
+                        fontsize=12,
+                    )
+        axes.set_xlim(0, len(keepers))
+        axes.set_ylim(len(names), 0)
+        axes.set_xticks(np.arange(len(keepers)) + 0.5, keepers)
+        axes.set_yticks(np.arange(len(names)) + 0.5, names)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0, labelcolor=INK)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return drawing.svg()
+
+
+def length_lines(
+    names: Sequence[str], lengths: NDArray[Any], edges: NDArray[np.float64], limit: int | None
+) -> str:
+    """How long records are, in tokens on a logarithmic axis: one line a source, as a share of its records."""
+    used = np.flatnonzero(lengths.sum(axis=0))
+    first, last = max(0, int(used[0]) - 1), min(lengths.shape[1], int(used[-1]) + 2)
+    with _Drawing("lengths", 250) as drawing:
+        axes = drawing.axes(60, 14, WIDTH - 90, 190)
+        for index in range(len(names)):
+            share = lengths[index] / max(1, lengths[index].sum())
+            axes.stairs(
+                share[first:last], np.maximum(edges[first : last + 1], 0.8), color=series(index), linewidth=2
+            )
+        axes.set_xscale("log", base=2)
+        if limit:
+            axes.axvline(limit, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
+            axes.text(limit, axes.get_ylim()[1], "max_length ", ha="right", va="top", fontsize=11, color=SOFT)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        axes.xaxis.set_minor_locator(_no_ticks())
+        axes.grid(axis="y")
+        axes.set_xlabel("tokens a record")
+        axes.spines["left"].set_visible(False)
+        return drawing.svg()
+
+
+def fill_bars(fills: NDArray[np.int64]) -> str:
+    """How full rows are, as a share of max_length."""
+    edges = np.linspace(0, 1, len(fills) + 1)
+    with _Drawing("fill", 180) as drawing:
+        axes = drawing.axes(60, 10, WIDTH - 90, 124)
+        axes.bar(edges[:-1], fills / max(1, fills.sum()), np.diff(edges) * 0.86, align="edge", color=ACCENT)
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        axes.grid(axis="y")
+        axes.set_xlabel("of max_length used, share of rows")
+        axes.spines["left"].set_visible(False)
+        return drawing.svg()
+
+
+def share_lines(places: NDArray[np.float64], shares: NDArray[np.float64], asked: NDArray[np.float64]) -> str:
+    """Share of each source in each window of the training order ``[num_windows, num_sources]``, asked dashed."""
+    with _Drawing("order", 270) as drawing:
+        axes = drawing.axes(60, 14, WIDTH - 90, 205)
+        for index in range(shares.shape[1]):
+            axes.plot(places, shares[:, index], color=series(index), linewidth=1.6)
+            axes.plot(places, asked[:, index], color=INK, linewidth=1, linestyle=(0, (2, 3)))
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, min(1.0, float(max(shares.max(), asked.max())) * 1.12))
+        _along(axes)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        return drawing.svg()
+
+
+def deviation_lines(places: NDArray[np.float64], ahead: NDArray[np.float64], bound: float) -> str:
+    """How far each source is ahead of what it is owed ``[num_windows, num_sources]``, inside the bound."""
+    with _Drawing("deviation", 220) as drawing:
+        axes = drawing.axes(60, 14, WIDTH - 90, 155)
+        axes.axhspan(-bound, bound, color=FAINT, alpha=0.35, linewidth=0)
+        axes.axhline(0, color=LINE, linewidth=1)
+        for index in range(ahead.shape[1]):
+            axes.plot(places, ahead[:, index], color=series(index), linewidth=1.4)
+        for edge, va in ((bound, "top"), (-bound, "bottom")):
+            axes.text(
+                0.997,
+                edge,
+                f"{'+' if edge > 0 else '-'}{_short(abs(edge))} ",
+                ha="right",
+                va=va,
+                fontsize=11,
+                color=SOFT,
+            )
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-bound * 1.12, bound * 1.12)
+        _along(axes)
+        axes.yaxis.set_major_formatter(lambda y, _: f"{'-' if y < 0 else ''}{_short(abs(y))}")
+        axes.grid(visible=False)
+        return drawing.svg()
+
+
+def _along(axes: Any) -> None:
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    axes.grid(axis="y")
+    axes.set_xlabel("of the training order")
+    axes.spines["left"].set_visible(False)
+
+
+def _cell(column: int, row: int, strength: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    colour, alpha = (ACCENT, 0.12 + 0.6 * strength) if strength else (FAINT, 0.35)
+    return Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, facecolor=colour, alpha=alpha, linewidth=0)
+
+
+def _no_ticks() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
+
+
+def _short(value: float) -> str:
+    """12000 -> 12K, in three digits."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+class _Drawing:
+    """A figure measured in pixels from its top left, under settings that no file of the user's changes."""
+
+    def __init__(self, name: str, height: int, width: int = WIDTH) -> None:
+        self._name, self._width, self._height = name, width, height
+
+    def __enter__(self) -> _Drawing:
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        self._context = matplotlib.rc_context()
+        self._context.__enter__()
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**_SETTINGS, "svg.hashsalt": self._name})
+        self._figure = Figure(figsize=(self._width / 72, self._height / 72), facecolor="none")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._context.__exit__(None, None, None)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Any:
+        """Axes whose frame stands at these pixels."""
+        size = (self._width, self._height)
+        place = (left / size[0], 1 - (top + height) / size[1], width / size[0], height / size[1])
+        return self._figure.add_axes(place, facecolor="none")
+
+    def svg(self) -> str:
+        """The figure as an element of the page."""
+        sink = io.StringIO()
+        self._figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+        return _adopt(sink.getvalue(), self._width)
+
+
+def _adopt(svg: str, width: int) -> str:
+    """Make a drawing part of the page: its colours and font are the page's, and no id but those referred to stays."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    referred = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([\w-]+)"', lambda m: m[0] if m[1] in referred else "", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
+    for colour, name in _COLOURS.items():
+        svg = svg.replace(colour, name)
+    opening, rest = svg[: svg.index(">")], svg[svg.index(">") :]
+    opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
+    return f'{opening} style="max-width:{width}px" role="img"{rest}'.rstrip()

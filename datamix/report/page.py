@@ -1,0 +1,60 @@
+"""The page around the sections: a template, a style sheet, and the numbers at its head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..transcript import read_manifest
+from .gather import gather
+from .sections import sections
+from .verdicts import percent, verdicts
+
+_HERE = Path(__file__).parent
+
+
+def render_report(out: Path, manifest: dict[str, Any] | None = None) -> str:
+    """The report of the set below ``out`` as one HTML page.
+
+    ``manifest`` is given where it is not written yet. Raises RecipeError where ``out`` is no finished set.
+    """
+    import jinja2
+
+    said = read_manifest(out) if manifest is None else manifest
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html").render(
+        manifest=said,
+        facts=_facts(said),
+        verdicts=verdicts(said),
+        sections=sections(out, said, gather(out, said, num_examples=3)),
+        style=environment.get_template("page.css").render(),
+    )
+
+
+def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """What stands below the name."""
+    emitted = [s["emitted"] for s in manifest["sources"].values()]
+    total = {unit: sum(e[unit] for e in emitted) for unit in ("rows", "tokens", "loss_tokens")}
+    packing = manifest["packing"]
+    rows = (
+        f"{packing['strategy']}, {packing['max_length']:,} tokens"
+        if packing["max_length"]
+        else packing["strategy"]
+    )
+    if packing["fill"] is not None and packing["strategy"] != "none":
+        rows += f", {percent(packing['fill'], 1)} full"
+    return [
+        ("kind", manifest["kind"]),
+        ("sources", f"{len(manifest['sources']):,}"),
+        ("rows", f"{total['rows']:,}"),
+        ("tokens", f"{total['tokens']:,}"),
+        ("loss tokens", f"{total['loss_tokens']:,}"),
+        ("packing", rows),
+        ("tokenizer", manifest["tokenizer"]["name"]),
+        ("seed", str(manifest["seed"])),
+    ]
