@@ -4,7 +4,7 @@ Rows come in training order as ``records.row_schema`` says; a sink turns a strea
 more than a chunk.
 """
 
-from datamix.write.catalog import FORMATS, Format, keeps, needs_records, open_sink
+from datamix.write.catalog import FORMATS, Format, command, keeps, needs_records, open_sink
 from datamix.write.rows import cut_rows, read_rows
 from datamix.write.sets import RecordSource, SetInfo
 
@@ -13,6 +13,7 @@ __all__ = [
     "Format",
     "RecordSource",
     "SetInfo",
+    "command",
     "cut_rows",
     "keeps",
     "needs_records",

@@ -50,12 +50,16 @@ class Arrow:
         """Read in order, everything survives."""
         return ("ratio", "order", "isolation")
 
+    def command(self) -> str:
+        """How it is read."""
+        return 'datasets.load_from_disk(".")'
+
 
 def by_stage(
-    batches: Iterable[pa.RecordBatch], info: SetInfo
+    batches: Iterable[pa.RecordBatch], info: SetInfo, split: str
 ) -> Iterator[tuple[str, Iterator[pa.RecordBatch]]]:
-    """Rows cut where the stage changes, each run with its name: ``""`` for a set of one stage."""
-    if len(info.stages) < 2:
+    """Rows cut where the stage changes, each run with its name: ``""`` for validation and sets of one stage."""
+    if split != "train" or len(info.stages) < 2:
         yield "", iter(batches)
         return
     runs = (run for batch in batches for run in _stage_runs(batch))
@@ -82,7 +86,7 @@ def write_arrow(
     """Write rows as Arrow stream files ``SPLIT/data-INDEX[-sN-STAGE].arrow``; return the names."""
     schema, rows = first_schema(batches, info.schema)
     names = []
-    for stage, run in by_stage(rows, info):
+    for stage, run in by_stage(rows, info, split):
         name = f"{split}/data-{index:05d}{stage_suffix(stage, info)}.arrow"
         _write_stream(make_room(folder, name), schema, run)
         names.append(name)

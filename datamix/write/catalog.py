@@ -20,6 +20,15 @@ FORMATS: Mapping[str, str] = {  # name -> where its class lies; imported when it
     "parquet": "datamix.write.parquet:Parquet",
     "arrow": "datamix.write.arrow:Arrow",
     "jsonl": "datamix.write.jsonl:JsonLines",
+    "safetensors": "datamix.write.safetensors:Safetensors",
+    "npy": "datamix.write.npy:Npy",
+    "megatron": "datamix.write.megatron:Megatron",
+    "mds": "datamix.write.mds:Mds",
+    "litdata": "datamix.write.litdata:LitData",
+    "datatrove": "datamix.write.datatrove:Datatrove",
+    "olmo": "datamix.write.olmo:Olmo",
+    "torchtitan": "datamix.write.torchtitan:Torchtitan",
+    "webdataset": "datamix.write.webdataset:WebDataset",
 }
 _GIVEN = ("info", "split", "records")  # fields that are no options
 
@@ -31,6 +40,10 @@ class Format(Sink, Protocol):
 
     def keeps(self) -> tuple[str, ...]:
         """Which of ``ratio``, ``order`` and ``isolation`` survive in the trainer that reads it."""
+        ...
+
+    def command(self) -> str:
+        """What trains from the folder, or reads it, run inside the format's own folder."""
         ...
 
 
@@ -71,6 +84,11 @@ def open_sink(
 def keeps(name: str, options: tuple[tuple[str, Any], ...], info: SetInfo) -> tuple[str, ...]:
     """Which of ``ratio``, ``order`` and ``isolation`` survive in the trainer that reads format ``name``."""
     return open_sink(name, options, info, "train").keeps()
+
+
+def command(name: str, options: tuple[tuple[str, Any], ...], info: SetInfo) -> str:
+    """What trains from format ``name`` (or reads it), to be run inside its folder."""
+    return open_sink(name, options, info, "train").command()
 
 
 def needs_records(name: str) -> bool:

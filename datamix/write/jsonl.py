@@ -39,13 +39,17 @@ class JsonLines:
         write_lines(make_room(folder, name), rows, self.compression)
         return [name]
 
-    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:  # noqa: ARG002
+    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Nothing stands beside the shards."""
         return []
 
     def keeps(self) -> tuple[str, ...]:
         """Read in order of the names, everything survives."""
         return ("ratio", "order", "isolation")
+
+    def command(self) -> str:
+        """How it is read."""
+        return 'datasets.load_dataset("json", data_files="train/*.jsonl*", split="train")'
 
 
 def row_dicts(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

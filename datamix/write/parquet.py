@@ -48,13 +48,17 @@ class Parquet:
         write_parquet(make_room(folder, name), batches, self.info, self.compression)
         return [name]
 
-    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:  # noqa: ARG002
+    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Nothing stands beside the shards."""
         return []
 
     def keeps(self) -> tuple[str, ...]:
         """Read in order of the names, everything survives."""
         return ("ratio", "order", "isolation")
+
+    def command(self) -> str:
+        """How it is read."""
+        return 'datasets.load_dataset("parquet", data_files="train/*.parquet", split="train")'
 
 
 def write_parquet(

@@ -1,0 +1,97 @@
+"""OLMo-core: raw ids in ``.npy`` (no npy header), document borders in ``.csv.gz``, label masks beside them.
+
+``token_ids_part_00000.npy`` is a memory map whose dtype the trainer's config names; ``.csv.gz`` has rows
+``start,end,id,src,loc`` (end exclusive, loc counted from 1, no header); ``labels_mask_part_00000.npy`` one byte a token. An
+instance never crosses a file, and what is left of a file below the sequence length is dropped.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TextIO, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datamix.records import Kind
+from datamix.write.names import make_room, split_folder, write_json
+from datamix.write.sets import SetInfo
+from datamix.write.tokens import Ends, write_ids, write_mask
+
+
+@dataclass(frozen=True)
+class Olmo:
+    """``train/token_ids_part_00000.npy`` and ``.csv.gz``, ``train/labels_mask_part_00000.npy``, ``dtype.json``."""
+
+    info: SetInfo
+    split: str
+
+    KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft")
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest unsigned integer that holds the vocabulary."""
+        for width in ("<u1", "<u2"):
+            if self.info.vocab_size <= 1 + np.iinfo(width).max:
+                return np.dtype(width)
+        return np.dtype("<u4")
+
+    def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
+        """Write one shard; return its names."""
+        base = f"{split_folder(self.split)}/token_ids_part_{index:05d}"
+        names = [f"{base}.npy", f"{base}.csv.gz"]
+        if self.info.kind == "sft":
+            names.append(f"{split_folder(self.split)}/labels_mask_part_{index:05d}.npy")
+        ends = Ends()
+        with ExitStack() as stack:
+            tokens, packed, *masks = [
+                stack.enter_context(make_room(folder, name).open("wb")) for name in names
+            ]
+            zipped = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0))
+            lines = stack.enter_context(io.TextIOWrapper(cast(Any, zipped), encoding="utf-8", newline=""))
+            for batch in batches:
+                write_ids(batch, tokens, self.dtype)
+                if masks:
+                    write_mask(batch, masks[0])
+                _write_borders(batch, ends.add(batch), lines)
+        return names
+
+    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
+        """Write the dtype that the trainer's config must name."""
+        return [write_json(folder, "dtype.json", {"dtype": self.dtype.name, "labels_mask_dtype": "bool"})]
+
+    def keeps(self) -> tuple[str, ...]:
+        """Its loader shuffles instances; documents stay apart with ``generate_doc_lengths``."""
+        return ("ratio", "isolation")
+
+    def command(self) -> str:
+        """How it is read."""
+        masks = ', label_mask_paths=["train/labels_mask_part_*.npy"]' if self.info.kind == "sft" else ""
+        return (
+            f'NumpyFSLDatasetConfig(paths=["train/token_ids_part_*.npy"], expand_glob=True{masks}, '
+            f"sequence_length={self.info.max_length}, dtype=NumpyDatasetDType.{self.dtype.name}, "
+            "generate_doc_lengths=True)"
+        )
+
+
+def _write_borders(batch: pa.RecordBatch, ends: NDArray[np.int64], lines: TextIO) -> None:
+    lists = batch.column("records")
+    flat = lists.flatten()
+    owners = np.repeat(np.arange(len(batch)), np.diff(lists.offsets.to_numpy()))
+    sources = batch.column("source").to_pylist()
+    starts = ends - flat.field("length").to_numpy()
+    files, numbers = flat.field("file").to_pylist(), flat.field("record").to_pylist()
+    for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        source = sources[owners[i]]
+        lines.write(f"{start},{end},{files[i]}:{numbers[i]},{_quoted(source)},{numbers[i] + 1}\n")
+
+
+def _quoted(text: str) -> str:
+    """A CSV field: quoted where it must be."""
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\n\r') else text
