@@ -266,10 +266,10 @@ def _label(row: Row) -> bool:
 
 def _margin(row: Row) -> float | None:
     """The margin, or the difference of two scores; None where the row has neither."""
-    if row.get("margin") is not None:
+    if row.get("margin") not in (None, ""):
         return _score(row["margin"], "margin")
     for better, worse in _SCORES:
-        if row.get(better) is not None and row.get(worse) is not None:
+        if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
             return _score(row[better], better) - _score(row[worse], worse)
     return None
 
