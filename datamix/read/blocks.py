@@ -12,8 +12,7 @@ import codecs
 from collections.abc import Callable, Iterator
 
 from datamix.contracts import Slice
-from datamix.read.decompress import open_stream
-from datamix.read.storage import BLOCK_BYTES
+from datamix.read.decompress import full_blocks, open_stream
 
 _BOMS = {
     "utf-8": b"\xef\xbb\xbf",
@@ -53,13 +52,12 @@ def is_wide(encoding: str) -> bool:
 def _owned(piece: Slice) -> Iterator[bytes]:
     with open_stream(piece.path, piece.compression) as stream:
         if piece.start == 0 and piece.stop is None:
-            while block := stream.read(BLOCK_BYTES):
-                yield block
+            yield from full_blocks(stream)
             return
         position = max(piece.start - 1, 0)
         stream.seek(position)  # type: ignore[attr-defined]  # only uncompressed files are cut
         beginning = piece.start == 0
-        while block := stream.read(BLOCK_BYTES):
+        for block in full_blocks(stream):
             position += len(block)
             if not beginning:
                 newline = block.find(b"\n")

@@ -28,6 +28,8 @@ _COMMON_SET = frozenset(_COMMON)
 _CHINESE = ("gb18030", "big5")
 _OTHERS = ["shift_jis", "euc_jp", "cp949", "cp1251", "koi8_r", "cp1252", "cp1250", "gb18030", "big5"]
 _ENOUGH_COMMON = 0.2  # of running Chinese text it is 0.5 or more, of the wrong decoding 0.05 or less
+_ENOUGH_KANA = 0.3  # of Japanese text about half is
+_WITHOUT_QUOTES = bytes(39 if b in b"\x85\x91\x92\x93\x94\x95\x96\x97\xa0\xab\xbb" else b for b in range(256))
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
@@ -48,7 +50,14 @@ def detect_encoding(head: bytes, path: str) -> str:
         return "gb18030"
     if head.isascii():
         return _utf16_by_zeros(head) or "utf-8"
-    return _utf16_by_zeros(head) or _utf8(head) or _chinese(head) or _western(head) or _other(head)
+    return (
+        _utf16_by_zeros(head)
+        or _utf8(head)
+        or _chinese(head)
+        or _japanese(head)
+        or _western(head)
+        or _other(head)
+    )
 
 
 def _utf16_by_zeros(head: bytes) -> str | None:
@@ -88,10 +97,19 @@ def _common_share(head: bytes, encoding: str) -> float:
     return sum(1 for c in foreign if c in _COMMON_SET) / max(len(foreign), 1)
 
 
+def _japanese(head: bytes) -> str | None:
+    for encoding in ("shift_jis", "euc_jp"):
+        foreign = [c for c in _decoded(head, encoding) if c >= "\x80"]
+        if sum(1 for c in foreign if "\u3041" <= c <= "\u30ff") >= _ENOUGH_KANA * len(foreign):
+            return encoding
+    return None
+
+
 def _western(head: bytes) -> str | None:
     """Latin-1 or Windows-1252, where most high bytes stand alone beside ASCII letters."""
-    high = len(re.findall(rb"[\x80-\xff]", head))
-    alone = len(re.findall(rb"(?<![\x80-\xff])[\xc0-\xff](?![\x80-\xff])", head))
+    letters = head.translate(_WITHOUT_QUOTES)
+    high = len(re.findall(rb"[\x80-\xff]", letters))
+    alone = len(re.findall(rb"(?<![\x80-\xff])[\xc0-\xff](?![\x80-\xff])", letters))
     if alone * 4 < high * 3:
         return None
     if re.search(rb"[\x80-\x9f]", head) is None:

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from datamix.contracts import Reject, Rows, Slice
 from datamix.errors import DataError
-from datamix.read.decompress import open_stream
-from datamix.read.storage import BLOCK_BYTES, is_remote, open_file, shown
+from datamix.read.decompress import full_blocks, open_stream
+from datamix.read.storage import is_remote, open_file, shown
 
 
 def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
@@ -140,7 +140,7 @@ def _plain(value: Any) -> Any:
 def _opened(path: str, compression: str | None) -> Iterator[Any]:
     if compression is not None:
         with open_stream(path, compression) as stream, tempfile.TemporaryFile() as unpacked:
-            while block := stream.read(BLOCK_BYTES):
+            for block in full_blocks(stream):
                 unpacked.write(block)
             unpacked.seek(0)
             yield pa.PythonFile(unpacked, "r")

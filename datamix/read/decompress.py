@@ -1,20 +1,23 @@
 """Decompress as a stream, and never take a cut file for a whole one.
 
-gzip, zstd, bz2 and lz4 go through Arrow's codecs: they bound what one read can return (a bomb stays a
+gzip, zstd and lz4 go through Arrow's codecs: they bound what one read can return (a bomb stays a
 stream), read files of several members or frames, and raise at an end that comes too early. ``zstandard``'s own
-reader does not: a file cut at a block border ends there in silence. xz goes through ``lzma`` with the same care.
+reader does not: a file cut at a block border ends there in silence. xz and bz2 go through the standard library's decoders with the same care (Arrow's
+bz2 fails on an empty member).
 """
 
 from __future__ import annotations
 
+import bz2
 import lzma
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
 
 import pyarrow as pa
 
 from datamix.errors import DataError
-from datamix.read.storage import is_remote, open_file, shown
+from datamix.read.storage import BLOCK_BYTES, is_remote, open_file, shown
 
 _FED_BYTES = 256 << 10
 _XZ_MEMORY_BYTES = 512 << 20  # xz -9 needs 65 MiB
@@ -56,10 +59,18 @@ def open_stream(path: str, compression: str | None) -> Stream:
     """
     if compression is None:
         return open_file(path)
-    if compression == "xz":
-        return _Checked(path, _Xz(open_file(path)))
+    if compression in ("xz", "bz2"):
+        return _Checked(path, _Members(open_file(path), compression))
     stored = pa.PythonFile(open_file(path), "r") if is_remote(path) else pa.OSFile(path, "rb")
     return _Checked(path, pa.CompressedInputStream(stored, compression))
+
+
+def full_blocks(stream: Stream) -> Iterator[bytes]:
+    """The rest of a stream in blocks of exactly ``BLOCK_BYTES`` but for the last, whatever its reads return."""
+    while block := stream.read(BLOCK_BYTES):
+        while len(block) < BLOCK_BYTES and (more := stream.read(BLOCK_BYTES - len(block))):
+            block += more
+        yield block
 
 
 class _Checked:
@@ -72,7 +83,7 @@ class _Checked:
     def read(self, num_bytes: int) -> bytes:
         try:
             block: bytes = self._stream.read(num_bytes)
-        except (OSError, EOFError, lzma.LZMAError) as error:
+        except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
             said = str(error)
             if "runcated" in said or isinstance(error, EOFError):
                 raise DataError(
@@ -98,20 +109,22 @@ class _Checked:
         self._stream.close()
 
 
-class _Xz:
-    """xz streams one after another, with stream padding (zeros) between and after them."""
+class _Members:
+    """xz streams or bz2 members one after another; zeros between and after them are padding."""
 
-    def __init__(self, stored: BinaryIO) -> None:
+    def __init__(self, stored: BinaryIO, compression: str) -> None:
         self._stored = stored
+        self._compression = compression
         self._decoder = self._new_decoder()
         self._pending = b""
 
-    @staticmethod
-    def _new_decoder() -> lzma.LZMADecompressor:
+    def _new_decoder(self) -> bz2.BZ2Decompressor | lzma.LZMADecompressor:
+        if self._compression == "bz2":
+            return bz2.BZ2Decompressor()
         return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
 
     def read(self, num_bytes: int) -> bytes:
-        while not self._decoder.eof or self._next_stream():
+        while not self._decoder.eof or self._next_member():
             fed, self._pending = self._pending, b""
             if not fed and self._decoder.needs_input:
                 fed = self._stored.read(_FED_BYTES)
@@ -121,7 +134,7 @@ class _Xz:
                 return block
         return b""
 
-    def _next_stream(self) -> bool:
+    def _next_member(self) -> bool:
         rest = self._decoder.unused_data.lstrip(b"\x00")
         while not rest:
             block = self._stored.read(_FED_BYTES)

@@ -57,6 +57,11 @@ class _Border:
         self._in_array = in_array
         self._in_string = False
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether a bracket or a quote is open."""
+        return self.depth > 0 or self._in_string
+
     def walk(self, text: bytes, position: int, stop: int) -> tuple[int, bool]:
         """Go on from ``position``: (where the element ends, True), or (where to go on behind ``stop``, False)."""
         while True:
@@ -206,7 +211,7 @@ def _walked(reader: _Reader, in_array: bool, max_bytes: int) -> Element:
         return _too_long(reader, position, overflow or Overflow(), line)
     raw = reader.text[reader.position : position].rstrip(_BLANK)
     reader.go(position)
-    return Element(raw, line, None if found else ("truncated", "the file ends inside it"))
+    return Element(raw, line, ("truncated", "the file ends inside it") if border.is_inside else None)
 
 
 def _too_long(reader: _Reader, position: int, overflow: Overflow, line: int) -> Element:

@@ -198,15 +198,16 @@ def _json_container(text: str, is_whole: bool, by_name: str | None) -> str | Non
     start = text.lstrip(" \t\r\n")
     if not start or start[0] not in "[{":
         return "jsonl" if start and _any_object(text.split("\n")[1:_MAX_LINES]) else None
-    first, newline, rest = start.partition("\n")
-    if newline and rest.strip() and _parses(first):
+    first, _, rest = start.partition("\n")
+    one_line = not rest.strip()
+    if not one_line and _parses(first):
         return "jsonl"
     if start[0] == "[":
         is_array = (is_whole and _parses(start)) or re.match(r'\[\s*[\[{"]', start) or by_name == "json"
         return "json" if is_array else None
     if _any_object(rest.split("\n")[:_MAX_LINES]):
         return "jsonl"
-    if not newline and (not is_whole or _parses(first)):
+    if one_line and (not is_whole or _parses(first)):
         return by_name if by_name == "json" else "jsonl"
     return "json" if re.match(r'\{\s*("|\}|$)', start) else None
 

@@ -1,0 +1,167 @@
+"""JSON arrays as a stream: the borders of elements do not depend on blocks, and a broken one is rejected alone."""
+
+import json
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reading import SHARED, as_container, only, reasons, rows_of
+
+from datamix.errors import DataError
+from datamix.read.elements import split_elements
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.text(max_size=12)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+INDENTS = st.sampled_from([None, 0, 1, 2])
+
+
+def borders(content: bytes, block: int) -> list[tuple[bytes, int]]:
+    blocks = iter([content[i : i + block] for i in range(0, len(content), block)])
+    elements = list(split_elements(blocks))
+    assert [e.problem for e in elements if e.problem] == []
+    return [(e.raw, e.line) for e in elements]
+
+
+@given(
+    values=st.lists(VALUES, max_size=6), indent=INDENTS, block=st.integers(1, 64), ascii_only=st.booleans()
+)
+@settings(max_examples=300, deadline=None)
+def test_elements_of_any_array_are_found_for_any_blocks(
+    values: list[object], indent: int | None, block: int, ascii_only: bool
+) -> None:
+    content = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode()
+    found = borders(content, block)
+    assert [orjson.loads(raw) for raw, _ in found] == values
+    position = 0
+    for raw, line in found:
+        position = content.index(raw, position)
+        assert line == content.count(b"\n", 0, position) + 1
+        position += len(raw)
+
+
+@given(values=st.lists(st.dictionaries(st.text(max_size=3), VALUES), max_size=4), indent=INDENTS)
+@settings(max_examples=100, deadline=None)
+def test_objects_one_after_another_are_read(values: list[object], indent: int | None) -> None:
+    content = "\n".join(json.dumps(v, indent=indent) for v in values).encode()
+    if values:
+        assert [orjson.loads(raw) for raw, _ in borders(content, 7)] == values
+
+
+@given(content=st.binary(max_size=40))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_read_and_nothing_but_punctuation_is_lost(content: bytes, tmp_path: Path) -> None:
+    rows = as_container(tmp_path / "a", content, "json")
+    kept = b"".join([*rows.raws, *(r.raw for r in rows.rejects)])
+    assert sorted(rows.records + [r.record for r in rows.rejects]) == list(
+        range(len(rows.values) + len(rows.rejects))
+    )
+    if not content.startswith(b"\xef\xbb\xbf"):
+        for byte in set(content) - set(b" \t\r\n,[]"):
+            assert kept.count(byte) == content.count(byte)
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from(
+            [b'{"a":1}', b"[", b"]", b"{", b"}", b'"', b"\\", b",", b"\n", b" ", b'"b"', b":", b"1"]
+        ),
+        max_size=14,
+    ),
+    block=st.integers(1, 9),
+)
+@settings(max_examples=500, deadline=None)
+def test_broken_arrays_do_not_depend_on_blocks(pieces: list[bytes], block: int) -> None:
+    content = b"".join(pieces)
+    blocks = [content[i : i + block] for i in range(0, len(content), block)]
+    assert list(split_elements(iter(blocks))) == list(split_elements(iter([content])))
+
+
+BROKEN_ELEMENTS = [
+    (b'[\n  {"a": 1},\n  {"a": tru},\n  {"a": 3}\n]', "json_syntax"),
+    (b'[{"a":1},{"a":\xff},{"a":3}]', "utf8"),
+    (b'[{"a":1},{"a":"\\ud800"},{"a":3}]', "surrogate"),
+    (b'[{"a":1},NaN,{"a":3}]', "nan"),
+    (b'[{"a":1},{"x":NaN},{"a":3}]', "nan"),
+    (b'[{"a":1},{"x":[1}},{"a":3}]', "json_syntax"),
+    (b'[{"a":1},{"x":{"y":1]},{"a":3}]', "json_syntax"),
+    (b'[{"a":1},"text",{"a":3}]', "not_object"),
+    (b'[{"a":1},,{"a":3}]', "json_syntax"),
+    (b'[{"a":1},' + b"[" * 300 + b"]" * 300 + b',{"a":3}]', "depth"),
+    (b'[\n  {"a": 1},\n  {\n    "x": "no end,\n    "y": "z"\n  },\n  {"a": 3}\n]', "json_syntax"),
+    (b'[\n  {"a": 1},\n  {\n    "x": {"y": 1\n  },\n  {"a": 3}\n]', "json_syntax"),
+    (b'[\n{"a": 1},\n{"x": [1, 2\n,\n{"a": 3}\n]', "json_syntax"),
+]
+
+
+@pytest.mark.parametrize(("content", "reason"), BROKEN_ELEMENTS, ids=range(len(BROKEN_ELEMENTS)))
+def test_a_broken_element_is_rejected_alone(content: bytes, reason: str, tmp_path: Path) -> None:
+    rows = as_container(tmp_path / "a", content, "json")
+    assert rows.values == [{"a": 1}, {"a": 3}]
+    assert rows.records == [0, 2]
+    assert (only(rows).record, only(rows).reason) == (1, reason)
+
+
+@pytest.mark.parametrize(
+    ("content", "num_values", "found"),
+    [
+        (b'[{"a":1},{"a":2', 1, ["truncated"]),
+        (b'[{"a":1},', 1, ["truncated"]),
+        (b'[{"a":1}', 1, ["truncated"]),
+        (b'[{"a":1},{"a":2},]', 2, ["json_syntax"]),
+        (b'[{"a":1}]\n[{"a":2}]', 2, ["json_syntax"]),
+        (b'[{"a":1}] trailing', 1, ["json_syntax"]),
+        (b'{"a":1', 0, ["truncated"]),
+        (b"", 0, ["json_syntax"]),
+        (b" \n", 0, ["json_syntax"]),
+        (b"[]", 0, []),
+        (b"\xef\xbb\xbf[]", 0, []),
+        (b"42", 0, ["not_object"]),
+        (b"nul", 0, ["json_syntax"]),
+    ],
+)
+def test_files_that_end_wrong_say_so_once(
+    content: bytes, num_values: int, found: list[str], tmp_path: Path
+) -> None:
+    rows = as_container(tmp_path / "a", content, "json")
+    assert len(rows.values) == num_values
+    assert reasons(rows) == found
+
+
+def test_an_element_above_the_bound_is_rejected_alone(tmp_path: Path) -> None:
+    long = b'{"text":"' + b"x" * (65 << 20) + b'"}'
+    rows = as_container(tmp_path / "a", b'[{"a":1},\n' + long + b',\n{"a":2}]', "json")
+    assert [v["a"] for v in rows.values] == [1, 2]
+    assert rows.lines == [1, 3]
+    assert (only(rows).reason, only(rows).line) == ("too_long", 2)
+    assert only(rows).raw == long[: 64 << 10]
+    assert str(len(long)) in only(rows).detail
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("kind", ["y", "n", "i"])
+def test_json_test_suite(kind: str) -> None:
+    folder = SHARED / "messy" / "json_test_suite"
+    if not folder.is_dir():
+        pytest.skip("JSONTestSuite is not beside the checkout")
+    paths = sorted(folder.rglob(f"{kind}_*.json"))
+    assert paths
+    accepted = [path.name for path in paths if _is_accepted(path)]
+    if kind == "y":
+        assert accepted == [path.name for path in paths]
+    if kind == "n":
+        assert accepted == []
+
+
+def _is_accepted(path: Path) -> bool:
+    """Whether a file is JSON; values that are no objects are JSON too, though no records."""
+    try:
+        return all(reason == "not_object" for reason in reasons(rows_of(path)))
+    except DataError:
+        return False
