@@ -4,9 +4,9 @@ from datamix.mix.deal import batch_places, deal, rank_places
 from datamix.mix.deviation import Deviation, deviation
 from datamix.mix.effective import effective_cost, effective_shares, row_weights, scaled_rows
 from datamix.mix.order import caps, epoch_order
-from datamix.mix.quota import Available, Quota, Stage, StagePlan
+from datamix.mix.quota import Available, Quota, Stage, StagePlan, quantity
 from datamix.mix.schedule import schedule
-from datamix.mix.solve import Rung, ladder, quantity, solve
+from datamix.mix.solve import Rung, ladder, solve
 from datamix.mix.weights import Group, replay, source_weights, stage_weights, vary
 
 __all__ = [

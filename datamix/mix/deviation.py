@@ -31,7 +31,7 @@ class Deviation:
 
 def deviation(schedule: Schedule, costs: Sequence[Costs], quota: Quota) -> Deviation:
     """Largest ``|emitted_s - Q_s(emitted)|`` over every prefix of the schedule and every source."""
-    flat = np.concatenate([np.asarray(c, np.int64) for c in costs])
+    flat = np.concatenate(list(costs))
     begin = np.cumsum([0, *(len(c) for c in costs)])[:-1].astype(np.int64)
     worst, places = np.zeros(len(costs)), np.zeros(len(costs), np.int64)
     nominal, total, first = 0.0, 0, 0

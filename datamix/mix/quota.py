@@ -147,6 +147,23 @@ def fixed_total(stages: Sequence[Stage]) -> float | None:
     return sizes / (1 - shares)
 
 
+def quantity(x: float, up: bool = False) -> str:
+    """A size as a recipe takes it, three digits, rounded down (or up): 12_345_678 -> ``12.3M``."""
+    whole = rounded(x, up)
+    for letter, scale in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if whole >= max(scale, 10_000):
+            return f"{whole / scale:.10g}{letter}"
+    return str(whole)
+
+
+def rounded(x: float, up: bool) -> int:
+    whole = math.ceil(x - ROUNDING) if up else math.floor(x + ROUNDING)
+    if whole < 10_000:
+        return whole
+    step: int = 10 ** (len(str(whole)) - 3)
+    return (-(-whole // step) if up else whole // step) * step
+
+
 def reachable(most: Floats, shares: Floats) -> tuple[float, int]:
     """The largest total within the caps, and the source that sets it: min over s of ``most_s / shares_s``."""
     totals = np.divide(most, shares, out=np.full(len(most), np.inf), where=shares > 0)
@@ -191,3 +208,17 @@ def segments(stages: Sequence[StagePlan]) -> tuple[Segment, ...]:
     cuts = [i for i in range(1, len(stages)) if present[i] != present[i - 1]]
     edges = [0, *cuts, len(stages)]
     return tuple(Segment(a, b, present[a]) for a, b in pairwise(edges))
+
+
+def allowed(sources: Sequence[Available], plans: Sequence[StagePlan]) -> Floats:
+    """Cost each source may give, less one row for each later stretch that it has a part in.
+
+    Deficits are not carried over a place where a source enters or leaves, so that a source can stand one row over its
+    quota after each; the room keeps it under its cap to the end.
+    """
+    largest = max(s.largest_row for s in sources)
+    parts = np.zeros(len(sources))
+    for segment in segments(plans):
+        parts[list(segment.active)] += 1
+    room = [max(0.0, n - 1) * max(s.largest_row, largest / 2) for n, s in zip(parts, sources, strict=True)]
+    return np.array([max(s.most - r, s.most / 2) for s, r in zip(sources, room, strict=True)])

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 # Why ``emit`` returned; 0 and above: that source needs its next pass.
 FULL, DONE, USED_UP = -1, -2, -3
 
-_MET = 0.5  # units: a capped source this close to its quota has met it
+_NEAR = 0.5  # units: totals are whole, so a quota this close is met
+_AT_CAP, _AT_CAP_EARLY = -2.0, -1.0  # instead of when the next row is due to end: there is none
 
 
 class Track(NamedTuple):
@@ -57,66 +58,67 @@ class State(NamedTuple):
     ]  # [num_active] total at which it is due to end; -1: wanted, but its cap is reached
 
 
-@njit(cache=True, nogil=True, inline="always")
-def due(track, piece, source, given):  # type: ignore[no-untyped-def]
-    """The total at which ``source`` should have ``given``, looking from ``piece`` on; inf for never."""
-    while piece + 1 < len(track.knot) and given >= track.quota[piece + 1, source]:
-        piece += 1
-    owed = given - track.quota[piece, source]
-    if owed <= 0.0:
-        return track.knot[piece]
-    weight, slope = track.weight[piece, source], track.slope[piece, source]
-    if slope == 0.0:
-        return track.knot[piece] + owed / weight if weight > 0.0 else np.inf
-    # weight * x + slope * x^2 / 2 = owed, in the form that loses no digits.
-    root = weight + np.sqrt(max(0.0, weight * weight + 2.0 * slope * owed))
-    return track.knot[piece] + 2.0 * owed / root if root > 0.0 else np.inf
-
-
 @njit(cache=True, nogil=True)
-def look_ahead(track, supply, state, a, length):  # type: ignore[no-untyped-def]
-    """Set when the next row of active source ``a`` is due, in a stretch of ``length``."""
-    source, given = state.source[a], state.given[a]
-    while state.piece[a] + 1 < len(track.knot) and given >= track.quota[state.piece[a] + 1, source]:
-        state.piece[a] += 1
-    state.begin[a] = due(track, state.piece[a], source, given)
-    if supply.at[source] < supply.size[source]:
-        cost = supply.cost[supply.begin[source] + supply.at[source]]
-        state.end[a] = due(track, state.piece[a], source, given + cost)
-    elif due(track, state.piece[a], source, given + _MET) >= length:
-        state.begin[a] = np.inf
-    else:
-        state.end[a] = -1.0
-
-
-@njit(cache=True, nogil=True)
-def emit(track, supply, state, span, out):  # type: ignore[no-untyped-def]
+def emit(track, supply, state, span, out, renewed):  # type: ignore[no-untyped-def]
     """Append rows to ``out`` until the total reaches ``stop``, ``out`` is full or a source needs its next pass.
 
+    A source whose cap is just its quota at the end of the stretch gives no more; the others fill up to the end.
+
     ``span``: (total so far, stop, length of the stretch, half the largest row), in cost from the stretch's beginning.
-    ``out``: (source uint16[n], row int64[n], rows in it). Returns (reason, rows in ``out``, total).
+    ``out``: (source uint16[n], row int64[n], rows in it). ``renewed``: the active source that just got a pass, or could
+    not get one any more, -1 for none. Returns (reason, rows in ``out``, total).
     """
     total, stop, length, half = span
     out_source, out_row, n = out
+    # Plain local arrays and no calls: passing the tuples on costs reference counts, more than the work of the rule.
+    knot, share, slope, quota = track
+    first, size, at, row, cost = supply
+    source, given, piece, begin, end = state
+    last = len(knot) - 1
+    best = renewed
     while True:
+        if best >= 0:
+            s = source[best]
+            place, has_next = first[s] + at[s], at[s] < size[s]
+            p = piece[best]
+            for is_end in range(2):
+                x = given[best] + is_end * (cost[place] if has_next else _NEAR)
+                while p < last and x >= quota[p + 1, s]:
+                    p += 1
+                owed, root, rise = max(0.0, x - quota[p, s]), share[p, s], slope[p, s]
+                if rise != 0.0:
+                    # weight * t + rise * t^2 / 2 = owed, in the form that loses no digits.
+                    root = (root + np.sqrt(max(0.0, root * root + 2.0 * rise * owed))) / 2.0
+                when = knot[p]
+                if owed > 0.0:
+                    when += owed / root if root > 0.0 else np.inf
+                if is_end:
+                    end[best] = when
+                else:
+                    piece[best], begin[best] = p, when
+            if not has_next:
+                end[best] = _AT_CAP if end[best] >= length else _AT_CAP_EARLY
         if total >= stop:
             return DONE, n, total
         if n == len(out_source):
             return FULL, n, total
-        best, soonest, limit = -1, np.inf, total + half
-        for a in range(len(state.source)):
-            if state.begin[a] <= limit and (state.end[a] < soonest or best < 0):
-                best, soonest = a, state.end[a]
+        best, soonest, limit, is_capped = -1, np.inf, total + half, False
+        for a in range(len(source)):
+            if begin[a] <= limit:
+                if end[a] == _AT_CAP:
+                    is_capped = True
+                elif end[a] < soonest or best < 0:
+                    best, soonest = a, end[a]
         if best < 0 or soonest < 0.0:
             return USED_UP, n, total
-        source = state.source[best]
-        place = supply.begin[source] + supply.at[source]
-        cost = supply.cost[place]
-        out_source[n], out_row[n] = source, supply.row[place]
+        s = source[best]
+        place = first[s] + at[s]
+        if is_capped and soonest > length + _NEAR and total + cost[place] > length + _NEAR:
+            return DONE, n, total  # a row beyond the end would put the capped source behind
+        out_source[n], out_row[n] = s, row[place]
         n += 1
-        supply.at[source] += 1
-        state.given[best] += cost
-        total += cost
-        if supply.at[source] == supply.size[source]:
+        at[s] += 1
+        given[best] += cost[place]
+        total += cost[place]
+        if at[s] == size[s]:
             return best, n, total
-        look_ahead(track, supply, state, best, length)

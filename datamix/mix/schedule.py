@@ -18,8 +18,7 @@ from datamix.contracts import Schedule
 from datamix.errors import RecipeError
 from datamix.mix import rule
 from datamix.mix.order import Costs, epoch_order, num_allowed, unlike
-from datamix.mix.quota import Floats, Quota, StagePlan, mean_shares, segments
-from datamix.mix.solve import quantity
+from datamix.mix.quota import Floats, Quota, StagePlan, mean_shares, quantity, segments
 
 _MAX_SOURCES = 1 << 16
 
@@ -30,8 +29,9 @@ def schedule(
     """Order the rows of all sources so that after each one every source is within one row of its quota.
 
     ``costs``: what each row of each source counts in the mixture's unit, ``[num_rows]`` a source, at least 1. The run
-    ends with the first row that reaches ``quota.total``, or before a row that a cap forbids. The order depends on
-    costs, quota, caps, seed and names; with the same stages a smaller total is a prefix of a larger one.
+    ends with the first row that reaches ``quota.total``; where a cap is used up just there, with the last row that fits;
+    before a row that a cap forbids. The order depends on costs, quota, caps, seed and names; with the same stages a
+    smaller total is a prefix of a larger one.
 
     Raises:
         RecipeError: a source that has a share would get no row.
@@ -59,7 +59,7 @@ def schedule(
 
 
 def make_track(stages: Sequence[StagePlan], late: float) -> rule.Track:
-    """Quotas of consecutive stages, begun ``late`` units into them (what the stage before took too much)."""
+    """Quotas of consecutive stages, begun ``late`` units into them: what the stretch before took too much (or too little)."""
     knot, weight, slope, quota = [0.0], [], [], [np.zeros(len(stages[0].weights))]
     start = end = np.array(stages[0].weights)
     for stage in stages:
@@ -70,8 +70,8 @@ def make_track(stages: Sequence[StagePlan], late: float) -> rule.Track:
         length = stage.length - skipped
         if length <= 0:
             continue
-        rise = (end - start) / stage.length
-        start = start + rise * skipped
+        start = start + (end - start) * max(0.0, skipped / stage.length)
+        rise = (end - start) / length
         weight.append(start)
         slope.append(rise)
         knot.append(knot[-1] + length)
@@ -152,27 +152,30 @@ class _Stretch:
         )
 
     def run(self, total: int, span: tuple[float, float, float]) -> tuple[int, bool]:
-        """Choose rows until the total reaches ``span[0]``; returns the total and whether more can follow."""
-        stop, length, half = span
-        if not self.begun and total < stop:
+        """Choose rows until the total reaches ``span[0]``; returns the total and whether more can follow.
+
+        ``span``: (stop, length of the stretch, half the largest row), in cost.
+        """
+        if not self.begun and total < span[0]:
             self.begun = True
             for a in range(len(self.state.source)):
-                self._look_ahead(a, length)
-        while True:
-            out = (self.out.source, self.out.row, self.out.num_rows)
-            why, self.out.num_rows, total = rule.emit(
-                self.track, self.passes.supply, self.state, (total, stop, length, half), out
-            )
+                self._emit(total, (-1.0, *span[1:]), a)
+        why, given = self._emit(total, span, -1)
+        while why not in (rule.DONE, rule.USED_UP):
             if why == rule.FULL:
                 self.out.grow()
-            elif why >= 0:
-                self._look_ahead(why, length)
-            else:
-                return int(total), why == rule.DONE
+            why, given = self._emit(given, span, why)
+        return given, why == rule.DONE
 
-    def _look_ahead(self, a: int, length: float) -> None:
-        self.passes.refill(int(self.state.source[a]))
-        rule.look_ahead(self.track, self.passes.supply, self.state, a, length)
+    def _emit(self, total: int, span: tuple[float, float, float], renewed: int) -> tuple[int, int]:
+        """Run the rule once; where ``renewed`` is a source, load its next pass first."""
+        if renewed >= 0:
+            self.passes.refill(int(self.state.source[renewed]))
+        out = self.out.source, self.out.row, self.out.num_rows
+        why, self.out.num_rows, total = rule.emit(
+            self.track, self.passes.supply, self.state, (total, *span), out, renewed
+        )
+        return int(why), int(total)
 
 
 def _expected_rows(costs: Sequence[Costs], shares: Floats, total: int, max_epochs: Sequence[float]) -> int:
@@ -214,7 +217,7 @@ def _check_none_at_zero(
             enough = _enough(quota, i, int(costs[i].max()), half)
             raise RecipeError(
                 f"mix: source {name} would get no row: its share of {quantity(quota.total)} {quota.unit} is "
-                f"{quota.taken[i]:.3g} and its rows hold up to {int(costs[i].max())}. The smallest size that works is "
+                f"{quota.taken[i]:.3g} and its rows hold up to {int(costs[i].max())}. A size that works is "
                 f"{quantity(enough, up=True)}; or give {name} a larger weight, or remove it."
             )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from datamix.errors import RecipeError
+from datamix.mix.cures import Short, check_rows, too_large
 from datamix.mix.effective import WORTH_REPEATING, effective_cost
 from datamix.mix.quota import (
     ROUNDING,
@@ -20,10 +21,11 @@ from datamix.mix.quota import (
     Quota,
     Stage,
     StagePlan,
+    allowed,
     fixed_total,
     mean_shares,
+    quantity,
     reachable,
-    segments,
     stage_plans,
 )
 
@@ -60,7 +62,7 @@ def solve(
     _check(sources, stages)
     asked = _asked(sources, stages, size)
     plans = stage_plans(stages, 1.0 if asked is None else asked)
-    most, shares = _most(sources, plans), mean_shares(plans)
+    most, shares = allowed(sources, plans), mean_shares(plans)
     limit, binding = reachable(most, shares)
     name: str | None = None
     if asked is None:
@@ -68,7 +70,7 @@ def solve(
         plans = _stretched(plans, math.floor(limit + ROUNDING))
     elif asked > limit + ROUNDING:
         if on_short == "error":
-            raise RecipeError(_too_large(_Short(sources, stages, unit, asked, size), limit))
+            raise RecipeError(too_large(Short(sources, stages, unit, asked, size), limit))
         if on_short == "shrink":
             name = sources[binding].name
             plans = _stretched(plans, math.floor(limit + ROUNDING))
@@ -76,7 +78,7 @@ def solve(
             plans = _reweighed(plans, sources, asked)
     total = round(sum(p.length for p in plans))
     taken = mean_shares(plans) * total
-    _check_rows(sources, plans, taken, unit)
+    check_rows(sources, plans, taken, unit)
     epochs = tuple(float(t / s.cost) for t, s in zip(taken, sources, strict=True))
     notes = _notes(sources, stages, unit, epochs, name)
     return Quota(total, plans, tuple(float(t) for t in taken), epochs, name, notes, unit)
@@ -87,30 +89,17 @@ def ladder(sources: Sequence[Available], stages: Sequence[Stage]) -> tuple[Rung,
     asked = fixed_total(stages)
     plans = stage_plans(stages, 1.0 if asked is None else asked)
     shares = mean_shares(plans)
-    _, scarce = reachable(_most(sources, plans), shares)
+    _, scarce = reachable(allowed(sources, plans), shares)
     rungs = []
     for epochs in LADDER_EPOCHS:
         tried = [
             replace(s, max_epochs=float(epochs), cap=None) if i == scarce else s
             for i, s in enumerate(sources)
         ]
-        total = math.floor(reachable(_most(tried, plans), shares)[0] + ROUNDING)
+        total = math.floor(reachable(allowed(tried, plans), shares)[0] + ROUNDING)
         used = tuple(float(w * total / s.cost) for w, s in zip(shares, sources, strict=True))
         rungs.append(Rung(epochs, total, used, tuple(max(0.0, 1 - u) for u in used)))
     return tuple(rungs)
-
-
-def quantity(x: float, up: bool = False) -> str:
-    """A size as a recipe takes it, three digits, rounded down (or up): 12_345_678 -> ``12.3M``."""
-    whole = math.ceil(x) if up else math.floor(x)
-    if whole < 10_000:
-        return str(whole)
-    step = 10 ** (len(str(whole)) - 3)
-    whole = (-(-whole // step) if up else whole // step) * step
-    for letter, scale in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if whole >= scale:
-            return f"{whole / scale:.10g}{letter}"
-    return str(whole)
 
 
 def _check(sources: Sequence[Available], stages: Sequence[Stage]) -> None:
@@ -174,20 +163,6 @@ def _total_for_epochs(
     return float(math.floor(min(totals) + ROUNDING))
 
 
-def _most(sources: Sequence[Available], plans: Sequence[StagePlan]) -> Floats:
-    """Cost each source may give, less one row for each later stretch that it has a part in.
-
-    Deficits are not carried over a place where a source enters or leaves, so that a source can stand one row over its
-    quota after each; the room keeps it under its cap to the end.
-    """
-    largest = max(s.largest_row for s in sources)
-    parts = np.zeros(len(sources))
-    for segment in segments(plans):
-        parts[list(segment.active)] += 1
-    room = [max(0.0, n - 1) * max(s.largest_row, largest / 2) for n, s in zip(parts, sources, strict=True)]
-    return np.array([max(s.most - r, s.most / 2) for s, r in zip(sources, room, strict=True)])
-
-
 def _stretched(plans: Sequence[StagePlan], total: float) -> tuple[StagePlan, ...]:
     factor = total / sum(p.length for p in plans)
     scaled = [replace(p, length=p.length * factor) for p in plans]
@@ -199,7 +174,7 @@ def _reweighed(
     plans: Sequence[StagePlan], sources: Sequence[Available], total: float
 ) -> tuple[StagePlan, ...]:
     """Lower the short sources' shares until every cap holds; the others keep their proportions."""
-    most = _most(sources, plans)
+    most = allowed(sources, plans)
     capped = np.zeros(len(sources), bool)
     current = tuple(plans)
     for _ in range(2000):
@@ -233,113 +208,6 @@ def _scaled(plan: StagePlan, factor: Floats) -> StagePlan | None:
         return None
     ramp = None if end is None else tuple(float(x) for x in end / end.sum())
     return replace(plan, weights=tuple(float(x) for x in start / start.sum()), ramp_to=ramp)
-
-
-@dataclass(frozen=True)
-class _Short:
-    """A size that the caps cannot give."""
-
-    sources: Sequence[Available]
-    stages: Sequence[Stage]
-    unit: str
-    asked: float
-    size: int | Mapping[str, float] | None
-
-
-def _too_large(short: _Short, limit: float) -> str:
-    plans = stage_plans(short.stages, short.asked)
-    need, most = mean_shares(plans) * short.asked, _most(short.sources, plans)
-    lacking = [i for i in range(len(need)) if need[i] > most[i] + ROUNDING]
-    found = "; ".join(
-        f"{short.sources[i].name} would have to give {quantity(need[i], up=True)} and has "
-        f"{quantity(short.sources[i].cost)} with max_epochs {short.sources[i].max_epochs:g}"
-        for i in lacking
-    )
-    cures = [f"raise {_epochs_cure(short, need, most, lacking)}", _size_cure(short, limit)]
-    if len(lacking) == 1 and (weights := _weight_cure(short, lacking[0])):
-        cures.append(f"lower {weights}")
-    return (
-        f"mix.size: {quantity(short.asked, up=True)} {short.unit} were asked for, the caps allow {quantity(limit)}: "
-        f"{found}. Either {', or '.join(cures)}; or let the mixer choose with on_short: shrink or reweigh."
-    )
-
-
-def _epochs_cure(short: _Short, need: Floats, most: Floats, lacking: Sequence[int]) -> str:
-    cures = []
-    for i in lacking:
-        source = short.sources[i]
-        room = source.most - most[i]
-        cures.append(f"max_epochs of {source.name} to {math.ceil((need[i] + room - ROUNDING) / source.cost)}")
-    return " and ".join(cures)
-
-
-def _size_cure(short: _Short, limit: float) -> str:
-    if isinstance(short.size, int):
-        return f"lower size to {quantity(limit)}"
-    if isinstance(short.size, Mapping):
-        return f"give size as a number of at most {quantity(limit)}"
-    return f"multiply the sizes of the stages by {math.floor(limit / short.asked * 1000) / 1000:g}"
-
-
-def _weight_cure(short: _Short, lacking: int) -> str | None:
-    """The largest weights of the short source, in the recipe's own scale, with which every cap holds."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _fits(short, _with_weight(short.stages, lacking, middle), lacking):
-            low = middle
-        else:
-            high = middle
-    stages = _with_weight(short.stages, lacking, low, round_down=True)
-    if any(s.ramp_to is not None for s in stages) or not _fits(short, stages, None):
-        return None
-    weights = [(s.name, s.weights[lacking]) for s in stages if s.weights[lacking] > 0]
-    if not weights:
-        return None
-    if len(short.stages) == 1:
-        return f"its weight to {weights[0][1]:g}"
-    return "its weights to " + ", ".join(f"{w:g} in {name}" for name, w in weights)
-
-
-def _with_weight(
-    stages: Sequence[Stage], source: int, factor: float, round_down: bool = False
-) -> tuple[Stage, ...]:
-    changed = []
-    for stage in stages:
-        weights = list(stage.weights)
-        weights[source] *= factor
-        if round_down and weights[source] > 0:
-            step = 10.0 ** (math.floor(math.log10(weights[source])) - 2)
-            weights[source] = float(f"{math.floor(weights[source] / step) * step:.3g}")
-        ramp = stage.ramp_to
-        if ramp is not None:
-            ramp = tuple(w * factor if i == source else w for i, w in enumerate(ramp))
-        changed.append(replace(stage, weights=tuple(weights), ramp_to=ramp))
-    return tuple(changed)
-
-
-def _fits(short: _Short, stages: Sequence[Stage], only: int | None) -> bool:
-    if any(sum(s.weights) <= 0 or (s.ramp_to is not None and sum(s.ramp_to) <= 0) for s in stages):
-        return False
-    plans = stage_plans(stages, short.asked)
-    room = _most(short.sources, plans) + ROUNDING - mean_shares(plans) * short.asked
-    return bool(room[only] >= 0) if only is not None else bool(np.all(room >= 0))
-
-
-def _check_rows(sources: Sequence[Available], plans: Sequence[StagePlan], taken: Floats, unit: str) -> None:
-    """No source at zero: a quota below a source's smallest row is refused."""
-    total = sum(p.length for p in plans)
-    largest = max(s.largest_row for s in sources)
-    for source, quota in zip(sources, taken, strict=True):
-        if quota < source.smallest_row - ROUNDING:
-            share = quota / total
-            enough = (source.largest_row + largest / 2) / share
-            raise RecipeError(
-                f"mix: source {source.name} is asked for {share:.3g} of {quantity(total)} {unit}, which is {quota:.3g}, "
-                f"less than its smallest row ({source.smallest_row}), so that it would stay out. The smallest size "
-                f"that works is {quantity(enough, up=True)}; or give it {enough / total:.3g} times its weight, or "
-                f"remove it."
-            )
 
 
 def _notes(
