@@ -39,11 +39,20 @@ def read_arrow(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     with _explained(piece.path), _opened(piece.path, piece.compression) as source:
         if piece.container == "arrow_stream":
             yield from _rows(pa.ipc.open_stream(source), chunk_records)
+            _check_end_of_stream(source)
             return
         file = pa.ipc.open_file(source)
         stop = file.num_record_batches if piece.stop is None else piece.stop
         indices = range(piece.start, min(stop, file.num_record_batches))
         yield from _rows((file.get_batch(i) for i in indices), chunk_records)
+
+
+def _check_end_of_stream(source: Any) -> None:
+    """A stream that was cut between two batches reads without an error; only its missing end mark tells."""
+    position = source.tell()
+    source.seek(max(position - 8, 0))
+    if source.read(8) != b"\xff\xff\xff\xff\x00\x00\x00\x00":
+        raise pa.ArrowInvalid("the stream has no end mark")
 
 
 def num_parts(path: str, container: str) -> tuple[int, list[int]]:
@@ -156,7 +165,9 @@ def _opened(path: str, compression: str | None) -> Iterator[Any]:
 def _explained(path: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         said = " ".join(str(error).split())[:300].rstrip(".")
         raise DataError(
             f"{shown(path)}: damaged or truncated: {said}. Download or copy it again, or write it again with pyarrow."

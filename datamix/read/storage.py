@@ -40,10 +40,19 @@ def open_file(path: str) -> BinaryIO:
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URL, and the path inside it."""
+    """The fsspec filesystem of a URL, and the path inside it.
+
+    Raises: DataError where fsspec knows no such kind of address.
+    """
     import fsspec
 
-    return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+    try:
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
+    except ValueError as error:
+        raise DataError(
+            f"{shown(url)}: no such kind of address is known: {_one_line(error)}. "
+            "Known ones begin with hf://, https://, s3://, gs:// and whatever else fsspec lists."
+        ) from error
 
 
 def file_state(path: str) -> tuple[int, int, int, int]:

@@ -32,7 +32,7 @@ def borders(content: bytes, block: int) -> list[tuple[bytes, int]]:
 @given(
     values=st.lists(VALUES, max_size=6), indent=INDENTS, block=st.integers(1, 64), ascii_only=st.booleans()
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_elements_of_any_array_are_found_for_any_blocks(
     values: list[object], indent: int | None, block: int, ascii_only: bool
 ) -> None:
@@ -47,7 +47,7 @@ def test_elements_of_any_array_are_found_for_any_blocks(
 
 
 @given(values=st.lists(st.dictionaries(st.text(max_size=3), VALUES), max_size=4), indent=INDENTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_objects_one_after_another_are_read(values: list[object], indent: int | None) -> None:
     content = "\n".join(json.dumps(v, indent=indent) for v in values).encode()
     if values:
@@ -76,7 +76,7 @@ def test_any_bytes_are_read_and_nothing_but_punctuation_is_lost(content: bytes, 
     ),
     block=st.integers(1, 9),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_broken_arrays_do_not_depend_on_blocks(pieces: list[bytes], block: int) -> None:
     content = b"".join(pieces)
     blocks = [content[i : i + block] for i in range(0, len(content), block)]

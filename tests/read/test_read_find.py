@@ -1,0 +1,111 @@
+"""Paths of a recipe become the same files in the same order everywhere."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from datamix.errors import RecipeError
+from datamix.read import find
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in (
+        "b.jsonl",
+        "a.jsonl",
+        "Z.jsonl",
+        "中文.jsonl",
+        "sub/c.jsonl",
+        "sub/deep/d.json",
+        "notes.txt",
+    ):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    for hidden in (".hidden.jsonl", ".git/x.jsonl"):
+        (tmp_path / "data" / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / "data" / hidden).write_text("{}")
+    return tmp_path
+
+
+def names(paths: list[str], tree: Path) -> list[str]:
+    found = find(paths, str(tree))
+    assert all(Path(path).is_absolute() for path in found)
+    return [str(Path(path).relative_to(tree / "data")) for path in found]
+
+
+def test_globs_folders_and_files_in_byte_order_without_duplicates(tree: Path) -> None:
+    assert names(["data/*.jsonl"], tree) == ["Z.jsonl", "a.jsonl", "b.jsonl", "中文.jsonl"]
+    assert names(["data/**/*.jsonl"], tree) == ["Z.jsonl", "a.jsonl", "b.jsonl", "sub/c.jsonl", "中文.jsonl"]
+    everything = [
+        "Z.jsonl",
+        "a.jsonl",
+        "b.jsonl",
+        "notes.txt",
+        "sub/c.jsonl",
+        "sub/deep/d.json",
+        "中文.jsonl",
+    ]
+    assert names(["data"], tree) == names(["data/"], tree) == names(["data/**"], tree) == everything
+    assert names(["data/b.jsonl", "data/./a.jsonl", "data/*.jsonl", str(tree / "data")], tree) == everything
+    assert names(["data/.hidden.jsonl"], tree) == [".hidden.jsonl"]
+
+
+def test_names_with_glob_characters_are_taken_as_they_stand(tree: Path) -> None:
+    (tree / "data" / "part[1].jsonl").write_text("{}")
+    assert names(["data/part[1].jsonl"], tree) == ["part[1].jsonl"]
+
+
+def test_links_are_followed_and_circles_end(tree: Path) -> None:
+    (tree / "data" / "sub" / "up").symlink_to(tree / "data")
+    (tree / "data" / "link.jsonl").symlink_to(tree / "data" / "a.jsonl")
+    assert "link.jsonl" in names(["data"], tree)
+    assert len(names(["data"], tree)) == 8
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("data/c.jsonl", r"nearest name is '.*data/[ab].jsonl'"),
+        ("dat/*.jsonl", r"matches no file; the nearest name is '.*data'"),
+        ("data/*.parquet", r"matches no file; .* holds"),
+        ("data/s*", r"matches folders only.*'data/s\*/\*\*'"),
+        ("empty", "holds no files"),
+        ("nowhere/at/all.json", "no such file or folder"),
+    ],
+)
+def test_what_matches_nothing_is_a_recipe_error_with_the_nearest_name(
+    path: str, said: str, tree: Path
+) -> None:
+    (tree / "empty").mkdir()
+    with pytest.raises(RecipeError, match=said) as caught:
+        find([path], str(tree))
+    assert repr(path) in str(caught.value)
+
+
+def test_what_is_not_data_is_left_out_of_data_folders_only(tmp_path: Path) -> None:
+    for name in ("README.md", "LICENSE", "dataset_info.json", "state.json", "train.jsonl"):
+        (tmp_path / name).write_text("{}")
+    assert [Path(p).name for p in find(["."], str(tmp_path))] == ["train.jsonl"]
+    assert [Path(p).name for p in find(["README.md"], str(tmp_path))] == ["README.md"]
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "README.md").write_text("#")
+    (docs / "guide.md").write_text("#")
+    assert [Path(p).name for p in find(["docs"], str(tmp_path))] == ["README.md", "guide.md"]
+
+
+def test_a_saved_dataset_is_read_by_split(tmp_path: Path) -> None:
+    for split in ("test", "train"):
+        folder = tmp_path / "saved" / split
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text("{}")
+        (folder / "dataset_info.json").write_text("{}")
+        table = pa.table({"a": [1]})
+        with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as writer:
+            writer.write_table(table)
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(RecipeError, match=r"several splits \(test, train\)"):
+        find(["saved"], str(tmp_path))
+    assert [Path(p).name for p in find(["saved/train"], str(tmp_path))] == ["data-00000-of-00001.arrow"]
