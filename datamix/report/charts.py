@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH = 980  # CSS pixels; figures are drawn at this size and shrink with the page
+_LEFT = 130  # where names end and bars begin
 MAX_SERIES = 7  # lines of one colour each; sources beyond them are drawn as one
 
 # Stand-in -> what the page calls it.
@@ -82,7 +83,7 @@ def share_bars(bars: Sequence[Bar], asked: Sequence[float], units: Sequence[str]
     with _Drawing("shares", height) as drawing:
         top = max([*asked, *(v for bar in bars for v in bar.values)])
         for column, name in enumerate(units):
-            axes = drawing.axes(150 + column * 285, 34, 235, 30 * len(bars))
+            axes = drawing.axes(_LEFT + column * 285, 34, 235, 30 * len(bars))
             rows = np.arange(len(bars))
             own = name == unit
             axes.barh(rows, [bar.values[column] for bar in bars], 0.62, color=ACCENT if own else FAINT)
@@ -102,8 +103,8 @@ def share_bars(bars: Sequence[Bar], asked: Sequence[float], units: Sequence[str]
             axes.set_xlim(0, top * 1.22)
             axes.set_ylim(len(bars) - 0.4, -0.6)
             axes.set_xticks([])
-            axes.set_yticks(rows, [bar.name for bar in bars] if column == 0 else [""] * len(bars))
             axes.tick_params(length=0, labelcolor=INK)
+            _name_rows(axes, [bar.name for bar in bars] if column == 0 else [""] * len(bars))
             axes.spines["bottom"].set_visible(False)
             title = name.replace("_", " ") + (" (asked in this unit)" if own else "")
             axes.set_title(title, loc="left", fontsize=12, color=INK if own else SOFT, pad=8)
@@ -114,7 +115,7 @@ def fate_bars(bars: Sequence[Bar], fates: Sequence[str]) -> str:
     """What became of every record read: one bar a source, one length a fate."""
     height = 44 + 30 * len(bars)
     with _Drawing("fates", height) as drawing:
-        axes = drawing.axes(150, 8, WIDTH - 230, 30 * len(bars))
+        axes = drawing.axes(_LEFT, 8, WIDTH - _LEFT - 70, 30 * len(bars))
         rows = np.arange(len(bars))
         left = np.zeros(len(bars))
         for column, fate in enumerate(fates):
@@ -133,9 +134,9 @@ def fate_bars(bars: Sequence[Bar], fates: Sequence[str]) -> str:
             axes.text(total + 0.01 * left.max(), row, f"{int(total):,}", va="center", fontsize=12)
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_xlim(0, left.max() * 1.01)
-        axes.set_yticks(rows, [bar.name for bar in bars])
         axes.tick_params(length=0, labelcolor=INK)
         axes.tick_params(axis="x", labelcolor=SOFT, pad=6)
+        _name_rows(axes, [bar.name for bar in bars])
         axes.xaxis.set_major_formatter(lambda x, _: _short(x))
         axes.spines["bottom"].set_visible(False)
         axes.spines["left"].set_visible(False)
@@ -145,8 +146,8 @@ def fate_bars(bars: Sequence[Bar], fates: Sequence[str]) -> str:
 def duplicate_matrix(names: Sequence[str], keepers: Sequence[str], counts: NDArray[np.int64]) -> str:
     """How many records of each source (row) went because a record of another (column) was kept."""
     cell_width, cell = max(76, min(120, 700 // len(keepers))), 38
-    with _Drawing("duplicates", 40 + cell * len(names), 170 + cell_width * len(keepers)) as drawing:
-        axes = drawing.axes(160, 34, cell_width * len(keepers), cell * len(names))
+    with _Drawing("duplicates", 40 + cell * len(names), _LEFT + 10 + cell_width * len(keepers)) as drawing:
+        axes = drawing.axes(_LEFT, 34, cell_width * len(keepers), cell * len(names))
         strength = np.sqrt(counts / max(1, counts.max()))
         for row in range(len(names)):
             for column in range(len(keepers)):
@@ -163,9 +164,9 @@ def duplicate_matrix(names: Sequence[str], keepers: Sequence[str], counts: NDArr
         axes.set_xlim(0, len(keepers))
         axes.set_ylim(len(names), 0)
         axes.set_xticks(np.arange(len(keepers)) + 0.5, keepers)
-        axes.set_yticks(np.arange(len(names)) + 0.5, names)
         axes.xaxis.tick_top()
         axes.tick_params(length=0, labelcolor=INK)
+        _name_rows(axes, names, 0.5)
         for spine in axes.spines.values():
             spine.set_visible(False)
         return drawing.svg()
@@ -179,17 +180,18 @@ def length_lines(
     first, last = max(0, int(used[0]) - 1), min(lengths.shape[1], int(used[-1]) + 2)
     with _Drawing("lengths", 250) as drawing:
         axes = drawing.axes(60, 14, WIDTH - 90, 190)
+        middle = np.sqrt(np.maximum(edges[first:last], 0.5) * edges[first + 1 : last + 1])
         for index in range(len(names)):
-            share = lengths[index] / max(1, lengths[index].sum())
-            axes.stairs(
-                share[first:last], np.maximum(edges[first : last + 1], 0.8), color=series(index), linewidth=2
-            )
+            share = lengths[index, first:last] / max(1, lengths[index].sum())
+            axes.fill_between(middle, share, color=series(index), alpha=0.08, linewidth=0)
+            axes.plot(middle, share, color=series(index), linewidth=1.8)
+        axes.set_ylim(0)
         axes.set_xscale("log", base=2)
         if limit:
             axes.axvline(limit, color=SOFT, linewidth=1, linestyle=(0, (3, 3)))
             axes.text(limit, axes.get_ylim()[1], "max_length ", ha="right", va="top", fontsize=11, color=SOFT)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        axes.yaxis.set_major_formatter(lambda y, _: _percent(y))
         axes.xaxis.set_minor_locator(_no_ticks())
         axes.grid(axis="y")
         axes.set_xlabel("tokens a record")
@@ -204,56 +206,76 @@ def fill_bars(fills: NDArray[np.int64]) -> str:
         axes = drawing.axes(60, 10, WIDTH - 90, 124)
         axes.bar(edges[:-1], fills / max(1, fills.sum()), np.diff(edges) * 0.86, align="edge", color=ACCENT)
         axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        axes.xaxis.set_major_formatter(lambda x, _: _percent(x))
+        axes.yaxis.set_major_formatter(lambda y, _: _percent(y))
         axes.grid(axis="y")
         axes.set_xlabel("of max_length used, share of rows")
         axes.spines["left"].set_visible(False)
         return drawing.svg()
 
 
-def share_lines(places: NDArray[np.float64], shares: NDArray[np.float64], asked: NDArray[np.float64]) -> str:
-    """Share of each source in each window of the training order ``[num_windows, num_sources]``, asked dashed."""
+def share_lines(
+    places: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    asked: NDArray[np.float64],
+    stages: Sequence[tuple[str, float]],
+) -> str:
+    """Share of each source in each window of the training order ``[num_windows, num_sources]``, asked dotted.
+
+    ``stages``: the name of each, and the part of the order at which it begins.
+    """
     with _Drawing("order", 270) as drawing:
         axes = drawing.axes(60, 14, WIDTH - 90, 205)
         for index in range(shares.shape[1]):
             axes.plot(places, shares[:, index], color=series(index), linewidth=1.6)
             axes.plot(places, asked[:, index], color=INK, linewidth=1, linestyle=(0, (2, 3)))
         axes.set_xlim(0, 1)
-        axes.set_ylim(0, min(1.0, float(max(shares.max(), asked.max())) * 1.12))
+        top = min(1.0, float(max(shares.max(), asked.max())) * 1.12)
+        axes.set_ylim(0, top)
+        for name, begin in stages if len(stages) > 1 else ():
+            axes.axvline(begin, color=LINE, linewidth=1)
+            axes.text(begin + 0.006, top, name, ha="left", va="bottom", fontsize=11, color=SOFT)
         _along(axes)
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        axes.yaxis.set_major_formatter(lambda y, _: _percent(y))
         return drawing.svg()
 
 
-def deviation_lines(places: NDArray[np.float64], ahead: NDArray[np.float64], bound: float) -> str:
-    """How far each source is ahead of what it is owed ``[num_windows, num_sources]``, inside the bound."""
-    with _Drawing("deviation", 220) as drawing:
-        axes = drawing.axes(60, 14, WIDTH - 90, 155)
-        axes.axhspan(-bound, bound, color=FAINT, alpha=0.35, linewidth=0)
-        axes.axhline(0, color=LINE, linewidth=1)
-        for index in range(ahead.shape[1]):
-            axes.plot(places, ahead[:, index], color=series(index), linewidth=1.4)
-        for edge, va in ((bound, "top"), (-bound, "bottom")):
-            axes.text(
-                0.997,
-                edge,
-                f"{'+' if edge > 0 else '-'}{_short(abs(edge))} ",
-                ha="right",
-                va=va,
-                fontsize=11,
-                color=SOFT,
-            )
+def deviation_lines(places: NDArray[np.float64], off: NDArray[np.float64], bound: float) -> str:
+    """The farthest that each source is from what it is owed ``[num_windows, num_sources]``, below the bound."""
+    with _Drawing("deviation", 200) as drawing:
+        axes = drawing.axes(60, 22, WIDTH - 90, 130)
+        for index in range(off.shape[1]):
+            axes.plot(places, off[:, index], color=series(index), linewidth=1.6)
+        axes.axhline(bound, color=INK, linewidth=1)
+        axes.text(
+            1,
+            bound * 1.03,
+            f"bound {bound:,.4g}" if bound < 10 else f"bound {bound:,.0f}",
+            ha="right",
+            va="bottom",
+            fontsize=11,
+        )
         axes.set_xlim(0, 1)
-        axes.set_ylim(-bound * 1.12, bound * 1.12)
+        axes.set_ylim(0, max(bound, float(off.max())) * 1.04)
         _along(axes)
-        axes.yaxis.set_major_formatter(lambda y, _: f"{'-' if y < 0 else ''}{_short(abs(y))}")
-        axes.grid(visible=False)
+        axes.yaxis.set_major_formatter(lambda y, _: _short(y))
         return drawing.svg()
+
+
+def _name_rows(axes: Any, names: Sequence[str], shift: float = 0.0) -> None:
+    """Names of rows, flush with the page's left edge."""
+    axes.set_yticks(np.arange(len(names)) + shift, [n if len(n) < 20 else n[:17] + "..." for n in names])
+    axes.tick_params(axis="y", pad=_LEFT)
+    for label in axes.get_yticklabels():
+        label.set_horizontalalignment("left")
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{share * 100:.{digits}f} %"
 
 
 def _along(axes: Any) -> None:
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    axes.xaxis.set_major_formatter(lambda x, _: _percent(x))
     axes.grid(axis="y")
     axes.set_xlabel("of the training order")
     axes.spines["left"].set_visible(False)
@@ -324,4 +346,4 @@ def _adopt(svg: str, width: int) -> str:
         svg = svg.replace(colour, name)
     opening, rest = svg[: svg.index(">")], svg[svg.index(">") :]
     opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
-    return f'{opening} style="max-width:{width}px" role="img"{rest}'.rstrip()
+    return f'{opening} style="max-width:{width}px;min-width:{min(width, 560)}px" role="img"{rest}'.rstrip()

@@ -21,7 +21,8 @@ from ..transcript import train_shards
 from ..verify.prefix import PrefixDeviation, read_stages
 from ..verify.rows import UNTRAINED, lists, pieces
 
-NUM_WINDOWS = 160  # along the training order
+_MAX_WINDOWS = 160  # along the training order
+_WINDOW_ROWS = 24  # a window of fewer says nothing about shares
 NUM_FILLS = 40
 LENGTH_EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(0, 97) / 4)])  # tokens, four bins an octave
 
@@ -32,11 +33,9 @@ class Picture:
 
     sources: list[str]
     num_rows: int
-    windows: NDArray[np.int64]  # [NUM_WINDOWS, num_sources] in the unit, along the training order
-    ahead: NDArray[
-        np.float64
-    ]  # [NUM_WINDOWS, num_sources] the farthest from the quota in each window, signed
-    window_stage: NDArray[np.int64]  # [NUM_WINDOWS] stage of the last row
+    windows: NDArray[np.int64]  # [num_windows, num_sources] in the unit, along the training order
+    off: NDArray[np.float64]  # [num_windows, num_sources] the farthest from the quota in each window
+    window_stage: NDArray[np.int64]  # [num_windows] stage of the last row
     lengths: NDArray[np.int64]  # [num_sources, len(LENGTH_EDGES) - 1] records by tokens
     fills: NDArray[np.int64]  # [NUM_FILLS] rows by fill
     first_rows: dict[str, list[int]] = field(default_factory=dict)  # source -> numbers of its first rows
@@ -50,12 +49,13 @@ def gather(out: Path, manifest: dict[str, Any], num_examples: int) -> Picture:
     sources = list(manifest["sources"])
     shards = [p for p in train_shards(out, manifest) if p.is_file()]
     num_rows = sum(pq.read_metadata(p).num_rows for p in shards)
+    num_windows = min(_MAX_WINDOWS, max(4, num_rows // _WINDOW_ROWS))
     picture = Picture(
         sources,
         num_rows,
-        np.zeros((NUM_WINDOWS, len(sources)), np.int64),
-        np.zeros((NUM_WINDOWS, len(sources))),
-        np.zeros(NUM_WINDOWS, np.int64),
+        np.zeros((num_windows, len(sources)), np.int64),
+        np.zeros((num_windows, len(sources))),
+        np.zeros(num_windows, np.int64),
         np.zeros((len(sources), len(LENGTH_EDGES) - 1), np.int64),
         np.zeros(NUM_FILLS, np.int64),
     )
@@ -88,19 +88,13 @@ def _add(
     total = np.concatenate(([0], np.cumsum(held.length)))
     tokens = total[held.offsets[1:]] - total[held.offsets[:-1]]
     cost = _cost(batch, manifest["mixture"]["unit"], tokens)
-    window = (first + np.arange(batch.num_rows)) * NUM_WINDOWS // max(1, picture.num_rows)
+    window = (first + np.arange(batch.num_rows)) * len(picture.windows) // max(1, picture.num_rows)
     np.add.at(picture.windows, (window, source), cost)
     picture.window_stage[window] = stage
     for index in np.unique(stage):
         chosen = stage == index
-        ahead = prefix.add(int(index), source[chosen], cost[chosen]).T
-        farther = np.abs(ahead) > np.abs(picture.ahead[window[chosen]])
-        rows, columns = np.nonzero(farther)
-        order = np.argsort(
-            np.abs(ahead[rows, columns]), kind="stable"
-        )  # the farthest is written last and stays
-        rows, columns = rows[order], columns[order]
-        picture.ahead[window[chosen][rows], columns] = ahead[rows, columns]
+        off = np.abs(prefix.add(int(index), source[chosen], cost[chosen])).T
+        np.maximum.at(picture.off, window[chosen], off)
     bins = np.clip(np.searchsorted(LENGTH_EDGES, held.length, side="right") - 1, 0, len(LENGTH_EDGES) - 2)
     np.add.at(picture.lengths, (source[held.rows()], bins), 1)
     if limit := manifest["packing"]["max_length"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..transcript import read_manifest
@@ -55,6 +55,6 @@ def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("tokens", f"{total['tokens']:,}"),
         ("loss tokens", f"{total['loss_tokens']:,}"),
         ("packing", rows),
-        ("tokenizer", manifest["tokenizer"]["name"]),
+        ("tokenizer", PurePath(manifest["tokenizer"]["name"]).name),
         ("seed", str(manifest["seed"])),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..transcript import Decoder, Document, Span, documents, read_row, train_shards
 from ..verify.prefix import read_stages
 from . import charts
-from .gather import LENGTH_EDGES, NUM_WINDOWS, Picture
+from .gather import LENGTH_EDGES, Picture
 from .verdicts import FATES, percent, plural, unit_words
 
 UNITS = ("records", "tokens", "loss_tokens")
@@ -208,19 +208,25 @@ def _order(manifest: dict[str, Any], picture: Picture) -> Section | None:
     shares = windows / windows.sum(axis=1, keepdims=True)
     stages = read_stages(mixture, picture.sources)
     asked = _asked_along(stages, picture.window_stage[filled]) @ groups
-    places = (filled + 0.5) / NUM_WINDOWS
+    places = (filled + 0.5) / len(picture.windows)
     lines = groups.argmax(axis=0)
     drawn = [
-        charts.share_lines(places, shares, asked),
-        charts.deviation_lines(places, picture.ahead[filled][:, lines], mixture["bound"]),
+        charts.share_lines(places, shares, asked, _stage_begins(mixture)),
+        charts.deviation_lines(places, picture.off[filled][:, lines], mixture["bound"]),
     ]
     unit = unit_words(mixture["unit"])
-    names = ", ".join(f"{s['name']} ({plural(s['rows'], 'row')})" for s in mixture["stages"])
     lead = (
-        f"Share of {unit} in {len(filled)} windows along the training order, what was asked dotted; below, how far each source "
-        f"ever is ahead of what it is owed, in {unit}: the band is the bound. Stages: {names}."
+        f"Share of {unit} in {len(filled)} windows along the training order, with what was asked dotted. Below, the farthest "
+        f"that each source is from what it is owed up to there, in {unit}."
     )
     return Section("order", "Along the training order", lead, legend, drawn)
+
+
+def _stage_begins(mixture: dict[str, Any]) -> list[tuple[str, float]]:
+    """Each stage and the part of the rows that stands before it."""
+    rows = np.array([stage["rows"] for stage in mixture["stages"]])
+    begins = (np.cumsum(rows) - rows) / max(1, rows.sum())
+    return [(stage["name"], float(b)) for stage, b in zip(mixture["stages"], begins, strict=True)]
 
 
 def _asked_along(stages: Sequence[Any], stage: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -323,7 +329,7 @@ def _provenance(manifest: dict[str, Any]) -> Section:
     facts = [
         [
             "tokenizer",
-            f"{tokenizer['name']}, {tokenizer['vocab_size']:,} ids, sha256 {tokenizer['sha256'][:12]}",
+            f"{PurePath(tokenizer['name']).name}, {tokenizer['vocab_size']:,} ids, sha256 {tokenizer['sha256'][:12]}",
         ],
         ["recipe", f"sha256 {manifest['recipe_sha256'][:12]}, seed {manifest['seed']}"],
         ["made with", ", ".join(f"{n} {v}" for n, v in sorted(manifest["packages"].items()))],

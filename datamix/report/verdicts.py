@@ -52,9 +52,9 @@ def _shares(manifest: dict[str, Any]) -> list[Verdict]:
     mixture = manifest["mixture"]
     unit, bound, worst = mixture["unit"], mixture["bound"], mixture["max_prefix_deviation"]
     told = [
-        f"{name} asked {percent(source['share']['asked'], 1)}, reached {percent(source['share'][unit])}"
-        for name, source in manifest["sources"].items()
-        if source["share"]["asked"]
+        f"{name} asked {percent(asked, 1)}, reached {percent(reached)}"
+        for name, (asked, reached) in _by_group(manifest, unit).items()
+        if asked
     ]
     parts = "; ".join(told[:6]) + (f"; and {len(told) - 6} more below" if len(told) > 6 else "")
     limit = f"{_amount(bound, unit)} {unit_words(unit)}"
@@ -67,6 +67,16 @@ def _shares(manifest: dict[str, Any]) -> list[Verdict]:
         ]
     within = f"no prefix strayed more than {_amount(worst, unit)} of at most {limit}"
     return [Verdict("good", f"{parts} of {unit_words(unit)}; {within}.")]
+
+
+def _by_group(manifest: dict[str, Any], unit: str) -> dict[str, tuple[float, float]]:
+    """Asked and reached shares as the recipe weighs them: sources of a group count together."""
+    found: dict[str, tuple[float, float]] = {}
+    for name, source in manifest["sources"].items():
+        group = manifest["recipe"]["sources"].get(name, {}).get("group") or name
+        asked, reached = found.get(group, (0.0, 0.0))
+        found[group] = (asked + source["share"]["asked"], reached + source["share"][unit])
+    return found
 
 
 def _records(manifest: dict[str, Any]) -> list[Verdict]:
@@ -95,12 +105,22 @@ def _scarcity(manifest: dict[str, Any]) -> list[Verdict]:
                 )
             )
     binding = manifest["mixture"].get("binding")
-    for name, source in sources.items():
-        unused = source.get("unused_by", {}).get("not_needed", 0)
-        usable = source["records"]["used"] + unused
-        if binding and binding != name and usable and unused / usable > _SEEN:
-            told = f"{unused:,} usable records of {name} ({percent(unused / usable, 1)}) were not needed"
-            found.append(Verdict("look", f"{told}: {binding} ran out first and sets the size of the set."))
+    spare = {
+        n: (s.get("unused_by", {}).get("not_needed", 0), s["records"]["used"]) for n, s in sources.items()
+    }
+    told = [
+        f"{name} {unused:,} ({percent(unused / (unused + used), 1)})"
+        for name, (unused, used) in spare.items()
+        if name != binding and unused > _SEEN * (unused + used)
+    ]
+    if binding and told:
+        parts = ", ".join(told[:5]) + (f" and {len(told) - 5} more sources" if len(told) > 5 else "")
+        found.append(
+            Verdict(
+                "look",
+                f"Usable records that were not needed: {parts}. {binding} ran out first and sets the size.",
+            )
+        )
     return found
 
 
