@@ -74,6 +74,11 @@ def decide_and_pack(recipe: Recipe, bench: Bench, encode: EncodeSpec, sources: S
     extra = _references(recipe, bench)
     asked = recipe.decontaminate
     split = recipe.validation
+    contamination = None
+    if asked is not None:
+        contamination = ContaminationSpec(
+            ngram=asked.ngram, min_overlap=asked.min_overlap, fields=asked.fields
+        )
     spec = decide.DecideSpec(
         sources=tuple(r.shards for r in sources),
         seed=recipe.seed,
@@ -82,10 +87,9 @@ def decide_and_pack(recipe: Recipe, bench: Bench, encode: EncodeSpec, sources: S
         dedupe=translate.dedupe_spec(recipe),
         max_removed_share=recipe.dedupe.max_removed_share if recipe.dedupe else 1.0,
         against=tuple(r.shards for r in extra["against"]),
-        contamination=asked
-        and ContaminationSpec(ngram=asked.ngram, min_overlap=asked.min_overlap, fields=asked.fields),
+        contamination=contamination,
         evals=tuple(r.shards for r in extra["evals"]),
-        split=split and decide.Split(split.share, split.records),
+        split=None if split is None else decide.Split(split.share, split.records),
         leak=(translate.signing_spec(recipe) if split else None),
     )
     fates = bench.run("decide", [decide.task(spec, bench.home)])[0]
@@ -111,10 +115,10 @@ def _references(recipe: Recipe, bench: Bench) -> dict[str, list[Ready]]:
     against = recipe.dedupe.against if recipe.dedupe else ()
     evals = recipe.decontaminate.against if recipe.decontaminate else ()
     wanted = {
-        "against": [Wanted(f"against[{i}]", (path,), recipe.base) for i, path in enumerate(against)],
+        "against": [Wanted(path, (path,), recipe.base) for path in against],
         "evals": [
-            Wanted(f"evals[{i}]", e.path, recipe.base, e.format, None, tuple(sorted(e.columns.items())))
-            for i, e in enumerate(evals)
+            Wanted(", ".join(e.path), e.path, recipe.base, e.format, None, tuple(sorted(e.columns.items())))
+            for e in evals
         ],
     }
     kinds = {"against": recipe.kind, "evals": "prompt" if recipe.kind != "pretrain" else "pretrain"}

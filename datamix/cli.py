@@ -246,6 +246,17 @@ def main(arguments: list[str] | None = None) -> Any:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        _fail(
+            DatamixError(
+                f"something unexpected happened: {said}. This is a defect of datamix, not of your data: please report it "
+                "with the output of the same command under --debug. What was finished is kept."
+            ),
+            debug,
+        )
 
 
 def _fail(error: DatamixError, debug: bool) -> None:

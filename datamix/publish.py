@@ -21,7 +21,7 @@ from .errors import RecipeError
 from .identity import digest, file_sha256
 from .ledger import write_rejects, write_removed
 from .phases import emit
-from .phases.arrange import shard_ends
+from .phases.arrange import row_costs, shard_ends
 from .phases.inputs import Bench
 from .phases.rows import RowRange, SourceRows
 from .recipe import Recipe
@@ -188,13 +188,11 @@ def _emit_tasks(recipe: Recipe, out: Path, info: SetInfo, decided: Decided, arra
         order = arranged.order.folder / "order.arrow"
         ranges.append(("train", index, RowRange(info, _all_rows(decided, "train"), start, stop, order, ends)))
         start = stop
-    for rows in _all_rows(decided, "validation"):
-        from .phases.arrange import row_costs
-
+    for held in _all_rows(decided, "validation"):
         start = 0
-        for index, stop in enumerate(shard_ends(row_costs(rows.bins, "tokens"))):
+        for index, stop in enumerate(shard_ends(row_costs(held.bins, "tokens"))):
             ranges.append(
-                (f"validation/{rows.source.name}", index, RowRange(info, (rows,), start, stop, None, (stop,)))
+                (f"validation/{held.source.name}", index, RowRange(info, (held,), start, stop, None, (stop,)))
             )
             start = stop
     names = [(w.name, tuple(sorted(w.options.items()))) for w in recipe.write]

@@ -283,7 +283,7 @@ class Recipe(Model):
         document = strict_yaml.load(text, str(path))
         value = document.value if document.value is not None else {}
         for override in overrides:
-            _override(value, override)
+            strict_yaml.set_value(value, override)
         return cls._checked(value, str(file.parent), str(path), document)
 
     @classmethod
@@ -301,90 +301,14 @@ class Recipe(Model):
             recipe = cls.model_validate(value)
         except ValidationError as error:
             raise RecipeError(explain(error, cls, name, document)) from None
-        problems = recipe._cross_checks()
+        from .recipe_rules import broken_rules
+
+        problems = broken_rules(recipe)
         if problems:
             lines = [_told(name, document, key, text) for key, text in problems]
             raise RecipeError("\n".join(lines))
         recipe._base = base
         return recipe
-
-    def _cross_checks(self) -> list[tuple[strict_yaml.Key, str]]:
-        """What one key alone cannot show: names that must exist, options that must fit the kind."""
-        found: list[tuple[strict_yaml.Key, str]] = []
-        known = set(self.sources) | set(self.groups)
-        for name, source in self.sources.items():
-            if source.group is not None and source.group not in self.groups:
-                found.append(
-                    (
-                        ("sources", name, "group"),
-                        f"no group is called {source.group!r}; groups: {_list(self.groups)}",
-                    )
-                )
-            if name in self.groups:
-                found.append((("groups", name), f"{name!r} names both a source and a group; rename one"))
-        for group in self.groups:
-            if not any(s.group == group for s in self.sources.values()):
-                found.append(
-                    (
-                        ("groups", group),
-                        f"no source belongs to the group {group!r}; set `group: {group}` on one",
-                    )
-                )
-        wanted = [
-            (("dedupe", "prefer", i), n) for i, n in enumerate(self.dedupe.prefer if self.dedupe else ())
-        ]
-        wanted += [
-            (("mix", "stages", i, "weights", n), n)
-            for i, s in enumerate(self.mix.stages)
-            for n in s.weights or ()
-        ]
-        wanted += [(("mix", "replay", "of"), self.mix.replay.of)] if self.mix.replay else []
-        wanted += [(("clean", i, "sources"), n) for i, s in enumerate(self.clean) for n in s.sources]
-        if isinstance(self.mix.size, Epochs):
-            wanted += [(("mix", "size", "epochs", n), n) for n in self.mix.size.epochs]
-        found += [
-            (k, f"no source or group is called {n!r}; there are: {_list(known)}")
-            for k, n in wanted
-            if n not in known
-        ]
-        return found + self._kind_checks()
-
-    def _kind_checks(self) -> list[tuple[strict_yaml.Key, str]]:
-        found: list[tuple[strict_yaml.Key, str]] = []
-        allowed = {
-            "pretrain": ("split", "drop"),
-            "sft": ("drop_turns", "truncate", "drop"),
-            "preference": ("truncate_prompt", "drop"),
-            "prompt": ("drop",),
-        }[self.kind]
-        if self.encode.overlong not in allowed:
-            found.append(
-                (
-                    ("encode", "overlong"),
-                    f"is {self.encode.overlong!r}; a {self.kind} recipe takes {' or '.join(allowed)}",
-                )
-            )
-        if self.encode.max_length is None and self.kind != "prompt":
-            found.append(
-                (
-                    ("encode", "max_length"),
-                    f"is missing; a {self.kind} recipe needs it (tokens), such as 2048",
-                )
-            )
-        if self.encode.pack != "none" and self.kind in ("preference", "prompt"):
-            found.append(
-                (
-                    ("encode", "pack"),
-                    f"is {self.encode.pack!r}; {self.kind} rows are never packed: leave it out",
-                )
-            )
-        if self.encode.pack == "concat" and self.kind == "sft":
-            found.append(
-                (("encode", "pack"), "is 'concat', which cuts conversations; sft takes none or best_fit")
-            )
-        if self.mix.replay and (self.mix.stages or self.mix.weights):
-            found.append((("mix", "replay"), "stands instead of weights and stages; keep one of them"))
-        return found
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default filled in, paths as written: what the manifest holds."""
@@ -403,29 +327,7 @@ DEFAULTS: dict[str, tuple[str, str, str]] = {  # kind -> mix.unit, encode.pack, 
 }
 
 
-def _list(names: Any) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
 def _told(name: str, document: strict_yaml.Document | None, key: strict_yaml.Key, text: str) -> str:
     line = document.line(key) if document else None
     where = f"{name}, line {line}" if line else name
     return f"{where}: {'.'.join(map(str, key))}: {text}."
-
-
-def _override(value: dict[str, Any], text: str) -> None:
-    """Apply ``mix.size=2M`` to a plain recipe in place."""
-    path, equals, word = text.partition("=")
-    if not equals or not path.strip():
-        raise RecipeError(f"--set {text}: should be key.path=value, such as --set mix.size=2M.")
-    *parents, last = path.strip().split(".")
-    here: Any = value
-    for part in parents:
-        here = here[int(part)] if isinstance(here, list) and part.isdigit() else here.setdefault(part, {})
-        if not isinstance(here, dict | list):
-            raise RecipeError(f"--set {text}: {part!r} holds a plain value, so nothing can be set below it.")
-    parsed = strict_yaml.load(word, "--set").value
-    if isinstance(here, list):
-        here[int(last)] = parsed
-    else:
-        here[last] = parsed

@@ -98,3 +98,21 @@ def _value(node: yaml.Node, key: Key, lines: dict[Key, int], name: str) -> Any:
 
 def _at(name: str, thing: Any) -> str:
     return f"{name}, line {thing.start_mark.line + 1}"
+
+
+def set_value(value: dict[str, Any], text: str) -> None:
+    """Apply ``mix.size=2M`` to a plain recipe in place."""
+    path, equals, word = text.partition("=")
+    if not equals or not path.strip():
+        raise RecipeError(f"--set {text}: should be key.path=value, such as --set mix.size=2M.")
+    *parents, last = path.strip().split(".")
+    here: Any = value
+    for part in parents:
+        here = here[int(part)] if isinstance(here, list) and part.isdigit() else here.setdefault(part, {})
+        if not isinstance(here, dict | list):
+            raise RecipeError(f"--set {text}: {part!r} holds a plain value, so nothing can be set below it.")
+    parsed = load(word, "--set").value
+    if isinstance(here, list):
+        here[int(last)] = parsed
+    else:
+        here[last] = parsed

@@ -68,11 +68,15 @@ def dedupe_spec(recipe: Recipe) -> DedupeSpec | None:
     asked = recipe.dedupe
     if asked is None:
         return None
-    near = asked.near and NearSpec(
-        threshold=asked.near.threshold,
-        ngram=asked.near.ngram,
-        num_perm=asked.near.num_perm,
-        verify=asked.near.verify,
+    near = (
+        None
+        if asked.near is None
+        else NearSpec(
+            threshold=asked.near.threshold,
+            ngram=asked.near.ngram,
+            num_perm=asked.near.num_perm,
+            verify=asked.near.verify,
+        )
     )
     return DedupeSpec(exact=asked.exact, near=near, scope=asked.scope, keep=asked.keep, rank_by=asked.rank)
 

@@ -20,6 +20,8 @@ from ..contracts import Task
 from ..dedupe import ContaminationSpec, Decision, DedupeSpec, Signed, decide, leaked, overlap
 from ..errors import DataError
 from ..identity import digest, key_ranks, salt
+from ..records import texts
+from .prepare import read_batches
 from .shards import SourceShards, identities
 from .tokens import measure
 
@@ -75,7 +77,8 @@ class _Fates:
 
     @property
     def alive(self) -> NDArray[np.bool_]:
-        return self.fate == POOL
+        live: NDArray[np.bool_] = self.fate == POOL
+        return live
 
 
 def task(spec: DecideSpec, home: Path) -> Task:
@@ -201,11 +204,20 @@ def _apply(fates: Sequence[_Fates], decisions: Sequence[Decision], reason: str |
 def _remove_contaminated(spec: DecideSpec, fates: Sequence[_Fates]) -> None:
     assert spec.contamination is not None
     own_sources = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
-    evals = [signed(s, 0, None, removable=False) for s in spec.evals]
-    for own, matches in zip(fates, overlap(own_sources, evals, spec.contamination), strict=True):
-        own.set(matches.record, REMOVED, "contaminated")
-        own.similarity[matches.record] = matches.share
-        own.detail.update(zip(matches.record.tolist(), matches.detail, strict=True))
+    items: list[pa.Array] = []
+    names: list[str] = []
+    for source in spec.evals:
+        for part in source.parts:
+            for batch in read_batches(str(part.records)):
+                items.append(texts(batch, source.kind, spec.contamination.fields))
+                names += [f"{source.name} record {n}" for n in batch.column("record").to_pylist()]
+    for own, matches in zip(fates, overlap(own_sources, items, spec.contamination), strict=True):
+        own.set(matches.records, REMOVED, "contaminated")
+        own.similarity[matches.records] = matches.shares
+        for record, item, span in zip(
+            matches.records.tolist(), matches.items.tolist(), matches.spans.to_pylist(), strict=True
+        ):
+            own.detail[record] = f"{names[item]}: {span}"
 
 
 def _remove_leaked(spec: DecideSpec, fates: Sequence[_Fates]) -> None:

@@ -71,7 +71,10 @@ class _Tally:
 
 
 def _lengths(column: pa.Array) -> NDArray[np.int64]:
-    return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths: NDArray[np.int64] = (
+        pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    )
+    return lengths
 
 
 def _costs(batch: pa.RecordBatch, kind: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -21,7 +21,7 @@ from ..errors import DataError, RecipeError
 from ..identity import digest
 from ..progress import Screen, run_tasks
 from ..records import RecordKind
-from ..shape import can_become
+from ..shape import FORMATS, can_become
 from . import encode, prepare, sign, survey
 from .shards import PreparedPart, SlicePlace, SourceShards
 from .survey import Found, Wanted
@@ -187,23 +187,27 @@ def _ready(
 
 def record_kind(work: SourceWork, found: Sequence[Found]) -> RecordKind:
     """What the records of a source become under this recipe. Raises RecipeError where they cannot."""
-    source, native = work.wanted.source, sorted({f.kind for f in found if f.kind})
+    source = work.wanted.source
+    able = [(f, FORMATS[f.format].kinds) for f in found if f.format in FORMATS]
+    if not able:
+        return "text" if work.kind in ("pretrain", "native") else work.kind  # type: ignore[return-value]
+    if work.kind == "native":
+        return able[0][1][0]
     if work.kind == "pretrain":
-        kinds: set[RecordKind] = {"text" if k == "text" else "sft" for k in native}
+        kinds: set[RecordKind] = {"text" if "text" in native else "sft" for _, native in able}
         if len(kinds) > 1:
             raise RecipeError(
-                f"sources.{source}: its files hold both plain text and conversations ({', '.join(native)}). Make two sources."
+                f"sources.{source}: its files hold both plain text and conversations. Make two sources."
             )
-        return kinds.pop() if kinds else "text"
-    if work.kind == "native":
-        return native[0] if native else "text"  # type: ignore[return-value]
+        return kinds.pop()
     target: RecordKind = work.kind  # type: ignore[assignment]
-    for file in found:
-        if file.kind and not can_become(file.kind, target):  # type: ignore[arg-type]
+    for file, native in able:
+        if not any(kind == target or can_become(kind, target) for kind in native):
+            other = "pretrain" if native[0] == "text" else native[0]
             raise RecipeError(
-                f"sources.{source}: {file.label} holds {file.kind} records (format {file.format}), which a recipe of kind "
-                f"{work.kind} cannot use. Take that file out, use `kind: {'pretrain' if file.kind == 'text' else file.kind}`, or "
-                "map its fields with `columns` if it was misread."
+                f"sources.{source}: {file.label} holds {native[0]} records (format {file.format}), which a recipe of kind "
+                f"{work.kind} cannot use. Take that file out, use `kind: {other}`, or name its fields with `columns` if it was "
+                "misread."
             )
     return target
 

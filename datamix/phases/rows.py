@@ -61,7 +61,8 @@ class _Source:
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        return self._bins.column("rows").offsets.to_numpy().astype(np.int64)
+        offsets: NDArray[np.int64] = self._bins.column("rows").offsets.to_numpy().astype(np.int64)
+        return offsets
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -70,7 +71,8 @@ class _Source:
 
     @cached_property
     def row_tokens(self) -> NDArray[np.int64]:
-        return self._bins.column("tokens").to_numpy()
+        tokens: NDArray[np.int64] = self._bins.column("tokens").to_numpy()
+        return tokens
 
     @cached_property
     def identities(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -209,7 +211,8 @@ class _View:
 
     def row_begin(self) -> NDArray[np.int32]:
         """Where each row's tokens begin, ``[num_rows + 1]``."""
-        return self.begin[self.row_pieces].astype(np.int32)
+        begin: NDArray[np.int32] = self.begin[self.row_pieces].astype(np.int32)
+        return begin
 
     def token_lists(self, column: str) -> pa.Array:
         """A whole list column of the records of these rows (one record a row)."""

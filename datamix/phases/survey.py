@@ -137,16 +137,15 @@ def _look(path: str, spec: SurveySpec) -> dict[str, Any]:
     values: list[Any] = []
     for rows in islice(read(piece, limit=_SAMPLE_RECORDS), 8):
         values += rows.values
-    renamed = values if not spec.columns else [v for v in values if isinstance(v, dict)]
-    detected = detect(renamed) if renamed else None
+    detected = detect(values, spec.columns) if values else None
     if spec.format is None and detected is not None:
         found |= {
             "format": detected.format,
             "kind": detected.kind,
             "columns": [list(c) for c in detected.columns],
         }
-    elif spec.format is not None:
-        found |= {"kind": detected.kind if detected and detected.format == spec.format else None}
+    elif spec.format in FORMATS:
+        found |= {"kind": FORMATS[spec.format].kinds[0]}
     if found["format"] is None and values:
         keys = sorted(values[0]) if isinstance(values[0], dict) else [type(values[0]).__name__]
         found["message"] = f"its first record has the fields {', '.join(map(str, keys))[:200]}"

@@ -1,6 +1,6 @@
 """Many tasks on this machine: worker processes started by forkserver, one thread each in kernels and tokenizers.
 
-One worker, or one task, runs in this process: no start-up cost, same bytes. A worker that dies (out of memory, killed)
+One worker, one task or very little work runs in this process: no start-up cost, same bytes. A worker that dies (out of memory, killed)
 is an error that names the task; what others finished is kept.
 """
 
@@ -15,6 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 from ..contracts import Receipt, Task
 from ..errors import DataError
 from .store import Store, carry
+
+
+_SMALL_BYTES = 4 << 20  # a worker takes about a second to start; this much is done by then
 
 
 class LocalEngine:
@@ -33,7 +36,8 @@ class LocalEngine:
                 pending.append((index, task))
             else:
                 yield index, done
-        if self.num_workers == 1 or len(pending) <= 1:
+        small = self._pool is None and sum(task.weight for _, task in pending) < _SMALL_BYTES
+        if self.num_workers == 1 or len(pending) <= 1 or small:
             for index, task in pending:
                 yield index, carry(task)
         else:

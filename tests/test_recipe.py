@@ -1,0 +1,158 @@
+"""Recipes: every problem at once, each with its key, its line and the nearest right name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datamix.errors import RecipeError
+from datamix.recipe import Recipe
+from datamix.schemas import recipe_schema, schema_text
+
+GOOD = """\
+name: x
+kind: sft
+tokenizer: t
+sources:
+  a: {path: a.jsonl}
+encode: {max_length: 128}
+"""
+
+
+def read(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return Recipe.read(path, overrides)
+
+
+def error(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, text, *overrides)
+    return str(caught.value)
+
+
+def test_defaults_follow_the_kind(tmp_path: Path) -> None:
+    sft = read(tmp_path, GOOD)
+    assert (sft.mix.unit, sft.encode.pack, sft.encode.overlong) == ("loss_tokens", "none", "drop_turns")
+    pretrain = read(tmp_path, GOOD.replace("sft", "pretrain"))
+    assert (pretrain.mix.unit, pretrain.encode.pack, pretrain.encode.overlong) == (
+        "tokens",
+        "best_fit",
+        "split",
+    )
+    prompt = read(tmp_path, GOOD.replace("sft", "prompt").replace("encode: {max_length: 128}", ""))
+    assert (prompt.mix.unit, prompt.encode.max_length) == ("records", None)
+
+
+def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
+    text = "name: x\nkind: dpo\ntokenizer: t\ncutoff_len: 5\nsources:\n  a: {path: a.jsonl, wieght: 3}\nmix:\n  unit: token\n"
+    told = error(tmp_path, text).splitlines()
+    assert any("line 2: kind" in t and "preference" in t for t in told)
+    assert any("line 4: cutoff_len" in t and "encode.max_length" in t for t in told)
+    assert any("line 6: sources.a.wieght" in t and "did you mean weight?" in t for t in told)
+    assert any("line 8: mix.unit" in t and "tokens" in t for t in told)
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("dpo", "preference"),
+        ("kto", "preference"),
+        ("rm", "preference"),
+        ("pt", "pretrain"),
+        ("grpo", "prompt"),
+        ("ppo", "prompt"),
+    ],
+)
+def test_neighbours_kinds_get_a_real_hint(tmp_path: Path, word: str, kind: str) -> None:
+    assert kind in error(tmp_path, GOOD.replace("kind: sft", f"kind: {word}")).split("Did you mean")[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("cutoff_len: 1", "encode.max_length"),
+        ("interleave_probs: 1", "weight"),
+        ("val_size: 1", "validation"),
+    ],
+)
+def test_neighbours_keys_get_a_real_hint(tmp_path: Path, key: str, name: str) -> None:
+    assert name in error(tmp_path, GOOD + key + "\n")
+
+
+def test_sizes_take_suffixes_and_clean_steps_take_one_key_maps(tmp_path: Path) -> None:
+    text = (
+        GOOD
+        + "mix: {size: 1.5M}\nclean:\n  - normalize: {unicode: NFC}\n  - length: {min_chars: 2, fields: answer}\n    sources: [a]\n"
+    )
+    recipe = read(tmp_path, text)
+    assert recipe.mix.size == 1_500_000
+    assert [(s.name, s.options, s.fields, s.sources) for s in recipe.clean] == [
+        ("normalize", {"unicode": "NFC"}, "all", ()),
+        ("length", {"min_chars": 2}, "answer", ("a",)),
+    ]
+
+
+def test_overrides_reach_any_key(tmp_path: Path) -> None:
+    recipe = read(tmp_path, GOOD, "mix.size=2K", "sources.a.weight=0.5", "seed=7", "encode.pack=best_fit")
+    assert (recipe.mix.size, recipe.sources["a"].weight, recipe.seed, recipe.encode.pack) == (
+        2000,
+        0.5,
+        7,
+        "best_fit",
+    )
+    assert "key.path=value" in error(tmp_path, GOOD, "nonsense")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &x 1\nb: *x\n", "aliases"),
+        ("a: 1\na: 2\n", "twice"),
+        ("a: !!python/object:os.system x\n", "tags"),
+        ("a: [1\n", "not valid YAML"),
+        ("- 1\n", "a recipe is a map"),
+        ("x: " + "[" * 40 + "]" * 40 + "\n", "deeper"),
+    ],
+)
+def test_yaml_is_strict(tmp_path: Path, text: str, said: str) -> None:
+    assert said in error(tmp_path, text)
+
+
+def test_plain_yaml_words_are_text(tmp_path: Path) -> None:
+    recipe = read(tmp_path, GOOD.replace("name: x", "name: no").replace("tokenizer: t", "tokenizer: 'on'"))
+    assert (recipe.name, recipe.tokenizer) == ("no", "on")
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("groups: {g: {weight: 1}}\n", "no source belongs to the group 'g'"),
+        ("dedupe: {prefer: [b]}\n", "no source or group is called 'b'"),
+        ("mix: {stages: [{name: s, share: 0.5}]}\n", "sum to 0.5"),
+        ("mix: {stages: [{name: s, share: 1, weights: {zz: 1}}]}\n", "'zz'"),
+        ("validation: {share: 0.1, records: 5}\n", "exactly one"),
+        ("mix: {size: {epochs: {b: 1}}}\n", "'b'"),
+    ],
+)
+def test_names_and_sums_are_checked_before_any_work(tmp_path: Path, extra: str, said: str) -> None:
+    assert said in error(tmp_path, GOOD + extra)
+
+
+def test_options_must_fit_the_kind(tmp_path: Path) -> None:
+    assert "drop_turns or truncate or drop" in error(
+        tmp_path, GOOD.replace("max_length: 128", "max_length: 128, overlong: split")
+    )
+    assert "max_length" in error(tmp_path, GOOD.replace("encode: {max_length: 128}\n", ""))
+    assert "never packed" in error(
+        tmp_path, GOOD.replace("sft", "preference").replace("128", "128, pack: best_fit")
+    )
+
+
+def test_the_published_schema_is_the_one_of_the_classes() -> None:
+    assert json.loads(schema_text("recipe")) == json.loads(json.dumps(recipe_schema()))
+
+
+def test_the_fingerprint_sees_values_not_spelling(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD).sha256() == read(tmp_path, GOOD + "seed: 42\n# a comment\n").sha256()
+    assert read(tmp_path, GOOD).sha256() != read(tmp_path, GOOD + "seed: 43\n").sha256()
