@@ -11,8 +11,8 @@ indentation of the elements. Memory: a few blocks, or one element of at most ``M
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 from datamix.read.lines import MAX_RECORD_BYTES, LongLine, Overflow
 
@@ -40,8 +40,7 @@ _INSIDE = re.compile(
 )  # up to the end of a string, or what interrupts it
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(NamedTuple):
     """One element's bytes, the 1-based line it begins on, and what is already known to be wrong with it."""
 
     raw: bytes
@@ -152,12 +151,10 @@ def _array(reader: _Reader, max_bytes: int) -> Iterator[Element]:
     reader.position += 1
     ended_by, cut_short = b"", False
     while True:
-        if match := _ELEMENT.match(reader.text, reader.position):
-            reader.go(match.start(1))
-            yield Element(match[1], reader.line)
-            reader.go(match.end())
-            ended_by = match[2]
-        elif following := reader.peek():
+        ended_by = yield from _matched(reader, ended_by)
+        if ended_by == b"]":
+            return
+        if following := reader.peek():
             if following == b"]" and ended_by == b",":
                 yield Element(
                     b"", reader.line, ("json_syntax", "a comma with nothing behind it ends the array")
@@ -174,6 +171,23 @@ def _array(reader: _Reader, max_bytes: int) -> Iterator[Element]:
             return
         if ended_by == b"]":
             return
+
+
+def _matched(reader: _Reader, ended_by: bytes) -> Generator[Element, None, bytes]:
+    """The elements that the expression matches one after another; returns what ended the last of them."""
+    text, position, line = reader.text, reader.position, reader.line
+    match_element = _ELEMENT.match
+    while match := match_element(text, position):
+        start = match.start(1)
+        line += text.count(b"\n", position, start)
+        yield Element(match[1], line)
+        position = match.end()
+        line += text.count(b"\n", start, position)
+        ended_by = match[2]
+        if ended_by == b"]":
+            break
+    reader.position, reader.line = position, line
+    return ended_by
 
 
 def _walked(reader: _Reader, in_array: bool, max_bytes: int) -> Element:
