@@ -24,7 +24,8 @@ from datamix.encode.control import RESERVED, ControlTokens
 from datamix.encode.conversation import Conversation, Turn, dressed, exact_json
 from datamix.encode.template import Renderer, TemplateFailure
 
-_LEFT, _RIGHT = "\n\u2003", "\u2003\n"  # white space around a sentinel
+_NEWLINES = 7  # more than any template writes in a row
+_LEFT, _RIGHT = "\n" * _NEWLINES + "\u2003", "\u2003" + "\n" * _NEWLINES  # white space around a sentinel
 _CORE = re.compile('\U000f5e00(\\d+)(\\\\?)"\U000f5e01')
 
 
@@ -143,8 +144,8 @@ def _pieces(text: str, owners: list[int]) -> list[Piece]:
 
 def _padding(text: str, is_json: bool, before: bool) -> tuple[str | None, int]:
     """What was stripped on one side of a sentinel, and how many characters of padding are left there."""
-    newline = "\\n" if is_json else "\n"
-    whole = newline + "\u2003" if before else "\u2003" + newline
+    newlines = ("\\n" if is_json else "\n") * _NEWLINES
+    whole = newlines + "\u2003" if before else "\u2003" + newlines
     has: Callable[[str], bool] = text.endswith if before else text.startswith
     if has(whole):
         return "", len(whole)
