@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import xxhash
 
@@ -24,6 +22,7 @@ from datamix.records import Kind
 from datamix.write.arrays import first_schema, rechunk
 from datamix.write.names import make_room, split_folder, write_json
 from datamix.write.sets import SetInfo
+from datamix.write.staged import Convert, by_stage, stage_files
 
 _CHUNK_ROWS = 1024
 _READ_BYTES = 1 << 22
@@ -40,11 +39,11 @@ class Arrow:
 
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard, a file a stage; return their names."""
-        return write_arrow(batches, self.info, split_folder(self.split), index, folder)
+        return ArrowFolder(self.info, self.split).write(batches, index, folder)
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write what ``load_from_disk`` looks for."""
-        return finish_arrow(shards, self.info, split_folder(self.split), folder)
+        return ArrowFolder(self.info, self.split).finish(shards, folder)
 
     def keeps(self) -> tuple[str, ...]:
         """Read in order, everything survives."""
@@ -55,68 +54,49 @@ class Arrow:
         return 'datasets.load_from_disk(".")'
 
 
-def by_stage(
-    batches: Iterable[pa.RecordBatch], info: SetInfo, split: str
-) -> Iterator[tuple[str, Iterator[pa.RecordBatch]]]:
-    """Rows cut where the stage changes, each run with its name: ``""`` for validation and sets of one stage."""
-    if split != "train" or len(info.stages) < 2:
-        yield "", iter(batches)
-        return
-    runs = (run for batch in batches for run in _stage_runs(batch))
-    for stage, group in groupby(runs, key=lambda run: run[0]):
-        yield stage, (rows for _, rows in group)
+def same(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows as they are."""
+    return batch
 
 
-def _stage_runs(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
-    codes = batch.column("stage").dictionary_encode()
-    index = codes.indices.to_numpy(zero_copy_only=False)
-    edges = np.flatnonzero(np.diff(index, prepend=-1, append=-1))
-    for start, stop in pairwise(edges.tolist()):
-        yield codes.dictionary[int(index[start])].as_py(), batch.slice(start, stop - start)
+@dataclass(frozen=True)
+class ArrowFolder:
+    """A ``save_to_disk`` folder of what ``convert`` makes of the rows: trainers' formats write theirs through it."""
 
+    info: SetInfo
+    split: str
+    convert: Convert = same
+    below: str = ""  # folder of its own below the format's, ending in "/"
 
-def stage_suffix(stage: str, info: SetInfo) -> str:
-    """What a stage adds to a shard's name, in the order of the stages: ``-s1-sharpen``; nothing where none."""
-    return f"-s{info.stages.index(stage)}-{stage}" if stage else ""
+    def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
+        """Write Arrow stream files ``SPLIT/data-INDEX[-sN-STAGE].arrow``; return the names."""
+        empty = self.convert(pa.RecordBatch.from_pylist([], schema=self.info.schema)).schema
+        names = []
+        for suffix, run in by_stage(batches, self.info, self.split):
+            name = f"{self.below}{split_folder(self.split)}/data-{index:05d}{suffix}.arrow"
+            schema, rows = first_schema(map(self.convert, run), empty)
+            with (
+                pa.OSFile(str(make_room(folder, name)), "wb") as raw,
+                pa.ipc.new_stream(raw, schema) as writer,
+            ):
+                for table in rechunk(rows, _CHUNK_ROWS):
+                    writer.write_table(table)
+            names.append(name)
+        return names
 
-
-def write_arrow(
-    batches: Iterable[pa.RecordBatch], info: SetInfo, split: str, index: int, folder: Path
-) -> list[str]:
-    """Write rows as Arrow stream files ``SPLIT/data-INDEX[-sN-STAGE].arrow``; return the names."""
-    schema, rows = first_schema(batches, info.schema)
-    names = []
-    for stage, run in by_stage(rows, info, split):
-        name = f"{split}/data-{index:05d}{stage_suffix(stage, info)}.arrow"
-        _write_stream(make_room(folder, name), schema, run)
-        names.append(name)
-    if not names:  # a staged set's empty shard
-        name = f"{split}/data-{index:05d}.arrow"
-        _write_stream(make_room(folder, name), schema, [])
-        names.append(name)
-    return names
-
-
-def _write_stream(path: Path, schema: pa.Schema, rows: Iterable[pa.RecordBatch]) -> None:
-    with pa.OSFile(str(path), "wb") as raw, pa.ipc.new_stream(raw, schema) as writer:
-        for table in rechunk(rows, _CHUNK_ROWS):
-            writer.write_table(table)
-
-
-def finish_arrow(shards: list[list[str]], info: SetInfo, split: str, folder: Path) -> list[str]:
-    """Write the state of a split, of each of its stages, and the dict of all splits; return the names."""
-    files = [name for names in shards for name in names]
-    written = _write_state(files, split, folder)
-    if split == "train" and len(info.stages) > 1:
-        for stage in info.stages:
-            suffix = f"{stage_suffix(stage, info)}.arrow"
-            staged = [name for name in files if name.endswith(suffix)]
-            if staged:
-                written += _write_state(staged, f"stages/{stage}", folder)
-    splits = sorted(
-        (state.parent.name for state in folder.glob("*/state.json")), key=lambda name: (name != "train", name)
-    )
-    return [*written, write_json(folder, "dataset_dict.json", {"splits": splits})]
+    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
+        """Write the state of the split, of each of its stages, and the dict of all splits; return the names."""
+        root = folder / self.below
+        files = [
+            name.removeprefix(self.below) for names in shards for name in names if name.endswith(".arrow")
+        ]
+        written = _write_state(files, split_folder(self.split), root)
+        for stage, staged in stage_files(files, self.info, self.split).items():
+            written += _write_state(staged, f"stages/{stage}", root)
+        found = (state.parent.name for state in root.glob("*/state.json"))
+        splits = sorted(found, key=lambda name: (name != "train", name))
+        written.append(write_json(root, "dataset_dict.json", {"splits": splits}))
+        return [self.below + name for name in written]
 
 
 def _write_state(files: list[str], dataset: str, folder: Path) -> list[str]:

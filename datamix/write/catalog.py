@@ -26,7 +26,7 @@ FORMATS: Mapping[str, str] = {  # name -> where its class lies; imported when it
     "mds": "datamix.write.mds:Mds",
     "litdata": "datamix.write.litdata:LitData",
     "datatrove": "datamix.write.datatrove:Datatrove",
-    "olmo": "datamix.write.olmo:Olmo",
+    "olmo-core": "datamix.write.olmo:Olmo",
     "torchtitan": "datamix.write.torchtitan:Torchtitan",
     "webdataset": "datamix.write.webdataset:WebDataset",
 }

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from datamix.records import Kind
 from datamix.write.arrays import as_tokens, pieces, ragged
-from datamix.write.arrow import by_stage, stage_suffix
 from datamix.write.names import make_room, split_folder, write_json, write_text
 from datamix.write.readme import readme
 from datamix.write.sets import SetInfo
+from datamix.write.staged import by_stage, stage_files
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _CODES = {"uint16": 8, "int32": 4}
@@ -49,9 +49,8 @@ class Megatron:
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard, a dataset for each source (or one) and stage; return the names."""
         names = []
-        for stage, rows in by_stage(batches, self.info, self.split):
-            suffix = f"{stage_suffix(stage, self.info)}-{index:05d}"
-            prefixes = {s: f"{split_folder(self.split)}/{s}{suffix}" for s in self._datasets()}
+        for suffix, rows in by_stage(batches, self.info, self.split):
+            prefixes = {s: f"{split_folder(self.split)}/{s}-{index:05d}{suffix}" for s in self._datasets()}
             names += self._write_datasets(rows, prefixes, folder)
         return names
 
@@ -95,12 +94,10 @@ class Megatron:
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the blend of this split, of its stages, and of all splits that are there."""
-        prefixes = [name.removesuffix(".bin") for names in shards for name in names if name.endswith(".bin")]
-        written = [self._blend(split_folder(self.split), prefixes, folder)]
-        if self.split == "train" and len(self.info.stages) > 1:
-            for stage in self.info.stages:
-                part = [p for p in prefixes if p.rsplit("-", 1)[0].endswith(stage_suffix(stage, self.info))]
-                written.append(self._blend(f"stage-{stage}", part, folder))
+        bins = [name for names in shards for name in names if name.endswith(".bin")]
+        written = [self._blend(split_folder(self.split), bins, folder)]
+        for stage, staged in stage_files(bins, self.info, self.split).items():
+            written.append(self._blend(f"stage-{stage}", staged, folder))
         validation = sorted(folder.glob("validation_*.txt"))
         blends = {
             "train": _words(folder / "train.txt") or None,
@@ -110,10 +107,10 @@ class Megatron:
         written.append(write_json(folder, "blend.json", blends))
         return [*written, write_text(folder, "README.md", self._readme())]
 
-    def _blend(self, name: str, prefixes: list[str], folder: Path) -> str:
+    def _blend(self, name: str, bins: list[str], folder: Path) -> str:
         """Lines of ``tokens prefix``: Megatron normalises the weights."""
         width = self.dtype.itemsize
-        lines = [f"{(folder / f'{p}.bin').stat().st_size // width} {p}\n" for p in prefixes]
+        lines = [f"{(folder / b).stat().st_size // width} {b.removesuffix('.bin')}\n" for b in bins]
         return write_text(folder, f"{name}.txt", "".join(lines))
 
     def keeps(self) -> tuple[str, ...]:

@@ -62,10 +62,14 @@ class Parquet:
 
 
 def write_parquet(
-    path: Path, batches: Iterable[pa.RecordBatch], info: SetInfo, compression: str = "zstd"
+    path: Path,
+    batches: Iterable[pa.RecordBatch],
+    info: SetInfo,
+    compression: str = "zstd",
+    empty: pa.Schema | None = None,
 ) -> int:
-    """Write rows into one file; return how many."""
-    schema, rows = first_schema(batches, info.schema)
+    """Write rows into one file, of schema ``empty`` where there are none; return how many."""
+    schema, rows = first_schema(batches, empty or info.schema)
     num_rows = 0
     size = group_rows(info)
     with pq.ParquetWriter(

@@ -100,7 +100,7 @@ def test_megatron_has_a_blend_for_each_stage(make_info, make_rows, tmp_path):
     sink.finish([sink.write([make_rows(info, 4)], 0, tmp_path)], tmp_path)
     broad = (tmp_path / "stage-broad.txt").read_text().split()
     sharpen = (tmp_path / "stage-sharpen.txt").read_text().split()
-    assert broad[1::2] == [f"train/{s}-s0-broad-00000" for s in ("general", "medical")]
+    assert broad[1::2] == [f"train/{s}-00000-s0-broad" for s in ("general", "medical")]
     whole = json.loads((tmp_path / "blend.json").read_text())
     assert sorted(whole["train"]) == sorted(broad + sharpen)
     assert whole["valid"][1::2] == [f"validation_medical/{s}-00000" for s in ("general", "medical")]
@@ -120,7 +120,7 @@ def test_datatrove(two_rows, tmp_path):
 
 def test_olmo(two_rows, tmp_path):
     info, rows = two_rows("sft", vocab_size=200)
-    write("olmo", info, rows, tmp_path)
+    write("olmo-core", info, rows, tmp_path)
     assert (tmp_path / "train/token_ids_part_00000.npy").read_bytes() == bytes([10, 11, 2, 12, 2, 13, 2])
     assert (tmp_path / "train/labels_mask_part_00000.npy").read_bytes() == bytes([0, 1, 1, 0, 1, 0, 1])
     borders = gzip.decompress((tmp_path / "train/token_ids_part_00000.csv.gz").read_bytes()).decode()
@@ -276,12 +276,12 @@ def test_webdataset(two_rows, tmp_path):
     assert (tmp_path / name).read_bytes()[257:265] == b"ustar\x0000"
 
 
-TOKEN_FORMATS = ("megatron", "datatrove", "olmo", "npy", "litdata", "torchtitan")
+TOKEN_FORMATS = ("megatron", "datatrove", "olmo-core", "npy", "litdata", "torchtitan")
 
 
 @pytest.mark.parametrize("name", TOKEN_FORMATS)
 def test_an_id_that_does_not_fit_the_vocabularys_dtype_is_refused(make_info, tmp_path, name):
-    info = make_info("pretrain", vocab_size=200 if name == "olmo" else 1000)
+    info = make_info("pretrain", vocab_size=200 if name == "olmo-core" else 1000)
     row = {
         "source": "general",
         "stage": "train",
