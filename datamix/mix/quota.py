@@ -116,7 +116,7 @@ def _normalised(weights: Sequence[float], stage: str) -> tuple[float, ...]:
     total = math.fsum(weights)
     if total <= 0:
         raise RecipeError(f"mix.stages {stage}: no source has a weight above 0; give at least one")
-    return tuple(w / total for w in weights)
+    return tuple(float(w) / total for w in weights)
 
 
 def fixed_total(stages: Sequence[Stage]) -> float | None:

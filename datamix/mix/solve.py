@@ -166,7 +166,7 @@ def _total_for_epochs(
 def _stretched(plans: Sequence[StagePlan], total: float) -> tuple[StagePlan, ...]:
     factor = total / sum(p.length for p in plans)
     scaled = [replace(p, length=p.length * factor) for p in plans]
-    scaled[-1] = replace(scaled[-1], length=total - sum(p.length for p in scaled[:-1]))
+    scaled[-1] = replace(scaled[-1], length=float(total) - sum(p.length for p in scaled[:-1]))
     return tuple(scaled)
 
 

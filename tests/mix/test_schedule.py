@@ -308,6 +308,26 @@ def test_stages_shorter_than_a_row_are_passed_over() -> None:
     assert len(made.source) == 10
 
 
+@given(seeds, st.integers(2, 5))
+@examples
+def test_sources_that_come_and_go_never_meet_their_cap_too_early(seed: int, num_sources: int) -> None:
+    rng = np.random.default_rng(seed)
+    costs = random_costs(rng, num_sources, 400, 30)
+    stages = []
+    for i, share in enumerate(rng.dirichlet(np.ones(4))):
+        weights = rng.random(num_sources) * (rng.random(num_sources) < 0.6)
+        weights[i % num_sources] += 0.3
+        stages.append(Stage(f"stage {i}", float(share), None, tuple(weights)))
+    try:
+        quota = solve(available(costs, [1] * num_sources), stages, "tokens", None, "error")
+        made = run(costs, quota, [1] * num_sources)
+    except RecipeError:
+        return
+    row = max(int(c.max()) for c in costs)
+    assert cost_of(made, costs).sum() > quota.total - row
+    assert_epochs_are_whole(made, costs, [1] * num_sources)
+
+
 def test_a_fractional_cap_is_kept() -> None:
     costs = [np.ones(100, np.int32), np.ones(1000, np.int32)]
     quota = solve(available(costs, [1.5, 1]), one_stage((0.5, 0.5)), "records", None, "error")
