@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -20,7 +23,6 @@ from .phases.tokens import open_batch
 
 if TYPE_CHECKING:
     from .build import Arranged, Decided
-    from .recipe import Recipe
 
 REMOVED = pa.schema(
     [
@@ -37,6 +39,16 @@ REMOVED = pa.schema(
     ]
 )
 NOT_NEEDED = "not_needed"
+_USED = len(decide.FATES)
+_FATES = (*decide.FATES, "used")
+_FURTHER = (
+    "cleaned",
+    "removed",
+    "dropped",
+    "unused",
+    "validation",
+    "used",
+)  # how far a part of a record came
 
 
 def write_rejects(out: Path, sources: Sequence[Ready]) -> list[dict[str, Any]]:
@@ -104,32 +116,66 @@ def used_records(decided: Decided, arranged: Arranged, number: int) -> NDArray[n
     return used
 
 
-def write_removed(out: Path, decided: Decided, arranged: Arranged, recipe: Recipe) -> list[dict[str, Any]]:
-    """``removed/SOURCE.parquet``: every record that was read but not used, in the order of the files."""
+@dataclass(frozen=True)
+class Account:
+    """The fate of every record of one source: the furthest that any part of it came."""
+
+    counts: dict[str, int]  # fate -> records; "used" and "validation" among them
+    reasons: dict[str, dict[str, int]]  # fate -> reason -> records
+    removed: pa.Table  # the lines of ``removed/``, in the order of the files
+
+
+def account(decided: Decided, arranged: Arranged, number: int, references: Sequence[str]) -> Account:
+    """Settle one source. A record that gave several (scored answers, pairs) counts once."""
+    ready = decided.sources[number]
+    names = [*(r.name for r in decided.sources), *references]
+    fates = [open_batch(decided.fates.folder / f"fates-{i}.arrow") for i in range(len(decided.sources))]
+    fate = fates[number].column("fate").to_numpy()
+    code = np.where(
+        used_records(decided, arranged, number), _USED, np.where(fate == decide.POOL, decide.UNUSED, fate)
+    )
+    lines = sum(ready.count("cleaned_by").values()) + sum(ready.count("rejected_by").values())
+    alone = lines + ready.num_prepared == sum(ready.file_records)  # every record gave one
+    here = np.flatnonzero((code != _USED) & (code != decide.VALIDATION)) if alone else np.arange(len(code))
+    table = pa.concat_tables([_cleaned(ready), _decided(number, names, fates, code, here)])
+    table = table.sort_by([("file", "ascending"), ("record", "ascending")])
+    counts: Counter[str] = Counter()
+    if alone:
+        counts |= {"used": int((code == _USED).sum()), "validation": int((code == decide.VALIDATION).sum())}
+    else:
+        table = _furthest(table)
+    reasons: dict[str, dict[str, int]] = {}
+    counted = table.group_by(["fate", "reason"]).aggregate([([], "count_all")]).to_pylist()
+    for row in sorted(counted, key=lambda r: (r["fate"], r["reason"])):
+        counts[row["fate"]] += row["count_all"]
+        reasons.setdefault(row["fate"], {})[row["reason"]] = row["count_all"]
+    removed = table.filter(pc.invert(pc.is_in(table["fate"], pa.array(["used", "validation"]))))
+    return Account(dict(counts), reasons, removed)
+
+
+def _furthest(table: pa.Table) -> pa.Table:
+    """One line a record, where rows that gave several have one line a part."""
+    rank = pc.index_in(table["fate"], pa.array(_FURTHER))
+    table = table.append_column("rank", rank).sort_by(
+        [("file", "ascending"), ("record", "ascending"), ("rank", "descending")]
+    )
+    file, record = table["file"].to_numpy(), table["record"].to_numpy()
+    first = np.append(True, (np.diff(file) != 0) | (np.diff(record) != 0))
+    return table.filter(pa.array(first)).drop_columns(["rank"])
+
+
+def write_removed(out: Path, decided: Decided, accounts: Sequence[Account]) -> list[dict[str, Any]]:
+    """``removed/SOURCE.parquet``: every record that was read but not used."""
     from .publish import output
 
-    names = [r.name for r in decided.sources]
-    fates = [open_batch(decided.fates.folder / f"fates-{i}.arrow") for i in range(len(names))]
-    references = _reference_names(recipe)
     outputs: list[dict[str, Any]] = []
-    for number, ready in enumerate(decided.sources):
-        table = pa.concat_tables(
-            [
-                _cleaned(ready),
-                _decided(number, names + references, fates, used_records(decided, arranged, number)),
-            ]
-        )
-        table = table.sort_by([("file", "ascending"), ("record", "ascending")])
-        if table.num_rows:
+    for ready, settled in zip(decided.sources, accounts, strict=True):
+        if settled.removed.num_rows:
             path = out / "removed" / f"{ready.name}.parquet"
             path.parent.mkdir(exist_ok=True)
-            pq.write_table(table, path, compression="zstd", row_group_size=1 << 16)
-            outputs.append(output(out, path, "parquet", "removed", table.num_rows))
+            pq.write_table(settled.removed, path, compression="zstd", row_group_size=1 << 16)
+            outputs.append(output(out, path, "parquet", "removed", settled.removed.num_rows))
     return outputs
-
-
-def _reference_names(recipe: Recipe) -> list[str]:
-    return list(recipe.dedupe.against) if recipe.dedupe else []
 
 
 def _cleaned(ready: Ready) -> pa.Table:
@@ -156,40 +202,42 @@ def _cleaned(ready: Ready) -> pa.Table:
 
 
 def _decided(
-    number: int, names: Sequence[str], fates: Sequence[pa.RecordBatch], used: NDArray[np.bool_]
+    number: int,
+    names: Sequence[str],
+    fates: Sequence[pa.RecordBatch],
+    code: NDArray[np.uint8],
+    here: NDArray[np.int64],
 ) -> pa.Table:
+    """The lines of prepared records ``here``: who was kept instead is named by its own file and ordinal."""
     own = fates[number]
-    fate = own.column("fate").to_numpy()
-    gone = np.flatnonzero(
-        (fate == decide.REMOVED)
-        | (fate == decide.DROPPED)
-        | (fate == decide.UNUSED)
-        | ((fate == decide.POOL) & ~used)
-    )
-    kept_source, kept_record = (own.column(n).to_numpy()[gone] for n in ("kept_source", "kept_record"))
-    kept_file, kept_ordinal = np.full(len(gone), -1, np.int32), np.full(len(gone), -1, np.int64)
+    kept_source, kept_record = (own.column(n).to_numpy()[here] for n in ("kept_source", "kept_record"))
+    kept_file, kept_ordinal = np.full(len(here), -1, np.int32), np.full(len(here), -1, np.int64)
     for other in np.unique(kept_source):
+        theirs = kept_source == other
         if 0 <= other < len(fates):
-            here = kept_source == other
-            kept_file[here] = fates[other].column("file").to_numpy()[kept_record[here]]
-            kept_ordinal[here] = fates[other].column("record").to_numpy()[kept_record[here]]
+            kept_file[theirs] = fates[other].column("file").to_numpy()[kept_record[theirs]]
+            kept_ordinal[theirs] = fates[other].column("record").to_numpy()[kept_record[theirs]]
         elif other >= 0:
-            kept_ordinal[kept_source == other] = kept_record[kept_source == other]
-    reason = own.column("reason").cast(pa.string()).take(pa.array(gone)).fill_null(NOT_NEEDED)
-    said = np.array(["unused", *decide.FATES[1:]])[fate[gone]]
-    removed = fate[gone] == decide.REMOVED
+            kept_ordinal[theirs] = kept_record[theirs]
+    rows = pa.array(here)
     columns = {
-        "file": own.column("file").to_numpy()[gone],
-        "record": own.column("record").to_numpy()[gone],
-        "fate": pa.array(said.tolist(), pa.string()),
-        "reason": reason,
-        "kept_source": pa.array([names[i] if i >= 0 else None for i in kept_source.tolist()], pa.string()),
+        "file": own.column("file").to_numpy()[here],
+        "record": own.column("record").to_numpy()[here],
+        "fate": _words(_FATES, code[here]),
+        "reason": own.column("reason").take(rows).cast(pa.string()).fill_null(NOT_NEEDED),
+        "kept_source": _words(names, kept_source),
         "kept_file": pa.array(kept_file, mask=kept_file < 0),
         "kept_record": pa.array(kept_ordinal, mask=kept_ordinal < 0),
-        "similarity": pa.array(own.column("similarity").to_numpy()[gone], mask=~removed),
-        "detail": own.column("detail").take(pa.array(gone)),
+        "similarity": pa.array(own.column("similarity").to_numpy()[here], mask=code[here] != decide.REMOVED),
+        "detail": own.column("detail").take(rows),
     }
-    return _table(names[number], len(gone), columns)
+    return _table(names[number], len(here), columns)
+
+
+def _words(names: Sequence[str], codes: NDArray[Any]) -> pa.Array:
+    """Names by number; null where the number is negative."""
+    indices = pa.array(codes.astype(np.int32), mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string())).cast(pa.string())
 
 
 def _table(source: str, num_rows: int, columns: dict[str, Any]) -> pa.Table:

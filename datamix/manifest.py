@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from . import __version__
 from .contracts import Receipt
 from .encode import TokenizerFiles
-from .ledger import NOT_NEEDED, used_records
+from .ledger import Account
 from .phases.inputs import Ready
 from .recipe import Recipe
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Versions that can change a byte of a set.
 PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy", "matplotlib")
+_LEDGER = ("cleaned", "removed", "dropped", "validation", "used", "unused")
 _AMOUNTS = ("rows", "records", "tokens", "loss_tokens")
 
 
@@ -37,6 +38,7 @@ def make_manifest(
     tokenizer: TokenizerFiles,
     decided: Decided,
     arranged: Arranged,
+    accounts: Sequence[Account],
     written: Sequence[Receipt],
     outputs: Sequence[dict[str, Any]],
     out: Path,
@@ -62,7 +64,7 @@ def make_manifest(
         },
         "inputs": _inputs(decided.sources),
         "sources": {
-            ready.name: _source(number, ready, recipe, decided, arranged, emitted)
+            ready.name: _source(number, recipe, decided, accounts[number], arranged, emitted)
             for number, ready in enumerate(decided.sources)
         },
         "mixture": _mixture(recipe, arranged, emitted),
@@ -122,28 +124,17 @@ def _inputs(sources: Sequence[Ready]) -> list[dict[str, Any]]:
 
 def _source(
     number: int,
-    ready: Ready,
     recipe: Recipe,
     decided: Decided,
+    settled: Account,
     arranged: Arranged,
     emitted: dict[tuple[str, str], Counter[str]],
 ) -> dict[str, Any]:
-    fates = decided.fates.counts["sources"][ready.name]
+    ready = decided.sources[number]
     packed = decided.packed[number].counts["train"]
-    rejected, cleaned = ready.count("rejected_by"), ready.count("cleaned_by")
-    used = int(used_records(decided, arranged, number).sum())
-    pool = sum(fates["pool"].values())
-    records = {
-        "read": sum(ready.file_records),
-        "rejected": sum(rejected.values()),
-        "cleaned": sum(cleaned.values()),
-        "removed": sum(fates["removed"].values()),
-        "dropped": sum(fates["dropped"].values()),
-        "validation": sum(fates["validation"].values()),
-        "used": used,
-        "unused": pool - used + sum(fates["unused"].values()),
-    }
-    unused_by = dict(fates["unused"]) | ({NOT_NEEDED: pool - used} if pool - used else {})
+    rejected = ready.count("rejected_by")
+    records = {"read": sum(ready.file_records), "rejected": sum(rejected.values())}
+    records |= {fate: settled.counts.get(fate, 0) for fate in _LEDGER}
     own = sum((c for (_, source), c in emitted.items() if source == ready.name), Counter())
     available = {
         "rows": packed["rows"],
@@ -155,11 +146,11 @@ def _source(
     return {
         "records": records,
         "rejected_by": dict(sorted(rejected.items())),
-        "cleaned_by": dict(sorted(cleaned.items())),
+        "cleaned_by": settled.reasons.get("cleaned", {}),
         "mended_by": dict(sorted(ready.count("mended_by").items())),
-        "removed_by": fates["removed"],
-        "dropped_by": fates["dropped"],
-        "unused_by": unused_by,
+        "removed_by": settled.reasons.get("removed", {}),
+        "dropped_by": settled.reasons.get("dropped", {}),
+        "unused_by": settled.reasons.get("unused", {}),
         "truncated": packed["truncated"],
         "available": available,
         "emitted": {name: own[name] for name in _AMOUNTS},

@@ -100,7 +100,7 @@ def _say(problem: Any, root: type[BaseModel], key: Key) -> str:
         )
     if kind == "value_error":
         return str(problem["ctx"]["error"]).rstrip(".")
-    message = problem["msg"][0].lower() + problem["msg"][1:]
+    message: str = problem["msg"][0].lower() + problem["msg"][1:]
     return message.replace("input should be", "should be") + (
         f"; found {_short(found)}" if found is not None else ""
     )

@@ -19,7 +19,7 @@ from .contracts import Receipt, Task
 from .encode import TokenizerFiles
 from .errors import RecipeError
 from .identity import digest, file_sha256
-from .ledger import write_rejects, write_removed
+from .ledger import account, write_rejects, write_removed
 from .phases import emit
 from .phases.arrange import row_costs, shard_ends
 from .phases.inputs import Bench
@@ -123,9 +123,13 @@ def publish(
     outputs = _link(out, list(zip(tasks, receipts, strict=True)), info)
     outputs += _finish(out, list(zip(tasks, receipts, strict=True)), info, _all_rows(decided, "train"))
     outputs += write_rejects(out, decided.sources)
-    outputs += write_removed(out, decided, arranged, recipe)
+    references = recipe.dedupe.against if recipe.dedupe else ()
+    accounts = [account(decided, arranged, number, references) for number in range(len(decided.sources))]
+    outputs += write_removed(out, decided, accounts)
     outputs += _copy_tokenizer(out, tokenizer)
-    manifest = make_manifest(recipe, options.sample, tokenizer, decided, arranged, receipts, outputs, out)
+    manifest = make_manifest(
+        recipe, options.sample, tokenizer, decided, arranged, accounts, receipts, outputs, out
+    )
     with bench.screen.phase("report", 1) as watch:
         _write_report(out, manifest)
         watch.advance(1, "report")

@@ -52,10 +52,8 @@ def load(text: str, name: str) -> Document:
                 raise RecipeError(
                     f"{_at(name, event)}: aliases (*{event.anchor}) are not allowed. Write the value out."
                 )
-            if getattr(event, "tag", None) and not isinstance(event, yaml.DocumentStartEvent):
-                raise RecipeError(
-                    f"{_at(name, event)}: tags ({event.tag}) are not allowed. Write a plain value."
-                )
+            if (tag := getattr(event, "tag", None)) and not isinstance(event, yaml.DocumentStartEvent):
+                raise RecipeError(f"{_at(name, event)}: tags ({tag}) are not allowed. Write a plain value.")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

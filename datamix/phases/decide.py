@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..identity import digest, key_ranks, salt
 from ..records import texts
 from .prepare import read_batches
-from .shards import SourceShards, identities
+from .shards import Identities, SourceShards, identities
 from .tokens import measure
 
 _VERSION = 1
@@ -110,7 +110,9 @@ def run(spec: DecideSpec, folder: Path) -> dict[str, Any]:
         _remove_contaminated(spec, fates)
     if spec.split is not None:
         for known, own in zip(ids, fates, strict=True):
-            own.set(_held_out(spec, own, known.key), VALIDATION, "validation")
+            own.set(
+                _with_siblings(_held_out(spec, own, known.key), known, own.alive), VALIDATION, "validation"
+            )
         _remove_leaked(spec, fates)
     for number, (known, own) in enumerate(zip(ids, fates, strict=True)):
         _write(folder / f"fates-{number}.arrow", own, known.file, known.record)
@@ -149,6 +151,15 @@ def _held_out(spec: DecideSpec, own: _Fates, keys: NDArray[np.uint8]) -> NDArray
     wanted = split.records if split.records is not None else round((split.share or 0.0) * alive)
     count = min(max(1, wanted), alive - 1) if alive > 1 else 0
     return _smallest(own.alive, keys, salt(spec.seed, "validation"), count)
+
+
+def _with_siblings(rows: NDArray[np.int64], known: Identities, alive: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Records that come from one and the same input record (several pairs of a prompt) go to one split together."""
+    if not len(rows):
+        return rows
+    changes = (np.diff(known.file) != 0) | (np.diff(known.record) != 0)
+    group = np.concatenate([[0], np.cumsum(changes)])
+    return np.flatnonzero(np.isin(group, group[rows]) & alive)
 
 
 def signed(

@@ -188,7 +188,7 @@ def _ready(
 def record_kind(work: SourceWork, found: Sequence[Found]) -> RecordKind:
     """What the records of a source become under this recipe. Raises RecipeError where they cannot."""
     source = work.wanted.source
-    able = [(f, FORMATS[f.format].kinds) for f in found if f.format in FORMATS]
+    able = [(f, FORMATS[f.format].kinds) for f in found if f.format is not None and f.format in FORMATS]
     if not able:
         return "text" if work.kind in ("pretrain", "native") else work.kind  # type: ignore[return-value]
     if work.kind == "native":

@@ -144,7 +144,7 @@ def _look(path: str, spec: SurveySpec) -> dict[str, Any]:
             "kind": detected.kind,
             "columns": [list(c) for c in detected.columns],
         }
-    elif spec.format in FORMATS:
+    elif spec.format is not None and spec.format in FORMATS:
         found |= {"kind": FORMATS[spec.format].kinds[0]}
     if found["format"] is None and values:
         keys = sorted(values[0]) if isinstance(values[0], dict) else [type(values[0]).__name__]

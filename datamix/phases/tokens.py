@@ -67,7 +67,8 @@ def _codes(column: pa.Array, reasons: list[str]) -> NDArray[np.int16]:
             reasons.append(name)
     table = np.array([reasons.index(n) for n in names] + [-1], np.int16)
     codes = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
-    return table[codes]
+    found: NDArray[np.int16] = table[codes]
+    return found
 
 
 def open_batch(path: Path) -> pa.RecordBatch:
@@ -136,7 +137,7 @@ def list_buffers(column: pa.ListArray) -> tuple[NDArray[np.int32] | NDArray[np.u
     return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True)
 
 
-@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True)
 def _copy(values, begin, length, out, out_begin):  # type: ignore[no-untyped-def]  # pragma: no cover
     for i in range(len(begin)):
         a, b, n = begin[i], out_begin[i], length[i]
