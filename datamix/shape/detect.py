@@ -46,7 +46,7 @@ def detect(values: Sequence[Any], columns: tuple[tuple[str, str], ...] = ()) -> 
     for names in _NAMES:
         if found is not None:
             break
-        if any(row.get(names[0][1]) is not None for row in rows):
+        if all(any(row.get(theirs) is not None for row in rows) for _, theirs in names):
             found = _best(rows, names)
     return found
 

@@ -398,6 +398,9 @@ def test_fields_under_chinese_names_are_recognised() -> None:
     found = detect([{"问": "q", "答": "x"}])
     assert found is not None
     assert (found.format, found.columns) == ("question_answer", (("question", "问"), ("answer", "答")))
+    found = detect([{"科室": "内科", "问题": "q", "回答": "x"}])
+    assert found is not None
+    assert (found.format, found.columns) == ("question_answer", (("question", "问题"), ("answer", "回答")))
     assert detect([{"conversation": [q("q"), a("x")]}]).columns == (("messages", "conversation"),)  # type: ignore[union-attr]
 
 

@@ -1,0 +1,167 @@
+"""A first recipe as commented YAML: the sources that were found, and the settings that one changes first."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .records import Kind, RecordKind
+
+_FALLBACK_TOKENIZER = "Qwen/Qwen2.5-0.5B-Instruct"
+MADE_OF: dict[Kind, RecordKind] = {
+    "sft": "sft",
+    "pretrain": "text",
+    "preference": "preference",
+    "prompt": "prompt",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source to be, or one thing that is none."""
+
+    name: str
+    paths: tuple[str, ...]
+    format: str
+    kind: RecordKind | None
+    columns: tuple[tuple[str, str], ...]
+    num_records: int
+    estimated: bool
+    num_files: int
+    example: str
+    problem: str  # why it is no source
+    container: str = ""
+
+
+def recipe_text(parts: list[Part], kind: Kind, paths: Sequence[str], base: str) -> str:
+    """The recipe over the parts without a problem, those of the recipe's own kind switched on."""
+    used = [part for part in parts if not part.problem]
+    own = [part for part in used if _is_own(part, kind)] or used
+    others = [part for part in used if part not in own]
+    unused = [part for part in parts if part.problem]
+    tokenizer, told = _tokenizer(paths, base, kind)
+    lines = [
+        f"# A recipe of kind {kind} over {len(own)} source{'s' * (len(own) != 1)}, found by datamix init.",
+        "# Look at it, then:  datamix plan THIS_FILE   and   datamix build THIS_FILE",
+        f"name: {kind}-set",
+        f"kind: {kind}",
+        "seed: 42",
+        f"tokenizer: {_scalar(tokenizer)}" + (f"   # {told}" if told else ""),
+        "",
+        "sources:",
+    ]
+    for part in own:
+        lines += _source(part, kind, base)
+    lines.append(
+        "    # weight: 1                # beside the other sources' weights; none at all: what is there, once"
+    )
+    if others:
+        lines.append("  # Records of another kind that can be used too:")
+        lines += [f"  # {line[2:]}" for part in others for line in _source(part, kind, base)]
+    if unused:
+        lines += ["", "# Found, but not used:"]
+        lines += [f"#   {_shown(part, base)}: {part.problem}" for part in unused]
+    return "\n".join([*lines, "", *_settings(kind)]) + "\n"
+
+
+def _is_own(part: Part, kind: Kind) -> bool:
+    return part.kind == MADE_OF[kind] or (kind == "prompt" and part.format == "question_answer")
+
+
+def _source(part: Part, kind: Kind, base: str) -> Iterator[str]:
+    about = f"{'~' * part.estimated}{part.num_records:,} record{'s' * (part.num_records != 1)}"
+    if part.num_files > 1:
+        about += f" in {part.num_files:,} files"
+    if part.kind == "preference" and kind == "sft":
+        about += ", the prompt and better answer of each pair"
+    elif part.kind != MADE_OF[kind]:
+        about += f", {part.kind} records"
+    yield f"  {part.name}:"
+    yield f"    # {about}, e.g. {part.example}" if part.example else f"    # {about}"
+    paths = [_scalar(_relative(path, base)) for path in part.paths]
+    yield f"    path: {paths[0]}" if len(paths) == 1 else f"    path: [{', '.join(paths)}]"
+    yield f"    format: {part.format}"
+    if part.columns:
+        pairs = ", ".join(f"{_scalar(ours)}: {_scalar(theirs)}" for ours, theirs in part.columns)
+        yield f"    columns: {{{pairs}}}"
+
+
+def _settings(kind: Kind) -> list[str]:
+    lines = [
+        "# clean:",
+        "#   - normalize: {unicode: NFC}",
+        "",
+        "# dedupe:",
+        "#   exact: true",
+        "#   near: {threshold: 0.8}       # near-duplicates too",
+        "",
+        "# validation: {share: 0.01}      # of each source",
+        "",
+    ]
+    if kind == "prompt":
+        return [*lines, "# encode: {max_length: 2048}     # longer prompts are dropped"]
+    pack = {"pretrain": "best_fit", "sft": "none", "preference": "none"}[kind]
+    lines += ["encode:", "  max_length: 2048               # tokens"]
+    if kind != "preference":
+        lines.append(f"  pack: {pack:<24} # none | concat | best_fit")
+    unit = {"pretrain": "tokens", "sft": "loss_tokens", "preference": "records"}[kind]
+    return [
+        *lines,
+        "",
+        "# mix:",
+        f"#   unit: {unit:<22} # what weights and size mean",
+        "#   size: 10M                    # default: the most that breaks no cap",
+    ]
+
+
+def _tokenizer(paths: Sequence[str], base: str, kind: Kind) -> tuple[str, str]:
+    """A tokenizer folder beside the data or the recipe; else one on the Hub."""
+    places = [
+        Path(base),
+        Path(base) / "tokenizer",
+        *map(Path, paths),
+        *(Path(p) / "tokenizer" for p in paths),
+    ]
+    for place in places:
+        if (place / "tokenizer.json").is_file() and (kind == "pretrain" or _has_template(place)):
+            return _relative(str(place), base), ""
+    return _FALLBACK_TOKENIZER, "put the tokenizer of your model here: a folder, a tokenizer.json or a Hub id"
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        return "chat_template" in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _relative(path: str, base: str) -> str:
+    """A path as a recipe in ``base`` names it."""
+    if "://" in path:
+        return path
+    return Path(os.path.relpath(path, base)).as_posix()
+
+
+def _shown(part: Part, base: str) -> str:
+    more = f" and {len(part.paths) - 1} more" if len(part.paths) > 1 else ""
+    return one_line(_relative(part.paths[0], base)) + more
+
+
+def _scalar(text: str) -> str:
+    """A YAML scalar, quoted where it must be."""
+    plain = re.fullmatch(r"[\w./][\w./@ +-]*(?<! )", text) and not re.fullmatch(
+        r"[\d._+-]+|[Nn]ull|[Tt]rue|[Ff]alse|[Yy]es|[Nn]o|[Oo]n|[Oo]ff", text
+    )
+    return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def one_line(text: str, max_chars: int = 90) -> str:
+    """The beginning of a text on one printable line."""
+    short = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text[: 4 * max_chars])).strip()
+    return short if len(short) <= max_chars else short[: max_chars - 1] + "…"

@@ -1,0 +1,125 @@
+"""From unknown files to a recipe: what was recognised is a source, what was not is told."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from datamix.errors import RecipeError
+from datamix.init import init
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def lines(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+CHAT = {"conversations": [{"from": "human", "value": "问：是吗？"}, {"from": "gpt", "value": "是"}]}
+PAIR = {"prompt": "q", "chosen": "g", "rejected": "b"}
+
+
+def recipe(paths: list[Path], kind: str | None, base: Path) -> tuple[dict[str, Any], str]:
+    text = init([str(p) for p in paths], kind, str(base))
+    return yaml.safe_load(text), text
+
+
+def test_files_become_sources_with_a_count_and_an_example(tmp_path: Path) -> None:
+    lines(tmp_path / "data" / "对话 a.jsonl", [CHAT] * 4)
+    lines(tmp_path / "data" / "pairs.jsonl", [PAIR] * 2)
+    lines(tmp_path / "data" / "odd.jsonl", [{"foo": 1}])
+    loaded, text = recipe([tmp_path / "data"], None, tmp_path)
+    assert loaded["kind"] == "sft"
+    assert loaded["sources"] == {"a": {"path": "data/对话 a.jsonl", "format": "sharegpt"}}
+    assert "# 4 records, e.g. 问：是吗？ 是" in text
+    assert "# 2 records, the prompt and better answer of each pair, e.g. q g b" in text
+    assert "#   data/odd.jsonl: nobody's format: its first record has the fields foo" in text
+
+
+def test_the_kind_may_be_asked_for(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", [CHAT] * 4)
+    lines(tmp_path / "pairs.jsonl", [PAIR] * 2)
+    loaded, text = recipe([tmp_path], "preference", tmp_path)
+    assert (loaded["kind"], list(loaded["sources"])) == ("preference", ["pairs"])
+    assert "#   a.jsonl: sft records cannot be used in a preference recipe" in text
+    with pytest.raises(RecipeError, match="Kinds: pretrain, sft, preference, prompt"):
+        init([str(tmp_path)], "dpo", str(tmp_path))
+
+
+def test_a_tree_of_documents_is_one_source(tmp_path: Path) -> None:
+    for i in range(30):
+        path = tmp_path / "book" / f"part{i % 3}" / f"{i}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# Chapter {i}\n\nSome words of prose.\n")
+    loaded, text = recipe([tmp_path / "book"], None, tmp_path)
+    assert loaded["kind"] == "pretrain"
+    assert loaded["sources"] == {"book": {"path": "book", "format": "text"}}
+    assert "# 30 records in 30 files" in text
+
+
+def test_many_shards_of_one_thing_are_one_source(tmp_path: Path) -> None:
+    for i in range(25):
+        lines(tmp_path / "shards" / f"part-{i:03}.jsonl", [{"text": f"t{i}"}] * 2)
+    loaded, text = recipe([tmp_path / "shards"], None, tmp_path)
+    assert loaded["sources"] == {"shards": {"path": "shards", "format": "text"}}
+    assert "# 50 records in 25 files" in text
+
+
+def test_names_are_made_fit_and_unique(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        lines(tmp_path / folder / "医疗.jsonl", [CHAT])
+        lines(tmp_path / folder / "a b.jsonl", [CHAT])
+    loaded, _ = recipe([tmp_path], None, tmp_path)
+    assert sorted(loaded["sources"]) == ["a_b", "a_b_2", "source", "source_2"]
+
+
+def test_a_file_of_mostly_broken_records_is_no_source(tmp_path: Path) -> None:
+    lines(tmp_path / "good.jsonl", [CHAT] * 3)
+    lines(tmp_path / "bad.jsonl", [CHAT] * 6 + [{"conversations": []}] * 2)
+    loaded, text = recipe([tmp_path], None, tmp_path)
+    assert list(loaded["sources"]) == ["good"]
+    assert "bad.jsonl: 2 of the first 8 records do not fit sharegpt (empty_conversation 2)" in text
+
+
+def test_entries_of_a_dataset_info_become_sources(tmp_path: Path) -> None:
+    lines(tmp_path / "d" / "x.jsonl", [{"q": "问", "a": "答", "input": "hidden"}])
+    entries = {
+        "mine": {"file_name": "x.jsonl", "columns": {"prompt": "q", "response": "a"}},
+        "far": {"hf_hub_url": "A/B"},
+        "gone": {"file_name": "gone.json"},
+    }
+    (tmp_path / "d" / "dataset_info.json").write_text(json.dumps(entries))
+    loaded, text = recipe([tmp_path / "d"], None, tmp_path)
+    columns = {"history": "", "input": "", "instruction": "q", "output": "a", "system": ""}
+    assert loaded["sources"] == {"mine": {"path": "d/x.jsonl", "format": "alpaca", "columns": columns}}
+    assert "hf://datasets/A/B: it lies on the Hub" in text
+    assert "d/gone.json: its file is not there" in text
+
+
+def test_nothing_usable_is_an_error_that_says_what_was_found(tmp_path: Path) -> None:
+    lines(tmp_path / "odd.jsonl", [{"foo": 1}])
+    with pytest.raises(RecipeError, match=r"Nothing that was found can be a source .*fields foo"):
+        init([str(tmp_path)], None, str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "sft", "preference", "prompt"])
+def test_the_recipe_of_the_samples_builds_as_it_stands(tmp_path: Path, kind: str) -> None:
+    from datamix.build import Options, build
+    from datamix.recipe import Recipe
+
+    shutil.copytree(SAMPLES, tmp_path / "data", ignore=shutil.ignore_patterns("*.py", "*.yaml", "README.md"))
+    (tmp_path / "recipe.yaml").write_text(
+        init([str(tmp_path / "data")], kind, str(tmp_path)), encoding="utf-8"
+    )
+    assert "tokenizer: data/tokenizer" in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    read = Recipe.read(tmp_path / "recipe.yaml")
+    manifest = build(read, Options(tmp_path / "out", tmp_path / "cache", workers=1))
+    assert manifest["kind"] == kind
+    assert all(source["emitted"]["rows"] for source in manifest["sources"].values())
