@@ -285,7 +285,7 @@ class Encoder:
         renderer = Renderer(files.chat_template, files.named_tokens, kwargs)
         eos = files.eos_token_id
         restarts = self.plain.restarts_after_control
-        return Draughtsman(renderer, self.control, sight(files.chat_template), eos, restarts)
+        return Draughtsman(renderer, self.control, sight(renderer.tree), eos, restarts)
 
     @cached_property
     def _parse(self) -> Parse:

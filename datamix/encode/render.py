@@ -32,10 +32,11 @@ class Drawn:
     texts: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Shape:
     rendering: Rendering
     layout: Layout
+    is_proven: bool = False  # by a record of it that was rendered too
 
 
 class Draughtsman:
@@ -67,9 +68,10 @@ class Draughtsman:
         shape = self._shape(conversation, purpose, given)
         if isinstance(shape, str):
             raise TemplateFailure(shape)
-        if self._sight.is_blind_to(texts):
+        if shape.is_proven and self._sight.is_blind_to(texts):
             return Drawn(shape.layout, texts)
         if shape.rendering.fill(texts) == self._render(conversation, purpose):
+            shape.is_proven = True
             return Drawn(shape.layout, texts)
         return Drawn(self._draw_alone(conversation, purpose, given), [])
 

@@ -28,6 +28,7 @@ class Renderer:
     ) -> None:
         chat_template_utils = _transformers_templates()
         self._template = chat_template_utils._compile_jinja_template(template)
+        self.tree = self._template.environment.parse(template)
         self._values = {**dict(named_tokens), "strftime_now": TODAY.strftime}
         self._values.update({key: value for key, value in kwargs.items() if key not in _GIVEN})
 

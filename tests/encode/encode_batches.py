@@ -36,7 +36,9 @@ def call(name: str, arguments: dict[str, Any], id_: str = "abcdefghi") -> dict[s
 
 
 def _stored(message: Message) -> Message:
-    fields = {name: message.get(name) for name in ("role", "content", "reasoning", "tool_call_id", "name", "train")}
+    fields = {
+        name: message.get(name) for name in ("role", "content", "reasoning", "tool_call_id", "name", "train")
+    }
     calls = message.get("tool_calls")
     return {**fields, "tool_calls": None if calls is None else json.dumps(calls, ensure_ascii=False)}
 
@@ -48,7 +50,10 @@ def sft(
 
 
 def prompts(conversations: list[list[Message]]) -> pa.RecordBatch:
-    columns = {"messages": [[*map(_stored, one)] for one in conversations], "reference": [None] * len(conversations)}
+    columns = {
+        "messages": [[*map(_stored, one)] for one in conversations],
+        "reference": [None] * len(conversations),
+    }
     return _batch("prompt", columns)
 
 
@@ -99,7 +104,11 @@ def reference(folder: Path) -> Any:
 def rendered(folder: Path, messages: list[Message], tools: Any = None, **kwargs: Any) -> str:
     """What transformers renders."""
     named = [
-        {("reasoning_content" if key == "reasoning" else key): value for key, value in message.items() if key != "train"}
+        {
+            ("reasoning_content" if key == "reasoning" else key): value
+            for key, value in message.items()
+            if key != "train"
+        }
         for message in messages
     ]
     return str(reference(folder).apply_chat_template(named, tools=tools, tokenize=False, **kwargs))

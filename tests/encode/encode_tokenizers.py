@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHARED = Path(__file__).parents[2].parent / "shared"
@@ -26,20 +35,47 @@ QWEN = (
     "<|im_end|>",
 )
 LLAMA = (
-    ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"],
+    [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+    ],
     [],
     "<|begin_of_text|>",
     "<|eot_id|>",
 )
 MISTRAL = (
-    ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
-    + ["[TOOL_RESULTS]", "[/TOOL_RESULTS]"],
+    [
+        "<unk>",
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[TOOL_CALLS]",
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+    ],
     [],
     "<s>",
     "</s>",
 )
-GEMMA = (["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"], ["\n\n", "\t\t", "<table>"], "<bos>", "<eos>")
-PHI3 = (["<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"], [], "<s>", "<|endoftext|>")
+GEMMA = (
+    ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"],
+    ["\n\n", "\t\t", "<table>"],
+    "<bos>",
+    "<eos>",
+)
+PHI3 = (
+    ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"],
+    [],
+    "<s>",
+    "<|endoftext|>",
+)
 PHI4 = (["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>"], [], None, "<|im_end|>")
 DEEPSEEK = (
     ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"],
@@ -49,7 +85,12 @@ DEEPSEEK = (
     "<｜begin▁of▁sentence｜>",
     "<｜end▁of▁sentence｜>",
 )
-GLM = (["<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"], [], None, "<|endoftext|>")
+GLM = (
+    ["<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"],
+    [],
+    None,
+    "<|endoftext|>",
+)
 LLAMA2 = (["<unk>", "<s>", "</s>"], [], "<s>", "</s>")
 FAMILIES = {
     "chatml": CHATML,
@@ -116,7 +157,9 @@ def word_piece(special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    )
     cls, sep = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
@@ -129,7 +172,9 @@ def save(tokenizer: Tokenizer, folder: Path, template: str | None, named: dict[s
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
-    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if v is not None})
+    )
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
@@ -144,7 +189,9 @@ def save_all(root: Path) -> dict[str, Path]:
             tokenizer = sentencepiece_bpe(first, prefix=not name.startswith("gemma"))
         else:
             tokenizer = byte_level()
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+            tokenizer.add_special_tokens(
+                [AddedToken(token, special=True, normalized=False) for token in special]
+            )
         tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
         template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
         folders[name] = save(tokenizer, root / name, template, {"bos_token": bos, "eos_token": eos})

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import encode_batches as make
 import pytest
+from encode_batches import Message
+from encode_tokenizers import FAMILIES, SENTENCEPIECE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import encode_batches as make
-from encode_tokenizers import FAMILIES, SENTENCEPIECE
-from encode_batches import Message
 
 IM_END = "<|im_end|>"
 DEEPSEEK_END = "<｜end▁of▁sentence｜>"
@@ -24,7 +23,9 @@ ANSWERS: dict[str, Callable[[str, bool], str]] = {
     "qwen2.5": lambda text, _: text + IM_END,
     "qwen3": lambda text, last: ("<think>\n\n</think>\n\n" + text.lstrip("\n") if last else text) + IM_END,
     "llama3.1": lambda text, _: text.strip() + "<|eot_id|>",
-    "mistral-v3": lambda text, _: "  " + text.strip() + "</s>",  # the template's blank, and SentencePiece's before it
+    "mistral-v3": lambda text, _: (
+        "  " + text.strip() + "</s>"
+    ),  # the template's blank, and SentencePiece's before it
     "mistral-tekken": lambda text, _: text + "</s>",
     "gemma2": lambda text, _: text.strip() + "<end_of_turn>",
     "gemma3": lambda text, _: text.strip() + "<end_of_turn>",
@@ -40,16 +41,39 @@ NO_SYSTEM = {"gemma2"}
 LITERALS = sorted({token for special, added, _, _ in FAMILIES.values() for token in [*special, *added]})
 
 words = st.sampled_from(
-    ["hello", "世界", " ", "\n", "\n\n", "  ", "\t", "。", "1234", "don't", "👩‍👩‍👧‍👦", "é", "e\u0301", "{", '"', "\\", "\x00", "\u2028"]
+    [
+        "hello",
+        "世界",
+        " ",
+        "\n",
+        "\n\n",
+        "  ",
+        "\t",
+        "。",
+        "1234",
+        "don't",
+        "👩‍👩‍👧‍👦",
+        "é",
+        "e\u0301",
+        "{",
+        '"',
+        "\\",
+        "\x00",
+        "\u2028",
+    ]
 )
-texts = st.lists(words | st.text(st.characters(exclude_categories=["Cs"]), max_size=5), min_size=1, max_size=6)
+texts = st.lists(
+    words | st.text(st.characters(exclude_categories=["Cs"]), max_size=5), min_size=1, max_size=6
+)
 contents = texts.map("".join).filter(str.strip)
 nasty = st.lists(words | st.sampled_from(LITERALS), min_size=1, max_size=6).map("".join).filter(str.strip)
 
 
 def conversations(content: st.SearchStrategy[str]) -> st.SearchStrategy[list[Message]]:
     exchange = st.tuples(content.map(make.user), content.map(make.assistant)).map(list)
-    exchanges = st.lists(exchange, min_size=1, max_size=3).map(lambda parts: [turn for part in parts for turn in part])
+    exchanges = st.lists(exchange, min_size=1, max_size=3).map(
+        lambda parts: [turn for part in parts for turn in part]
+    )
     opening = st.lists(content.map(make.system), max_size=1)
     return st.tuples(opening, exchanges).map(lambda both: both[0] + both[1])
 
@@ -61,7 +85,7 @@ def frozen_clock() -> Iterator[None]:
 
     class Day(datetime.datetime):
         @classmethod
-        def now(cls, tz: Any = None) -> datetime.datetime:  # noqa: ARG003
+        def now(cls, tz: Any = None) -> datetime.datetime:
             return datetime.datetime(2024, 7, 26)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +94,9 @@ def frozen_clock() -> Iterator[None]:
 
 
 def fitting(name: str, batch: list[list[Message]]) -> list[list[Message]]:
-    return [[turn for turn in one if turn["role"] != "system"] for one in batch] if name in NO_SYSTEM else batch
+    return (
+        [[turn for turn in one if turn["role"] != "system"] for one in batch] if name in NO_SYSTEM else batch
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -88,7 +114,9 @@ def test_answers_and_their_ends_are_trained_and_nothing_else(
         wanted = [ANSWERS[name](text, at == len(answers) - 1) for at, text in enumerate(answers)]
         found = make.trained_text(encoder, row)
         assert found == wanted
-        assert row["loss"] == sum(row["mask"]) and row["length"] == len(row["ids"]) and row["mask"][0] == 0
+        assert row["loss"] == sum(row["mask"])
+        assert row["length"] == len(row["ids"])
+        assert row["mask"][0] == 0
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES.keys() - SENTENCEPIECE))
@@ -118,9 +146,12 @@ def test_no_literal_in_a_text_becomes_a_control_token(
     wanted, _ = encoder.encode(make.sft(plain), "sft")
     for row, reference in zip(tokens.to_pylist(), wanted.to_pylist(), strict=True):
         if row["reason"] is None:
-            assert [id_ for id_ in row["ids"] if id_ in control] == [id_ for id_ in reference["ids"] if id_ in control]
+            assert [id_ for id_ in row["ids"] if id_ in control] == [
+                id_ for id_ in reference["ids"] if id_ in control
+            ]
         else:
-            assert row["reason"] == "template" and name in ("qwen3", "deepseek-r1")  # they look for </think>
+            assert row["reason"] == "template"
+            assert name in ("qwen3", "deepseek-r1")
     own = [token.text for token in encoder.control.tokens]
     held = sum(any(text in turn["content"] for turn in one for text in own) for one in batch)
     assert counts.get("special_text", 0) == held
@@ -128,7 +159,11 @@ def test_no_literal_in_a_text_becomes_a_control_token(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ids_equal_encoding_the_whole_rendering_at_once(name: str, tokenizers: dict[str, Path]) -> None:
-    conversation = [make.user("How do I add 1 and 2?"), make.assistant("像这样: print(1 + 2)\n\nThree."), make.user("谢谢!")]
+    conversation = [
+        make.user("How do I add 1 and 2?"),
+        make.assistant("像这样: print(1 + 2)\n\nThree."),
+        make.user("谢谢!"),
+    ]
     conversation.append(make.assistant("You're welcome."))
     encoder = make.encoder(tokenizers[name])
     row = encoder.encode(make.sft([conversation]), "sft")[0].to_pylist()[0]
@@ -140,7 +175,10 @@ def test_ids_equal_encoding_the_whole_rendering_at_once(name: str, tokenizers: d
 
 def test_a_template_that_refuses_a_conversation_gives_its_reason(tokenizers: dict[str, Path]) -> None:
     encoder = make.encoder(tokenizers["gemma2"])
-    rows = [[make.system("Be kind."), make.user("q"), make.assistant("a")], [make.user("q"), make.assistant("a")]]
+    rows = [
+        [make.system("Be kind."), make.user("q"), make.assistant("a")],
+        [make.user("q"), make.assistant("a")],
+    ]
     tokens, counts = encoder.encode(make.sft(rows), "sft")
     assert tokens.column("reason").to_pylist() == ["template", None]
     assert tokens.column("ids").to_pylist()[0] == []
