@@ -77,30 +77,51 @@ def _rows(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[Row
 
 def _chunk(batch: pa.RecordBatch, record: int) -> Rows:
     count = batch.num_rows
-    batch = _without_nan(batch)
     try:
-        values = batch.to_pylist()
-    except UnicodeDecodeError:
+        batch.validate(full=True)  # offsets of a damaged file point anywhere in memory
+    except pa.ArrowInvalid as error:
+        if "UTF8" not in str(error):
+            raise
         return _careful_chunk(batch, record)
-    if not all(_is_json(field.type) for field in batch.schema):
-        values = [_plain(value) for value in values]
+    values = _values(batch)
     return Rows(values, list(range(record, record + count)), [None] * count, [b""] * count)
 
 
 def _careful_chunk(batch: pa.RecordBatch, record: int) -> Rows:
+    """Row by row, where one of them holds a string that is not UTF-8."""
     rows = Rows([], [], [], [])
     for i in range(batch.num_rows):
+        row = batch.slice(i, 1)
         try:
-            value = _plain(batch.slice(i, 1).to_pylist()[0])
-        except UnicodeDecodeError as error:
-            detail = f"a string column holds bytes that are not UTF-8: {error.reason}"
-            rows.rejects.append(Reject(record + i, None, "utf8", detail, bytes(error.object)))
+            row.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
+            rows.rejects.append(_not_utf8(row, record + i))
             continue
-        rows.values.append(value)
+        rows.values.extend(_values(row))
         rows.records.append(record + i)
         rows.lines.append(None)
         rows.raws.append(b"")
     return rows
+
+
+def _not_utf8(row: pa.RecordBatch, record: int) -> Reject:
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            raw = column.cast(pa.large_binary())[0].as_py() if is_text else b""
+            return Reject(record, None, "utf8", f"column {name!r} holds bytes that are not UTF-8", raw)
+    return Reject(record, None, "utf8", "a column holds bytes that are not UTF-8", b"")
+
+
+def _values(batch: pa.RecordBatch) -> list[Any]:
+    values: list[Any] = _without_nan(batch).to_pylist()
+    if all(_is_json(field.type) for field in batch.schema):
+        return values
+    return [_plain(value) for value in values]
 
 
 def _without_nan(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -113,7 +113,7 @@ def explained(path: str) -> Iterator[None]:
             f"{shown(path)}: may not be read ({error.strerror}). Mend its permissions."
         ) from error
     except OSError as error:
-        raise DataError(f"{shown(path)}: could not be read: {_one_line(error)}.") from error
+        raise DataError(f"{shown(path)}: could not be read: {_one_line(error)}.{_cure(path)}") from error
     except ImportError as error:
         if not is_remote(path):
             raise
@@ -125,8 +125,14 @@ def explained(path: str) -> Iterator[None]:
         if not is_remote(path) or type(error).__module__ == "builtins":
             raise
         raise DataError(
-            f"{shown(path)}: could not be read: {type(error).__name__}: {_one_line(error)}."
+            f"{shown(path)}: could not be read: {type(error).__name__}: {_one_line(error)}.{_cure(path)}"
         ) from error
+
+
+def _cure(path: str) -> str:
+    if not is_remote(path):
+        return ""
+    return " Check the address and the connection, or download the file and name the local copy."
 
 
 def _one_line(error: BaseException) -> str:
