@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.dedupe.alphabet import alphabet
 from datamix.dedupe.loaded import Columns
 from datamix.dedupe.spec import DedupeSpec, NearSpec
 from datamix.errors import DataError
 
 if TYPE_CHECKING:
     from datamix.dedupe.buckets import Shared
-    from datamix.dedupe.sweep import Candidates, Outcome, Rules
+    from datamix.dedupe.sweep import Rules
 
 _MAX_RECORDS = 2**31 - 2
 _BLOCK = 8192  # candidates decided together: never tuned to a machine
@@ -94,11 +93,12 @@ def resolve(members: Sequence[Member], spec: DedupeSpec, threads: Threads) -> Re
     exact, near = _buckets(members, starts, spec, threads)
     records = _union([exact, *near], int(starts[-1]))
     records = _ranked(members, starts, records, spec)
-    candidates = _candidates(members, starts, records, exact, near)
+    near_buckets, candidates = _candidates(members, starts, records, exact, near)
     num_near = sum(shared.num_buckets for shared in near)
-    outcome = _sweep(candidates, num_near, exact.num_buckets, spec, threads)
-    keepers = np.where(outcome.keepers >= 0, records[outcome.keepers] if len(records) else -1, -1)
-    return Resolved(records, outcome.fates, keepers, outcome.similarities)
+    _sweep(candidates, near_buckets, (num_near, exact.num_buckets), spec, threads)
+    keeper = candidates["keeper"]
+    keepers = np.where(keeper >= 0, records[keeper] if len(records) else -1, -1)
+    return Resolved(records, candidates["fate"], keepers, candidates["similarity"])
 
 
 def _buckets(
@@ -162,8 +162,9 @@ def _candidates(
     records: NDArray[np.int64],
     exact: Shared,
     near: Sequence[Shared],
-) -> Candidates:
-    from datamix.dedupe.sweep import COUNTS, REMOVABLE, Candidates
+) -> tuple[NDArray[np.int32], NDArray[np.void]]:
+    """Near buckets ``[num, num_bands]`` and ``CANDIDATE`` of each record, in rank order."""
+    from datamix.dedupe.sweep import CANDIDATE, COUNTS, REMOVABLE
 
     num = len(records)
     rank = np.empty(int(starts[-1]), np.int32)
@@ -173,63 +174,62 @@ def _candidates(
     for band, column in enumerate(near):
         near_buckets[rank[column.records], band] = column.buckets + first
         first += column.num_buckets
-    exact_buckets = np.full(num, -1, np.int32)
-    exact_buckets[rank[exact.records]] = exact.buckets
 
-    addresses, lengths, sketches = (
-        np.zeros(num, np.int64),
-        np.full(num, -1, np.int64),
-        np.zeros(num, np.int64),
-    )
-    num_shingles, roles = np.zeros(num, np.int32), np.zeros(num, np.uint8)
+    candidates = np.zeros(num, CANDIDATE)
+    candidates["keeper"] = candidates["exact"] = -1
+    candidates["exact"][rank[exact.records]] = exact.buckets
     ascending = np.sort(records)
     for member, start, stop in zip(members, starts[:-1], starts[1:], strict=True):
         low, high = np.searchsorted(ascending, (start, stop))
         mine = ascending[low:high]
         places, local = rank[mine], mine - start
-        roles[places] = REMOVABLE * member.removable + COUNTS * member.counts
+        candidates["role"][places] = REMOVABLE * member.removable + COUNTS * member.counts
         if near:
-            addresses[places], lengths[places] = member.columns.places(local)
-            sketches[places] = member.columns.sketches(local)
-            num_shingles[places] = member.columns.numbers("num_shingles")[local]
-    return Candidates(addresses, lengths, num_shingles, sketches, roles, near_buckets, exact_buckets)
+            candidates["address"][places], candidates["length"][places] = member.columns.places(local)
+            candidates["sketch"][places] = member.columns.sketches(local)
+            candidates["num_shingles"][places] = member.columns.numbers("num_shingles")[local]
+    return near_buckets, candidates
 
 
 def _sweep(
-    candidates: Candidates, num_near: int, num_exact: int, spec: DedupeSpec, threads: Threads
-) -> Outcome:
-    from datamix.dedupe.sweep import Board, group, new_desk, new_kept, new_outcome, sweep
+    candidates: NDArray[np.void],
+    near: NDArray[np.int32],
+    num_buckets: tuple[int, int],
+    spec: DedupeSpec,
+    threads: Threads,
+) -> None:
+    """Write the fates of all candidates, block after block of rank order."""
+    from datamix.dedupe.sweep import group, new_board, new_desk, sweep
 
-    num = len(candidates.roles)
-    rules, outcome = _rules(spec), new_outcome(num)
-    board = Board(candidates, new_kept(candidates, num_near, num_exact), outcome, rules, alphabet())
-    longest = int(candidates.num_shingles.max(initial=1))
-    desks = [new_desk(rules.ngram, longest, rules.num_perm) for _ in range(threads.num)]
+    num = len(candidates)
+    board = new_board(candidates, near, *num_buckets, _rules(spec))
+    owners = np.full(sum(num_buckets), -1, np.int32)
+    longest = int(candidates["num_shingles"].max(initial=1))
+    desks = [new_desk(board.rules.ngram, longest) for _ in range(threads.num)]
     for start in range(0, num, _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, num), dtype=np.int32)
+        block = np.arange(start, min(start + _BLOCK, num))
 
-        def look(members: NDArray[np.int32], desk: Any) -> None:
+        def look(members: NDArray[np.int64], desk: Any) -> None:
             sweep(members, 0, False, board, desk)
 
-        def settle(members: NDArray[np.int32], desk: Any, since: int = start) -> None:
+        def settle(members: NDArray[np.int64], desk: Any, since: int = start) -> None:
             sweep(members, since, True, board, desk)
 
         if start:
             threads.share(look, [block[i : i + _CHUNK] for i in range(0, len(block), _CHUNK)], desks)
-        survivors, ends = group(start, start + len(block), board)
-        threads.share(settle, [survivors[slice(*span)] for span in _whole_groups(ends)], desks)
-    return outcome
+        survivors, firsts = group(start, start + len(block), candidates, near, owners)
+        threads.share(settle, [survivors[slice(*s)] for s in _whole_groups(firsts, len(survivors))], desks)
 
 
-def _whole_groups(ends: NDArray[np.int64]) -> list[tuple[int, int]]:
+def _whole_groups(starts: NDArray[np.int64], num_survivors: int) -> list[tuple[int, int]]:
     """Cut the survivors into spans of about ``_CHUNK`` that split no group."""
-    spans, start = [], 0
-    for end in np.unique(ends).tolist():
-        if end - start >= _CHUNK:
-            spans.append((start, end))
-            start = end
-    if start < ends[-1]:
-        spans.append((start, int(ends[-1])))
+    spans, low = [], 0
+    for start in np.unique(starts).tolist():
+        if start - low >= _CHUNK:
+            spans.append((low, start))
+            low = start
+    if low < num_survivors:
+        spans.append((low, num_survivors))
     return spans
 
 

@@ -94,3 +94,13 @@ def copy_bytes(_typing: Any, target: Any, _address: Any, _length: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(target, types.int64, types.int64), build
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def byte_at(_typing: Any, _address: Any) -> Any:
+    """The byte at a memory address."""
+
+    def build(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
+
+    return types.uint8(types.int64), build

@@ -17,8 +17,8 @@ import numpy as np
 from numba import float32, int32, int64, njit, uint32, uint64
 from numpy.typing import NDArray
 
-from datamix.dedupe.alphabet import Alphabet
-from datamix.dedupe.simd import copy_bytes
+from datamix.dedupe.alphabet import Alphabet, alphabet
+from datamix.dedupe.simd import byte_at
 from datamix.dedupe.words import Scratch, new_scratch, next_shingles
 
 REMOVABLE, COUNTS = 1, 2  # bits of a role: may be removed; removes others when kept
@@ -26,36 +26,24 @@ STAYS, EXACT, NEAR = 0, 1, 2
 NO_TEXT = -1
 
 
-class Candidates(NamedTuple):
-    """Records that share a bucket, in rank order."""
-
-    addresses: NDArray[np.int64]  # [num] of their texts
-    lengths: NDArray[np.int64]  # [num] bytes; NO_TEXT where only the signature is left
-    num_shingles: NDArray[np.int32]  # [num]
-    sketches: NDArray[np.int64]  # [num] addresses of num_perm bytes each
-    roles: NDArray[np.uint8]  # [num]
-    near: NDArray[np.int32]  # [num, num_bands] bucket, -1 where the record is alone
-    exact: NDArray[np.int32]  # [num] bucket, -1 where the record is alone
-
-
-class Kept(NamedTuple):
-    """Kept records by bucket: linked lists, the latest first."""
-
-    heads: NDArray[np.int32]  # [num near buckets]
-    following: NDArray[np.int32]  # [num, num_bands]
-    first_exact: NDArray[np.int32]  # [num exact buckets]
-    num_exact: NDArray[np.int32]  # [num exact buckets]
-    owners: NDArray[np.int32]  # [num near + exact buckets] latest survivor of the block, for grouping
-
-
-class Outcome(NamedTuple):
-    """What became of each candidate."""
-
-    fates: NDArray[np.uint8]  # [num]
-    keepers: NDArray[np.int32]  # [num] who stayed instead, -1
-    similarities: NDArray[np.float32]  # [num]
-    matches: NDArray[np.int32]  # [num] kept records found near
-    distinct: NDArray[np.int32]  # [num] distinct shingles, 0 = not counted yet
+# A record that shares a bucket, in rank order: where its text and sketch lie, and what became of it.
+CANDIDATE = np.dtype(
+    [
+        ("address", np.int64),  # of its text
+        ("length", np.int64),  # bytes; NO_TEXT where only the signature is left
+        ("sketch", np.int64),  # address of num_perm bytes
+        ("num_shingles", np.int32),
+        ("distinct", np.int32),  # distinct shingles, 0 = not counted yet
+        ("exact", np.int32),  # bucket, -1 where it is alone
+        ("matches", np.int32),  # kept records found near, up to as many as remove it
+        ("keeper", np.int32),  # who stayed instead, -1
+        ("similarity", np.float32),
+        ("role", np.uint8),
+        ("fate", np.uint8),
+    ],
+    align=True,
+)
+COPIES = np.dtype([("first", np.int32), ("num", np.int32)])  # kept records of one exact bucket
 
 
 class Rules(NamedTuple):
@@ -71,11 +59,13 @@ class Rules(NamedTuple):
 
 
 class Board(NamedTuple):
-    """Everything that a sweep reads and writes."""
+    """Everything that a sweep reads and writes. Kept records are linked by bucket, the latest first."""
 
-    candidates: Candidates
-    kept: Kept
-    outcome: Outcome
+    candidates: NDArray[np.void]  # [num] CANDIDATE
+    near: NDArray[np.int32]  # [num, num_bands] bucket, -1 where the record is alone
+    heads: NDArray[np.int32]  # [num near buckets] latest kept record
+    following: NDArray[np.int32]  # [num, num_bands] the kept record before it in the same bucket
+    copies: NDArray[np.void]  # [num exact buckets] COPIES
     rules: Rules
     alphabet: Alphabet
 
@@ -86,18 +76,26 @@ class Desk(NamedTuple):
     scratch: Scratch
     own: NDArray[np.uint64]  # [capacity] hash set of the record in hand
     other: NDArray[np.uint64]  # [capacity]
-    marks: NDArray[np.uint32]  # [capacity] slots of ``own`` that the other text has hit
-    stamp: NDArray[np.uint32]  # [1]
-    own_sketch: NDArray[np.uint8]  # [num_perm]
-    other_sketch: NDArray[np.uint8]  # [num_perm]
+    marks: NDArray[
+        np.uint32
+    ]  # [capacity + 1] slots of ``own`` that the other text has hit; at the end the last stamp
 
 
-def new_desk(ngram: int, max_shingles: int, num_perm: int) -> Desk:
+def new_board(
+    candidates: NDArray[np.void], near: NDArray[np.int32], num_near: int, num_exact: int, rules: Rules
+) -> Board:
+    """Nothing is kept yet."""
+    copies = np.zeros(num_exact, COPIES)
+    copies["first"] = -1
+    heads = np.full(num_near, -1, np.int32)
+    return Board(candidates, near, heads, np.empty_like(near), copies, rules, alphabet())
+
+
+def new_desk(ngram: int, max_shingles: int) -> Desk:
     """A desk for texts of at most ``max_shingles``; its memory is touched only as far as texts need."""
     capacity = 1 << max(6, int(2 * max_shingles - 1).bit_length())
-    tables = np.empty(capacity, np.uint64), np.empty(capacity, np.uint64), np.zeros(capacity, np.uint32)
-    sketches = np.empty(num_perm, np.uint8), np.empty(num_perm, np.uint8)
-    return Desk(new_scratch(ngram), *tables, np.zeros(1, np.uint32), *sketches)
+    tables = np.empty(capacity, np.uint64), np.empty(capacity, np.uint64)
+    return Desk(new_scratch(ngram), *tables, np.zeros(capacity + 1, np.uint32))
 
 
 @njit(nogil=True, cache=True)
@@ -107,7 +105,7 @@ def _scan(text, table, capacity, stamp, board, desk):  # type: ignore[no-untyped
     Stamp 0: those that are new, which are put in. Another stamp: those that stand in the set already.
     """
     shingles, marks = desk.scratch.shingles, desk.marks
-    place = (board.candidates.addresses[text], board.candidates.lengths[text])
+    place = (board.candidates[text].address, board.candidates[text].length)
     position = (int64(0), int64(0), int64(0))
     hits = int64(0)
     while position[0] < place[1]:
@@ -137,207 +135,197 @@ def _capacity(num_shingles):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _jaccard(record, other, fresh, board, desk):  # type: ignore[no-untyped-def]
     """Exact Jaccard of two texts, or 0 where their sizes rule a match out; ``fresh``: ``desk.own`` is not filled yet."""
-    distinct, threshold = board.outcome.distinct, board.rules.threshold
-    steps = ((record, desk.own, fresh), (other, desk.other, distinct[other] == 0))
-    for text, table, needed in steps:
-        if needed:
-            capacity = _capacity(board.candidates.num_shingles[text])
+    candidates, marks = board.candidates, desk.marks
+    this, that = candidates[record], candidates[other]
+    for step in range(3):  # one call of ``_scan``: three would be compiled into three copies
+        text = record if step == 0 else other
+        table = desk.other if step == 1 else desk.own
+        stamp = uint32(0)
+        if (step == 0 and not fresh) or (step == 1 and that.distinct > 0):
+            continue
+        capacity = _capacity(candidates[text if step < 2 else record].num_shingles)
+        if step == 2:
+            if min(this.distinct, that.distinct) / max(this.distinct, that.distinct) < board.rules.threshold:
+                return 0.0
+            stamp = _next_stamp(marks)
+        else:
             for slot in range(capacity):
                 table[slot] = 0
-            distinct[text] = _scan(text, table, capacity, uint32(0), board, desk)
-    mine, theirs = distinct[record], distinct[other]
-    if min(mine, theirs) < threshold * max(mine, theirs) * 0.999999:
-        return 0.0
-    desk.stamp[0] += uint32(1)
-    if desk.stamp[0] == 0:
-        for slot in range(len(desk.marks)):
-            desk.marks[slot] = 0
-        desk.stamp[0] = 1
-    capacity = _capacity(board.candidates.num_shingles[record])
-    common = _scan(other, desk.own, capacity, desk.stamp[0], board, desk)
-    return common / (mine + theirs - common)
+        hits = _scan(text, table, capacity, stamp, board, desk)
+        if step == 0:
+            this.distinct = hits
+        elif step == 1:
+            that.distinct = hits
+    return hits / (this.distinct + that.distinct - hits)
 
 
 @njit(nogil=True, cache=True)
-def _estimate(other, board, desk):  # type: ignore[no-untyped-def]
-    """Bytes of the sketches that are equal, and the similarity they suggest."""
-    num_perm = len(desk.other_sketch)
-    copy_bytes(desk.other_sketch, board.candidates.sketches[other], num_perm)
+def _next_stamp(marks):  # type: ignore[no-untyped-def]
+    stamp = marks[len(marks) - 1] + uint32(1)
+    if stamp == 0:
+        for slot in range(len(marks)):
+            marks[slot] = 0
+        stamp = uint32(1)
+    marks[len(marks) - 1] = stamp
+    return stamp
+
+
+@njit(nogil=True, cache=True)
+def _equal_bytes(left, right, num_perm):  # type: ignore[no-untyped-def]
     equal = 0
     for i in range(num_perm):
-        equal += desk.own_sketch[i] == desk.other_sketch[i]
-    chance = 1.0 / 256.0
-    return equal, max(0.0, (equal / num_perm - chance) / (1.0 - chance))
+        equal += byte_at(left + i) == byte_at(right + i)
+    return equal
 
 
 @njit(nogil=True, cache=True)
 def _found(record, since, board):  # type: ignore[no-untyped-def]
     """Kept records from ``since`` on that share a bucket, latest first, each once with its number of buckets.
 
-    The lists are in descending order, so they are merged by their heads.
+    Rows (record, buckets) ``[>= count, 2]`` and their count. The lists are in descending order, so they are merged by
+    their heads.
     """
-    near, kept = board.candidates.near, board.kept
-    num_bands = near.shape[1]
-    found, times, heads = np.empty(64, np.int32), np.empty(64, np.int32), np.empty(num_bands, np.int32)
+    num_bands = board.near.shape[1]
+    rows, heads = np.empty((16, 2), np.int32), np.empty(num_bands, np.int32)
     for band in range(num_bands):
-        bucket = near[record, band]
-        heads[band] = kept.heads[bucket] if bucket >= 0 else -1
+        bucket = board.near[record, band]
+        heads[band] = board.heads[bucket] if bucket >= 0 else -1
     count = 0
     while True:
         latest = int32(-1)
         for band in range(num_bands):
             latest = max(latest, heads[band])
         if latest < since:
-            return count, found, times
-        if count == len(found):
-            found = np.concatenate((found, found))
-            times = np.concatenate((times, times))
-        found[count] = latest
-        times[count] = 0
+            return rows, count
+        if count == len(rows):
+            longer = np.empty((2 * count, 2), np.int32)
+            for i in range(count):
+                longer[i, 0], longer[i, 1] = rows[i, 0], rows[i, 1]
+            rows = longer
+        times = int32(0)
         for band in range(num_bands):
             if heads[band] == latest:
-                heads[band] = kept.following[latest, band]
-                times[count] += 1
+                heads[band] = board.following[latest, band]
+                times += 1
+        rows[count, 0], rows[count, 1] = latest, times
         count += 1
 
 
 @njit(nogil=True, cache=True)
-def _look(record, since, board, desk):  # type: ignore[no-untyped-def]
-    """Count kept matches of a record from ``since`` on, up to as many as remove it.
+def _look(record, since, enough, board, desk):  # type: ignore[no-untyped-def]
+    """Count near matches of a record among those kept from ``since`` on, up to ``enough``.
 
     Those that share most buckets are compared first, of equals the earliest; the first match is named the keeper.
     """
-    candidates, outcome, rules = board.candidates, board.outcome, board.rules
-    bucket = candidates.exact[record]
-    enough = rules.keep - (board.kept.num_exact[bucket] if bucket >= 0 else 0)
-    if outcome.matches[record] >= enough:
-        return
-    count, found, times = _found(record, since, board)
-    if count == 0:
-        return
+    candidates, rules = board.candidates, board.rules
+    this = candidates[record]
+    rows, count = _found(record, since, board)
     most = 0
     for i in range(count):
-        most = max(most, times[i])
-    copy_bytes(desk.own_sketch, candidates.sketches[record], rules.num_perm)
+        most = max(most, rows[i, 1])
     fresh = most > 0  # a variable, not the literal True, which numba would compile apart
     for shared in range(most, 0, -1):
         for i in range(count - 1, -1, -1):
-            other = found[i]
-            if times[i] != shared or (bucket >= 0 and candidates.exact[other] == bucket):
+            other = int64(rows[i, 0])
+            that = candidates[other]
+            if rows[i, 1] != shared or (this.exact >= 0 and that.exact == this.exact):
                 continue
-            equal, similarity = _estimate(other, board, desk)
+            equal = _equal_bytes(this.sketch, that.sketch, rules.num_perm)
+            similarity = max(0.0, (equal / rules.num_perm - 1 / 256) / (1 - 1 / 256))
             if rules.verify:
-                if candidates.lengths[record] >= 0 and candidates.lengths[other] >= 0:
+                if this.length >= 0 and that.length >= 0:
                     if equal < rules.least_equal:
                         continue
                     similarity = _jaccard(record, other, fresh, board, desk)
                     fresh = most < 0
                 if similarity < rules.threshold:
                     continue
-            if outcome.matches[record] == 0:
-                outcome.keepers[record] = other
-                outcome.similarities[record] = float32(similarity)
-            outcome.matches[record] += 1
-            if outcome.matches[record] >= enough:
+            if this.matches == 0:
+                this.keeper = other
+                this.similarity = float32(similarity)
+            this.matches += 1
+            if this.matches >= enough:
                 return
 
 
 @njit(nogil=True, cache=True)
 def sweep(members, since, settling, board, desk):  # type: ignore[no-untyped-def]
     """Compare ``members`` with the records kept from ``since`` on; ``settling``: keep what is not removed, for good."""
-    candidates, kept, outcome = board.candidates, board.kept, board.outcome
     for record in members:
-        bucket = candidates.exact[record]
-        if candidates.roles[record] & REMOVABLE:
-            _look(record, since, board, desk)
-            copies = kept.num_exact[bucket] if bucket >= 0 else 0
-            if copies + outcome.matches[record] >= board.rules.keep:
-                outcome.fates[record] = EXACT if copies else NEAR
-                if copies:
-                    outcome.keepers[record] = kept.first_exact[bucket]
-                    outcome.similarities[record] = 1.0
+        this = board.candidates[record]
+        if this.role & REMOVABLE:
+            num = board.copies[this.exact].num if this.exact >= 0 else int32(0)
+            enough = board.rules.keep - num
+            if this.matches < enough:
+                _look(record, since, enough, board, desk)
+            if this.matches >= enough:
+                this.fate = NEAR
+                if num:
+                    this.fate = EXACT
+                    this.keeper = board.copies[this.exact].first
+                    this.similarity = 1.0
                 continue
         if settling:
-            outcome.keepers[record] = -1
-            outcome.similarities[record] = 0
-            if candidates.roles[record] & COUNTS:
+            this.keeper = -1
+            this.similarity = 0.0
+            if this.role & COUNTS:
                 _insert(record, board)
 
 
 @njit(nogil=True, cache=True)
 def _insert(record, board):  # type: ignore[no-untyped-def]
-    candidates, kept, rules = board.candidates, board.kept, board.rules
-    bucket = candidates.exact[record]
+    bucket = board.candidates[record].exact
     if bucket >= 0:
-        if kept.num_exact[bucket] >= rules.keep and rules.copies_are_near:
+        copies = board.copies[bucket]
+        if copies.num >= board.rules.keep and board.rules.copies_are_near:
             return  # a further copy that may not be removed: it can match nothing that the others do not
-        if kept.num_exact[bucket] == 0:
-            kept.first_exact[bucket] = record
-        kept.num_exact[bucket] += 1
-    for band in range(candidates.near.shape[1]):
-        bucket = candidates.near[record, band]
+        if copies.num == 0:
+            copies.first = record
+        copies.num += 1
+    for band in range(board.near.shape[1]):
+        bucket = board.near[record, band]
         if bucket >= 0:
-            kept.following[record, band] = kept.heads[bucket]
-            kept.heads[bucket] = record
-
-
-def new_kept(candidates: Candidates, num_near: int, num_exact: int) -> Kept:
-    """Empty lists for that many buckets."""
-    return Kept(
-        np.full(num_near, -1, np.int32),
-        np.empty(candidates.near.shape, np.int32),
-        np.full(num_exact, -1, np.int32),
-        np.zeros(num_exact, np.int32),
-        np.full(num_near + num_exact, -1, np.int32),
-    )
-
-
-def new_outcome(num: int) -> Outcome:
-    """Everything stays."""
-    return Outcome(
-        np.zeros(num, np.uint8),
-        np.full(num, -1, np.int32),
-        np.zeros(num, np.float32),
-        np.zeros(num, np.int32),
-        np.zeros(num, np.int32),
-    )
+            board.following[record, band] = board.heads[bucket]
+            board.heads[bucket] = record
 
 
 @njit(nogil=True, cache=True)
-def group(start, stop, board):  # type: ignore[no-untyped-def]
-    """Survivors of a block, sorted by group and rank, and where each group starts: groups share no bucket."""
-    candidates, kept, outcome = board.candidates, board.kept, board.outcome
-    num_bands = candidates.near.shape[1]
-    parents = np.arange(stop - start)
+def group(start, stop, candidates, near, owners):  # type: ignore[no-untyped-def]
+    """Survivors of the block ``start..stop``, sorted by group and rank, and where groups start.
+
+    Groups share no bucket. ``owners [num near + exact buckets]`` holds the latest survivor of each bucket; the exact
+    buckets come last.
+    """
+    num_bands = near.shape[1]
+    num_near = len(owners)
+    parents = np.empty(stop - start, np.int64)
     for record in range(start, stop):
-        if outcome.fates[record] != STAYS:
+        parents[record - start] = record - start
+        if candidates[record].fate != STAYS:
             continue
         for band in range(num_bands + 1):
-            if band < num_bands:
-                bucket = candidates.near[record, band]
-            else:
-                bucket = candidates.exact[record]
-                bucket = bucket + len(kept.heads) if bucket >= 0 else bucket
+            bucket = near[record, band] if band < num_bands else candidates[record].exact
             if bucket < 0:
                 continue
-            owner = kept.owners[bucket]
-            kept.owners[bucket] = record
+            bucket = bucket if band < num_bands else num_near - 1 - bucket
+            owner = owners[bucket]
+            owners[bucket] = record
             if owner >= start:
                 a, b = _root(parents, owner - start), _root(parents, record - start)
                 parents[max(a, b)] = min(a, b)
-    sizes = np.zeros(stop - start + 1, np.int64)
+    ends = np.zeros(stop - start + 1, np.int64)
     for record in range(start, stop):
-        if outcome.fates[record] == STAYS:
-            sizes[_root(parents, record - start) + 1] += 1
-    ends = np.cumsum(sizes)
-    places = ends[:-1].copy()
-    members = np.empty(ends[-1], np.int32)
-    for record in range(start, stop):
-        if outcome.fates[record] == STAYS:
+        if candidates[record].fate == STAYS:
+            ends[_root(parents, record - start) + 1] += 1
+    for i in range(stop - start):
+        ends[i + 1] += ends[i]
+    members = np.empty(ends[stop - start], np.int64)
+    for record in range(stop - 1, start - 1, -1):
+        if candidates[record].fate == STAYS:
             root = _root(parents, record - start)
-            members[places[root]] = record
-            places[root] += 1
-    return members, ends
+            ends[root + 1] -= 1
+            members[ends[root + 1]] = record  # ``ends`` has become the starts when all are placed
+    return members, ends[1:]
 
 
 @njit(nogil=True, cache=True)
