@@ -53,7 +53,7 @@ class Decoder:
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of some ids, control tokens shown as they are written."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return visible(str(self._tokenizer.decode(list(ids), skip_special_tokens=False)))
 
     def spans(self, ids: Sequence[int], trained: Sequence[bool]) -> Iterator[Span]:
         """``ids`` cut where ``trained`` changes."""
@@ -65,6 +65,19 @@ class Decoder:
             added = whole[len(before) :] if whole.startswith(before) else self.text(ids[start:end])
             before = whole
             yield Span(added, mask, end - start)
+
+
+_SHOWN = {
+    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: "\u2421",
+    **dict.fromkeys(range(128, 160), "�"),
+    **{code: f"<U+{code:04X}>" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+}
+
+
+def visible(text: str) -> str:
+    """Text that cannot steer a terminal or a page: control and direction characters shown as signs."""
+    return text.translate(_SHOWN)
 
 
 def documents(row: dict[str, Any], inputs: Sequence[dict[str, Any]], decoder: Decoder) -> list[Document]:

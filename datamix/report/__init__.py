@@ -3,6 +3,6 @@
 The page is a function of the manifest and the rows: no time, no host, no absolute path, the same bytes wherever it is made.
 """
 
-from .page import render_report
+from .page import render_report, render_rows
 
-__all__ = ["render_report"]
+__all__ = ["render_report", "render_rows"]

@@ -95,7 +95,7 @@ def share_bars(bars: Sequence[Bar], asked: Sequence[float], units: Sequence[str]
                 axes.text(
                     end + 0.02 * top,
                     row,
-                    f"{bar.values[column]:.2%}",
+                    _percent(bar.values[column], 2),
                     va="center",
                     fontsize=12,
                     weight=weight,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from ..transcript import read_manifest
 from .gather import gather
-from .sections import sections
-from .verdicts import percent, verdicts
+from .sections import Section, row_section, sections
+from .verdicts import Verdict, percent, verdicts
 
 _HERE = Path(__file__).parent
 
@@ -18,9 +19,18 @@ def render_report(out: Path, manifest: dict[str, Any] | None = None) -> str:
 
     ``manifest`` is given where it is not written yet. Raises RecipeError where ``out`` is no finished set.
     """
+    said = read_manifest(out) if manifest is None else manifest
+    return _page(said, verdicts(said), sections(out, said, gather(out, said, num_examples=3)))
+
+
+def render_rows(out: Path, manifest: dict[str, Any], first: int, num_rows: int) -> str:
+    """A page of ``num_rows`` whole rows from row ``first`` on, decoded."""
+    return _page(manifest, [], [row_section(out, manifest, range(first, first + num_rows))])
+
+
+def _page(manifest: dict[str, Any], said: Sequence[Verdict], shown: Sequence[Section]) -> str:
     import jinja2
 
-    said = read_manifest(out) if manifest is None else manifest
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -28,10 +38,10 @@ def render_report(out: Path, manifest: dict[str, Any] | None = None) -> str:
         trim_blocks=True,
     )
     return environment.get_template("page.html").render(
-        manifest=said,
-        facts=_facts(said),
-        verdicts=verdicts(said),
-        sections=sections(out, said, gather(out, said, num_examples=3)),
+        manifest=manifest,
+        facts=_facts(manifest),
+        verdicts=said,
+        sections=shown,
         style=environment.get_template("page.css").render(),
     )
 

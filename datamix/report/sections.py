@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -269,22 +269,29 @@ def _lengths(manifest: dict[str, Any], picture: Picture) -> Section | None:
 
 
 def _examples(out: Path, manifest: dict[str, Any], picture: Picture) -> Section | None:
-    shards = [p for p in train_shards(out, manifest) if p.is_file()]
     numbers = sorted({n for rows in picture.first_rows.values() for n in rows[: _each(picture)]})[:_MAX_ROWS]
     if not numbers or not (out / "tokenizer" / "tokenizer.json").is_file():
         return None
+    lead = "The first rows of each source, decoded from their ids. What is coloured is trained."
+    return replace(row_section(out, manifest, numbers, _MAX_TOKENS), title="A few rows", lead=lead)
+
+
+def row_section(
+    out: Path, manifest: dict[str, Any], numbers: Iterable[int], max_tokens: int = 1 << 31
+) -> Section:
+    """Some rows decoded, at most ``max_tokens`` of each; numbers past the last row are passed over."""
+    shards = [p for p in train_shards(out, manifest) if p.is_file()]
     decoder = Decoder(out)
     rows = []
     for number in numbers:
         row = read_row(shards, number)
         if row is not None:
-            shown, hidden = _shortened(documents(row, manifest["inputs"], decoder))
+            shown, hidden = _shortened(documents(row, manifest["inputs"], decoder), max_tokens)
             more = (
                 f"and {plural(hidden, 'token')} more: datamix inspect shows the whole row" if hidden else ""
             )
             rows.append(Example(f"Row {number:,} · {row['source']} · stage {row['stage']}", shown, more))
-    lead = "The first rows of each source, decoded from their ids. What is coloured is trained."
-    return Section("rows", "A few rows", lead, rows=rows)
+    return Section("rows", "Rows", "Decoded from their ids. What is coloured is trained.", rows=rows)
 
 
 def _each(picture: Picture) -> int:
@@ -293,9 +300,9 @@ def _each(picture: Picture) -> int:
     return max(1, _MAX_ROWS // 2 // max(1, num_sources))
 
 
-def _shortened(all_documents: Sequence[Document]) -> tuple[list[Document], int]:
+def _shortened(all_documents: Sequence[Document], max_tokens: int) -> tuple[list[Document], int]:
     """The first tokens of a row's documents, and how many are left out."""
-    left, shown, hidden = _MAX_TOKENS, [], 0
+    left, shown, hidden = max_tokens, [], 0
     for document in all_documents:
         spans: list[Span] = []
         for span in document.spans:
