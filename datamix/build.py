@@ -82,14 +82,15 @@ def decide_and_pack(recipe: Recipe, bench: Bench, encode: EncodeSpec, sources: S
     spec = decide.DecideSpec(
         sources=tuple(r.shards for r in sources),
         seed=recipe.seed,
-        max_records=tuple(recipe.sources[r.name].max_records for r in sources),
+        max_records=tuple(s.max_records if (s := recipe.sources.get(r.name)) else None for r in sources),
         ranks=translate.ranks(recipe),
         dedupe=translate.dedupe_spec(recipe),
         max_removed_share=recipe.dedupe.max_removed_share if recipe.dedupe else 1.0,
         against=tuple(r.shards for r in extra["against"]),
         contamination=contamination,
         evals=tuple(r.shards for r in extra["evals"]),
-        split=None if split is None else decide.Split(split.share, split.records),
+        split=None if split is None or split.path else decide.Split(split.share, split.records),
+        held_out=len(recipe.sources) if split is not None and split.path else None,
         leak=(translate.signing_spec(recipe) if split else None),
     )
     fates = bench.run("decide", [decide.task(spec, bench.home)])[0]
@@ -105,7 +106,7 @@ def decide_and_pack(recipe: Recipe, bench: Bench, encode: EncodeSpec, sources: S
         for number, r in enumerate(sources)
     ]
     packed = bench.run("pack", arrange.pack_tasks(packs, fates.key, bench.home))
-    for ready, receipt in zip(sources, packed, strict=True):
+    for ready, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
         _check_left(ready, fates, receipt)
     return Decided(tuple(sources), fates, tuple(packed))
 
@@ -154,16 +155,17 @@ def _check_left(ready: Ready, fates: Receipt, packed: Receipt) -> None:
 
 def mix_rows(recipe: Recipe, bench: Bench, decided: Decided) -> Arranged:
     """The quota, then the order. Raises RecipeError where the caps cannot give what is asked."""
-    quota = translate.quota(recipe, translate.available(recipe, decided.packed))
+    packed = decided.packed[: len(recipe.sources)]
+    quota = translate.quota(recipe, translate.available(recipe, packed))
     spec = arrange.ScheduleSpec(
         names=tuple(recipe.sources),
-        bins=tuple(r.folder / "train.arrow" for r in decided.packed),
+        bins=tuple(r.folder / "train.arrow" for r in packed),
         unit=recipe.mix.unit or "tokens",
         quota=quota,
         max_epochs=tuple(s.max_epochs for s in recipe.sources.values()),
         seed=recipe.seed,
     )
-    order = bench.run("mix", [arrange.schedule_task(spec, [r.key for r in decided.packed], bench.home)])[0]
+    order = bench.run("mix", [arrange.schedule_task(spec, [r.key for r in packed], bench.home)])[0]
     return Arranged(quota, order)
 
 

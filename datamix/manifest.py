@@ -156,7 +156,7 @@ def _source(
         "emitted": {name: own[name] for name in _AMOUNTS},
         "epochs": own[unit] / available[unit] if available[unit] else 0.0,
         "share": {
-            "asked": arranged.quota.shares[number],
+            "asked": arranged.quota.shares[number] if number < len(arranged.quota.shares) else 0.0,
             **{unit: _share(own, emitted, unit) for unit in _AMOUNTS[1:]},
         },
     }

@@ -27,6 +27,7 @@ from .mistakes import explain
 from .records import Kind
 
 _SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9}
+HELD_OUT = "validation"  # the source that `validation: {path: ...}` makes
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .recipe import Epochs, Recipe
+from .recipe import HELD_OUT, Epochs, Recipe
 from .strict_yaml import Key
 
 
@@ -12,6 +12,8 @@ def broken_rules(recipe: Recipe) -> list[tuple[Key, str]]:
     """Each broken rule with the key it is about, in words."""
     found: list[tuple[Key, str]] = []
     known = set(recipe.sources) | set(recipe.groups)
+    if recipe.validation and recipe.validation.path and HELD_OUT in recipe.sources:
+        found.append((("sources", HELD_OUT), "is the name that validation.path takes; rename this source"))
     for name, source in recipe.sources.items():
         if source.group is not None and source.group not in recipe.groups:
             found.append(

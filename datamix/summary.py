@@ -29,7 +29,8 @@ def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
     for name in ("records read", "rows", "records", "tokens", "loss tokens", "epochs", "asked", "reached"):
         table.add_column(name, justify="right", no_wrap=True)
     total = {"rows": 0, "records": 0, "tokens": 0, "loss_tokens": 0, "read": 0}
-    for name, source in manifest["sources"].items():
+    for name in manifest["recipe"]["sources"]:
+        source = manifest["sources"][name]
         emitted = source["emitted"]
         for key in ("rows", "records", "tokens", "loss_tokens"):
             total[key] += emitted[key]

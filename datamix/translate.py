@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,7 +19,7 @@ from .mistakes import nearest
 from .phases.arrange import row_costs
 from .phases.inputs import SourceWork
 from .phases.survey import Wanted
-from .recipe import CleanStep, Epochs, Recipe, Temperature
+from .recipe import HELD_OUT, CleanStep, Epochs, Recipe, Temperature
 
 LEAK = DedupeSpec(exact=True, near=NearSpec())
 
@@ -52,6 +53,9 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
                 limit=sample,
             )
         )
+    if recipe.validation is not None and recipe.validation.path:
+        works.append(replace(works[0], wanted=Wanted(HELD_OUT, recipe.validation.path, recipe.base), system=None,
+                             keep_meta=(), kwargs=None, steps=cleaning_steps(recipe, HELD_OUT)))  # fmt: skip
     return works
 
 
@@ -101,7 +105,7 @@ def ranks(recipe: Recipe) -> tuple[int, ...]:
     for position, (name, source) in enumerate(recipe.sources.items()):
         places = [i for i, wanted in enumerate(prefer) if wanted in (name, source.group)]
         ranks.append(min(places, default=last) * len(recipe.sources) + position)
-    return tuple(ranks)
+    return (*ranks, -1) if recipe.validation is not None and recipe.validation.path else tuple(ranks)
 
 
 def cleaning_steps(recipe: Recipe, source: str) -> tuple[Step, ...]:

@@ -218,3 +218,24 @@ def test_kept_fields_travel_to_the_rows(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "set/train/00000.parquet")
     for row in table.select(["records", "meta"]).to_pylist():
         assert json.loads(row["meta"])["department"] == rows[row["records"][0]["record"]]["department"]
+
+
+def test_a_validation_file_is_held_out_and_its_copies_leave_training(tmp_path: Path) -> None:
+    path = recipe(tmp_path, validation={"path": "dev.jsonl"})
+    dev = alpaca(GENERAL, 300)[:20]
+    write_jsonl(tmp_path / "dev.jsonl", dev)
+    manifest = run(path, tmp_path / "set")
+    assert failed(tmp_path / "set") == []
+    assert manifest["sources"]["validation"]["records"]["validation"] == 20
+    assert manifest["sources"]["general"]["removed_by"]["leaked"] >= 20
+    assert pq.read_table(tmp_path / "set/validation").num_rows > 0
+
+
+def test_records_of_earlier_files_are_removed_from_the_new_ones_only(tmp_path: Path) -> None:
+    path = recipe(tmp_path, dedupe={"exact": True, "against": ["old.jsonl"]}, validation=None)
+    write_jsonl(tmp_path / "old.jsonl", alpaca(GENERAL, 300)[:50])
+    manifest = run(path, tmp_path / "set")
+    assert failed(tmp_path / "set") == []
+    assert manifest["sources"]["general"]["removed_by"] == {"exact": 50}
+    removed = pq.read_table(tmp_path / "set/removed/general.parquet").to_pylist()
+    assert {r["kept_source"] for r in removed if r["reason"] == "exact"} == {"old.jsonl"}

@@ -52,6 +52,7 @@ class DecideSpec:
     contamination: ContaminationSpec | None = None
     evals: tuple[SourceShards, ...] = ()
     split: Split | None = None
+    held_out: int | None = None  # index of a source that is all validation
     leak: DedupeSpec | None = None  # what counts as a leak of a validation record
 
 
@@ -104,6 +105,9 @@ def run(spec: DecideSpec, folder: Path) -> dict[str, Any]:
             rows = _smallest(own.alive, known.key, salt(spec.seed, "sample", source.name), limit)
             own.set(np.setdiff1d(np.flatnonzero(own.alive), rows), UNUSED, "max_records")
         fates.append(own)
+    if spec.held_out is not None:
+        own = fates[spec.held_out]
+        own.set(np.flatnonzero(own.alive), VALIDATION, "validation")
     if spec.dedupe is not None:
         _remove_duplicates(spec, fates)
     if spec.contamination is not None:
@@ -113,6 +117,7 @@ def run(spec: DecideSpec, folder: Path) -> dict[str, Any]:
             own.set(
                 _with_siblings(_held_out(spec, own, known.key), known, own.alive), VALIDATION, "validation"
             )
+    if spec.leak is not None:
         _remove_leaked(spec, fates)
     for number, (known, own) in enumerate(zip(ids, fates, strict=True)):
         _write(folder / f"fates-{number}.arrow", own, known.file, known.record)
