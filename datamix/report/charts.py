@@ -339,8 +339,8 @@ def _adopt(svg: str, width: int) -> str:
     """Make a drawing part of the page: its colours and font are the page's, and no id but those referred to stays."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    referred = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([\w-]+)"', lambda m: m[0] if m[1] in referred else "", svg)
+    referred = set(re.findall(r'#([^")]+)[")]', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in referred else "", svg)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
     for colour, name in _COLOURS.items():
         svg = svg.replace(colour, name)

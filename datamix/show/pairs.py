@@ -12,6 +12,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.table import Table
@@ -28,6 +29,7 @@ _WORDS = 1500  # compared of each side: the work grows with the square
 _PIECE = re.compile(r"[㐀-鿿豈-﫿]|\w+|\s+|.", re.DOTALL)
 
 Words = dict[tuple[int, int], str]  # (file, record) -> text
+Pair = tuple[int, dict[str, Any]]  # number, line of removed/
 
 
 def show_pairs(out: Path, manifest: dict[str, Any], row: int | None) -> str:
@@ -44,20 +46,21 @@ def show_pairs(out: Path, manifest: dict[str, Any], row: int | None) -> str:
     return render(*parts)
 
 
-def _pairs(
-    out: Path, manifest: dict[str, Any], row: int | None
-) -> tuple[list[tuple[int, dict[str, Any]]], int]:
-    """The wanted removals with their numbers, and how many there are in all."""
-    found: list[tuple[int, dict[str, Any]]] = []
+def _pairs(out: Path, manifest: dict[str, Any], row: int | None) -> tuple[list[Pair], int]:
+    """The wanted removals with their numbers, and how many there are in all; those that differ come before exact ones."""
+    differing: list[Pair] = []
+    exact: list[Pair] = []
     total = 0
     for path in train_shards(out, manifest, "removed"):
         for batch in pq.ParquetFile(path).iter_batches():
             removed = batch.filter(pc.equal(batch.column("fate"), "removed"))
-            wanted = range(_FIRST) if row is None else range(row, row + 1)
-            inside = [n - total for n in wanted if 0 <= n - total < removed.num_rows]
-            found += [(total + n, removed.slice(n, 1).to_pylist()[0]) for n in inside]
+            same = np.array(pc.equal(removed.column("reason"), "exact"))
+            for group, chosen in ((differing, ~same), (exact, same)):
+                places = np.flatnonzero(chosen)
+                wanted = places[: _FIRST - len(group)] if row is None else places[places + total == row]
+                group += [(total + int(n), removed.slice(int(n), 1).to_pylist()[0]) for n in wanted]
             total += removed.num_rows
-    return found, total
+    return [*differing, *exact][:_FIRST], total
 
 
 def _headline(number: int, pair: dict[str, Any]) -> Text:
@@ -66,7 +69,7 @@ def _headline(number: int, pair: dict[str, Any]) -> Text:
     return Text(f"{number:,}   {pair['reason']}{similarity}{detail}", HEAD)
 
 
-def _read_words(out: Path, manifest: dict[str, Any], pairs: list[tuple[int, dict[str, Any]]]) -> Words:
+def _read_words(out: Path, manifest: dict[str, Any], pairs: list[Pair]) -> Words:
     wanted: defaultdict[int, set[int]] = defaultdict(set)
     for _, pair in pairs:
         wanted[pair["file"]].add(pair["record"])
