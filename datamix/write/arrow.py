@@ -99,6 +99,14 @@ class ArrowFolder:
         return [self.below + name for name in written]
 
 
+def write_stream(path: Path, batches: Iterable[pa.RecordBatch], empty: pa.Schema) -> None:
+    """Write rows as one Arrow stream file, of schema ``empty`` where there are none."""
+    schema, rows = first_schema(batches, empty)
+    with pa.OSFile(str(path), "wb") as raw, pa.ipc.new_stream(raw, schema) as writer:
+        for table in rechunk(rows, _CHUNK_ROWS):
+            writer.write_table(table)
+
+
 def _write_state(files: list[str], dataset: str, folder: Path) -> list[str]:
     up = "../" * (dataset.count("/") + 1)
     state: dict[str, Any] = {

@@ -29,6 +29,17 @@ FORMATS: Mapping[str, str] = {  # name -> where its class lies; imported when it
     "olmo-core": "datamix.write.olmo:Olmo",
     "torchtitan": "datamix.write.torchtitan:Torchtitan",
     "webdataset": "datamix.write.webdataset:WebDataset",
+    "nanochat": "datamix.write.nanochat:Nanochat",
+    "llamafactory": "datamix.write.llamafactory:LlamaFactory",
+    "trl": "datamix.write.trl:Trl",
+    "axolotl": "datamix.write.axolotl:Axolotl",
+    "ms-swift": "datamix.write.swift:Swift",
+    "torchtune": "datamix.write.torchtune:Torchtune",
+    "open-instruct": "datamix.write.open_instruct:OpenInstruct",
+    "medicalgpt": "datamix.write.medicalgpt:MedicalGpt",
+    "verl": "datamix.write.verl:Verl",
+    "openrlhf": "datamix.write.openrlhf:OpenRlhf",
+    "openai": "datamix.write.openai:OpenAi",
 }
 _GIVEN = ("info", "split", "records")  # fields that are no options
 

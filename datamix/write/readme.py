@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _MEANS = {
     "ratio": "every source keeps its share",
@@ -33,3 +35,16 @@ def readme(title: str, command: str, keeps: Sequence[str], notes: Sequence[str])
             "",
         )
     )
+
+
+def yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML, in the order given: every value as JSON, which YAML reads; lists one item a line."""
+    lines = []
+    for key, value in settings.items():
+        if isinstance(value, list) and value:
+            lines += [f"{key}:", *(f"  - {json.dumps(item, ensure_ascii=False)}" for item in value)]
+        elif isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {k}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())]
+        else:
+            lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,93 @@
+"""Axolotl: the three columns that it takes as tokenized already, a row a document, and its YAML.
+
+It gives packed rows positions of its own, so documents are handed over one by one and packed again by it, in
+order and with their borders. Pairs are messages, tokenized by the TRL trainer inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from datamix.errors import RecipeError
+from datamix.records import Kind
+from datamix.write.names import write_text
+from datamix.write.readme import readme, yaml
+from datamix.write.sets import SetInfo
+from datamix.write.shapes import documents, select
+from datamix.write.staged import StagedFiles, split_names
+
+
+@dataclass(frozen=True)
+class Axolotl:
+    """``train/00000.parquet``, ``config.yaml``, ``README.md``."""
+
+    info: SetInfo
+    split: str
+
+    KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference")
+
+    def __post_init__(self) -> None:
+        if self.info.kind == "preference" and not self.info.paired:
+            raise RecipeError(
+                "write: axolotl holds pairs, and this set holds labelled completions; write `trl`."
+            )
+
+    def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
+        """Write one shard, a file a stage; return the names."""
+        paired = self.info.kind == "preference"
+        convert = select("prompt", "chosen", "rejected") if paired else documents
+        return StagedFiles(self.info, self.split, index, folder).parquet(batches, convert)
+
+    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
+        """Write the config and the README."""
+        settings: dict[str, Any] = {
+            "base_model": "MODEL",
+            "datasets": [
+                self._dataset(name)
+                for split, names in split_names(folder, "*/*.parquet").items()
+                for name in names
+                if split == "train"
+            ],
+            "test_datasets": [
+                self._dataset(name) | {"split": "train"}
+                for split, names in split_names(folder, "*/*.parquet").items()
+                for name in names
+                if split != "train"
+            ],
+            "shuffle_merged_datasets": False,
+            "curriculum_sampling": True,
+            "num_epochs": 1,
+            "sequence_len": self.info.max_length,
+            "output_dir": "output",
+        }
+        if self.info.kind == "preference":
+            settings["rl"] = "dpo"
+        elif self.info.packed:
+            settings |= {"sample_packing": True, "sample_packing_sequentially": True}
+        names = [write_text(folder, "config.yaml", yaml({k: v for k, v in settings.items() if v != []}))]
+        return [*names, write_text(folder, "README.md", self._readme())]
+
+    def keeps(self) -> tuple[str, ...]:
+        """Sequential packing keeps order and borders."""
+        return ("ratio", "order", "isolation")
+
+    def command(self) -> str:
+        """Training."""
+        return "axolotl train config.yaml --base_model MODEL"
+
+    def _dataset(self, name: str) -> dict[str, Any]:
+        kind = "passthrough" if self.info.kind == "preference" else None
+        return {"path": name, "ds_type": "parquet", "type": kind}
+
+    def _readme(self) -> str:
+        notes = (
+            "The config keeps our order: no shuffle of the merged set, `curriculum_sampling`, one pass. Rows longer than "
+            "`sequence_len` would be dropped: leave it at what the set was made for.",
+            "Delete its `last_run_prepared` folder when the set changes: it keys what it prepared by names.",
+        )
+        return readme(f"{self.info.name} for Axolotl", self.command(), self.keeps(), notes)
