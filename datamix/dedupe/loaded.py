@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -96,14 +97,18 @@ def open_signed(
                     f"dedupe: the signatures in {signatures[0]} have {width} bands, but {spec.near.banding[0]} are asked "
                     "for. Sign the records again with this spec."
                 )
-    if spec.near is None or (kind == "text" and not batches):
+    if spec.near is None:
         return Columns(signed, None)
-    if kind == "text":
+    if all("near_text" in batch.schema.names for batch in signed) and kind != "text":
+        return Columns(signed, [batch.column("near_text") for batch in signed])
+    if kind == "text" and batches:
         return Columns(signed, [b.column("text") for path in batches for b in map_batches(path)])
-    return Columns(signed, [batch.column("near_text") for batch in signed])
+    return Columns(signed, None)
 
 
 def map_batches(path: str) -> list[pa.RecordBatch]:
-    """The batches of an Arrow IPC file, memory-mapped."""
+    """The batches of an Arrow IPC file, memory-mapped; an empty file holds none."""
+    if Path(path).stat().st_size == 0:
+        return []
     reader = pa.ipc.open_file(pa.memory_map(path))
     return [reader.get_batch(i) for i in range(reader.num_record_batches)]

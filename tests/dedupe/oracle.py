@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def stored(
     folder.mkdir(parents=True)
     bounds = [0, *cuts, len(batch)]
     names: dict[str, list[str]] = {"signatures": [], "batches": []}
-    for i, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (low, high) in enumerate(itertools.pairwise(bounds)):
         part = batch.slice(low, high - low)
         for name, written in (("batches", part), ("signatures", sign(part, kind, spec))):
             path = folder / f"{name}-{i}.arrow"
@@ -87,7 +88,9 @@ def corpus(seed: int, num: int = 120, *, chinese: bool = False) -> list[str]:
     """Texts of a small vocabulary with planted copies, edits and truncations."""
     rng = random.Random(seed)
     vocabulary = (
-        list("的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里后小么心多天而能好都然没日于起还发成事只作当想看文无开手用主行方又如前所本见经头面公同三已老从动两长")
+        list(
+            "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里后小么心多天而能好都然没日于起还发成事只作当想看文无开手用主行方又如前所本见经头面公同三已老从动两长"
+        )
         if chinese
         else [f"w{i}" for i in range(400)]
     )

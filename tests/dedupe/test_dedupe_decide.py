@@ -207,7 +207,9 @@ def test_conversations_share_a_prompt_or_a_prompt_and_answer(tmp_path: Path):
 
 def test_one_constant_instruction_before_many_inputs_keeps_them_all(tmp_path: Path):
     rng = np.random.default_rng(0)
-    instruction = "If you are a doctor, please answer the medical questions based on the patient's description."
+    instruction = (
+        "If you are a doctor, please answer the medical questions based on the patient's description."
+    )
     talks = [
         [
             ("user", instruction + "\n" + " ".join(f"symptom{i}" for i in rng.integers(0, 5000, 12))),
