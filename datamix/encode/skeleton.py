@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from datamix.encode.control import RESERVED, ControlTokens
+from datamix.encode.control import RESERVED, ControlTokens, unescape
 from datamix.encode.conversation import Conversation, Turn, dressed, exact_json
 from datamix.encode.template import Renderer, TemplateFailure
 
@@ -81,7 +81,7 @@ class Rendering:
     def fill(self, texts: list[str]) -> str:
         """The rendering with real texts in the slots."""
         return "".join(
-            piece.text if piece.slot is None else piece.slot.fill(texts[piece.slot.index])
+            unescape(piece.text) if piece.slot is None else piece.slot.fill(texts[piece.slot.index])
             for piece in self.pieces
         )
 
@@ -298,7 +298,7 @@ class TurnFinder:
         if own == len(after) and high == len(self._full.text):
             return last + len(after), False
         following = next((one for one in found if one.start >= own), None)
-        if following is not None and not after[: following.start].strip():
+        if following is not None and not after[own : following.start].strip():
             return last + following.end, True
         return last + len(after[:own].rstrip()), True
 
