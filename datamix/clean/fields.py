@@ -2,13 +2,14 @@
 
 A mend is applied to every selected *leaf* (the content and the reasoning of a turn, a document, a reference), a
 judge to every selected *view* (one text a record: the selected turns of one conversation joined by line feeds).
-A preference pair has two views, one per completion, and both must pass. Calls are JSON, not prose: they are neither
-mended nor judged here. Costs a copy of the columns that are mended, nothing for those that are not.
+A preference pair has two views, one per completion, and both must pass. Calls and meta are JSON, not prose: no judge
+reads them, and only a pass that knows JSON mends them. Costs a copy of the columns that are mended, nothing for those that are not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,32 @@ Judge = Callable[[pa.Array, Any], pa.Array]  # string[n] -> reason, or null wher
 _PROSE = ("reasoning", "content")
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One way over the texts of a batch."""
+
+    counter: str  # what the rows it changes are counted under
+    text: Mend
+    json: Mend | None = (
+        None  # the same for JSON: calls of the selected turns, and kept meta where fields is all
+    )
+
+
 def mend_batch(
-    batch: pa.RecordBatch, kind: RecordKind, fields: Fields, mend: tuple[Mend, Any]
+    batch: pa.RecordBatch, kind: RecordKind, fields: Fields, once: tuple[Pass, Any]
 ) -> tuple[pa.RecordBatch, int]:
-    """Apply ``mend`` to every selected leaf; return the batch and the number of rows that changed."""
+    """Mend every selected leaf; return the batch and the number of rows that changed."""
+    mend, options = once
     changed = np.zeros(batch.num_rows, bool)
     columns = {name: batch.column(name) for name in batch.schema.names}
     for name, assistant in _selected(kind, fields):
         if pa.types.is_list(columns[name].type):
-            columns[name], rows = _mend_turns(columns[name], assistant, mend)
+            columns[name], rows = _mend_turns(columns[name], assistant, mend, options)
         else:
-            columns[name], rows = _mend_leaf(columns[name], mend)
+            columns[name], rows = _mend_leaf(columns[name], mend.text, options)
+        changed[rows] = True
+    if mend.json and fields == "all":
+        columns["meta"], rows = _mend_leaf(columns["meta"], mend.json, options)
         changed[rows] = True
     if not changed.any():
         return batch, 0
@@ -76,13 +92,25 @@ def join_turns(
 ) -> pa.Array:
     """One text a conversation: of the assistant (True), of the others (False), of all (None); null stays null."""
     turns = messages.flatten()
-    text = pc.binary_join_element_wise(*(turns.field(p) for p in parts), separator, null_handling="skip")
+    text = _joined([turns.field(part) for part in parts], separator)
     chosen = pc.greater(pc.binary_length(text), 0)
     if assistant is not None:
         said = pc.fill_null(pc.equal(turns.field("role"), "assistant"), False)
         chosen = pc.and_(chosen, said if assistant else pc.invert(said))
     counts = np.bincount(_parents(messages)[_bools(chosen)], minlength=len(messages))
     return pc.binary_join(_lists(messages, counts, text.filter(chosen), pa.list_(pa.string())), separator)
+
+
+def _joined(parts: list[pa.Array], separator: str) -> pa.Array:
+    """The parts of each row that are there, joined; empty where none is.
+
+    Such a row gets an empty part first: Arrow's join loses rows in which everything is skipped (seen in 26.0).
+    """
+    absent = parts[0].is_null()
+    for part in parts[1:]:
+        absent = pc.and_(absent, part.is_null())
+    last = pc.if_else(absent, "", parts[-1])
+    return pc.binary_join_element_wise(*parts[:-1], last, separator, null_handling="skip")
 
 
 def _selected(kind: RecordKind, fields: Fields) -> list[tuple[str, bool | None]]:
@@ -99,27 +127,25 @@ def _selected(kind: RecordKind, fields: Fields) -> list[tuple[str, bool | None]]
     ]
 
 
-def _mend_leaf(leaf: pa.Array, mend: tuple[Mend, Any]) -> tuple[pa.Array, NDArray[np.int64]]:
-    call, options = mend
+def _mend_leaf(leaf: pa.Array, call: Mend, options: Any) -> tuple[pa.Array, NDArray[np.int64]]:
     after = call(leaf, options)
     return after, np.flatnonzero(_bools(pc.fill_null(pc.not_equal(leaf, after), False)))
 
 
 def _mend_turns(
-    messages: pa.Array, assistant: bool | None, mend: tuple[Mend, Any]
+    messages: pa.Array, assistant: bool | None, mend: Pass, options: Any
 ) -> tuple[pa.Array, NDArray[np.int64]]:
     turns = messages.flatten()
     children = {field.name: turns.field(field.name) for field in MESSAGE}
-    said = pc.fill_null(pc.equal(children["role"], "assistant"), False)
+    said = _bools(pc.fill_null(pc.equal(children["role"], "assistant"), False))
+    wanted = np.ones(len(turns), bool) if assistant is None else said == assistant
     changed = np.zeros(len(turns), bool)
-    for part in _PROSE:
-        after, rows = _mend_leaf(children[part], mend)
-        if assistant is not None:
-            wanted = _bools(said) == assistant
-            after = pc.if_else(pa.array(wanted), after, children[part])
-            rows = rows[wanted[rows]]
+    calls = {**dict.fromkeys(_PROSE, mend.text), **({"tool_calls": mend.json} if mend.json else {})}
+    for part, call in calls.items():
+        after, rows = _mend_leaf(children[part], call, options)
+        rows = rows[wanted[rows]]
         if len(rows):
-            children[part] = after
+            children[part] = pc.if_else(pa.array(wanted), after, children[part])
             changed[rows] = True
     if not changed.any():
         return messages, np.empty(0, np.int64)
