@@ -1,6 +1,6 @@
 """The order of rows inside a source: a seeded permutation an epoch, by the source's name.
 
-Seeds go by name, so a source that is added or removed moves no other's order. An epoch takes 20 bytes a row while it is
+Seeds go by name, so a source that is added or removed moves no other's order. An epoch takes 16 bytes a row while it is
 sorted and 4 afterwards.
 """
 
@@ -11,14 +11,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.identity import permutation, salt
+from datamix.identity import mix64, salt
 
 Costs = NDArray[np.int32] | NDArray[np.int64]  # [num_rows] of one source, each at least 1
+
+_BLOCK_ROWS = 1 << 20
 
 
 def epoch_order(num_rows: int, seed: int, name: str, epoch: int) -> NDArray[np.int32]:
     """Rows of source ``name`` in the order of its pass number ``epoch`` (from 0): a permutation of ``0..num_rows-1``."""
-    return permutation(num_rows, salt(seed, "order", name, epoch)).astype(np.int32, copy=False)
+    key = salt(seed, "order", name, epoch)
+    ranks = np.empty(num_rows, np.uint64)
+    for first in range(0, num_rows, _BLOCK_ROWS):  # ``identity.permutation`` in blocks: half the memory
+        places = np.arange(first, min(first + _BLOCK_ROWS, num_rows), dtype=np.uint64)
+        ranks[first : first + len(places)] = mix64(places ^ key)
+    order = np.argsort(ranks)
+    del ranks
+    return order.astype(np.int32)
 
 
 def unlike(order: NDArray[np.int32], previous: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from datamix.contracts import Schedule
 from datamix.errors import RecipeError
@@ -55,7 +54,7 @@ def schedule(
             stage_ends.append(out.num_rows)
         nominal, total = float(stops[-1]), total + given
     source, row = out.arrays()
-    _check_none_at_zero(source, costs, quota, names)
+    _check_none_at_zero(passes, quota)
     return Schedule(source, row, np.array(stage_ends, np.int64))
 
 
@@ -116,18 +115,15 @@ def _check(costs: Sequence[Costs], quota: Quota, max_epochs: Sequence[float], na
             raise ValueError(f"source {name} has {len(cost)} rows: at most 2,147,483,647 can be mixed")
 
 
-def _check_none_at_zero(
-    source: NDArray[np.uint16], costs: Sequence[Costs], quota: Quota, names: Sequence[str]
-) -> None:
-    counts = np.bincount(source, minlength=len(costs))
-    half = max(int(c.max()) for c in costs if len(c)) / 2
-    for i, name in enumerate(names):
-        if quota.shares[i] > 0 and counts[i] == 0:
-            enough = _enough(quota, i, int(costs[i].max()), half)
+def _check_none_at_zero(passes: Passes, quota: Quota) -> None:
+    half = max(int(c.max()) for c in passes.costs if len(c)) / 2
+    for i, name in enumerate(passes.names):
+        if quota.shares[i] > 0 and passes.num_used(i) == 0:
+            largest = int(passes.costs[i].max())
             raise RecipeError(
                 f"mix: source {name} would get no row: its share of {quantity(quota.total)} {quota.unit} is "
-                f"{quota.taken[i]:.3g} and its rows hold up to {int(costs[i].max())}. A size that works is "
-                f"{quantity(enough, up=True)}; or give {name} a larger weight, or remove it."
+                f"{quota.taken[i]:.3g} and its rows hold up to {largest}. A size that works is "
+                f"{quantity(_enough(quota, i, largest, half), up=True)}; or give {name} a larger weight, or remove it."
             )
 
 

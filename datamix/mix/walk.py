@@ -47,6 +47,11 @@ class Passes:
         self.num_left[source] -= int(supply.size[source])
         self.epoch[source] += 1
 
+    def num_used(self, source: int) -> int:
+        """Rows of the source chosen so far, repeats counted."""
+        before = (self.epoch[source] - 1) * len(self.costs[source]) if self.epoch[source] else 0
+        return before + int(self.supply.at[source])
+
 
 class Rows:
     """The rows chosen so far, in arrays that grow."""

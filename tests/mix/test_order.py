@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from datamix.identity import permutation, salt
 from datamix.mix import caps, epoch_order
 
 
@@ -11,6 +12,12 @@ def test_an_epoch_is_a_permutation_that_hangs_on_seed_name_and_number() -> None:
     assert len({tuple(o.tolist()) for o in orders}) == 4
     assert epoch_order(500, 1, "a", 0).tolist() == orders[0].tolist()
     assert orders[0].dtype == np.int32
+
+
+def test_an_epoch_is_the_permutation_of_its_seed_at_any_size() -> None:
+    for num_rows in (0, 1, 2, (1 << 20) - 1, (1 << 20) + 1):
+        expected = permutation(num_rows, salt(1, "order", "a", 0))
+        assert np.array_equal(epoch_order(num_rows, 1, "a", 0), expected)
 
 
 def test_the_order_is_the_same_on_every_machine() -> None:
