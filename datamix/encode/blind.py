@@ -92,6 +92,7 @@ class _Reader:
     loose: set[str] = field(default_factory=set)  # names that may hold parts of a text
     macros: set[str] = field(default_factory=set)
     jsons: set[str] = field(default_factory=set)  # names that hold JSON text
+    parts: set[int] = field(default_factory=set)  # nodes that take a part of a content that is a list
 
     def read(self, node: nodes.Node) -> None:
         if isinstance(node, nodes.Compare):
@@ -196,14 +197,15 @@ class _Reader:
         self.words.add(arguments[0].value)
 
     def _item(self, node: nodes.Getitem) -> None:
-        if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
-            return
         base = node.node
+        if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
+            self.parts.add(id(base))  # content[0]['text']: a list of parts; of a text it gives nothing
+            return
         is_split = isinstance(base, nodes.Call) and getattr(base.node, "attr", "") in ("split", "rsplit")
         if is_split or self.is_structure(base) or (self.is_json(base) and _trims_ends(node.arg)):
             return
-        if isinstance(base, nodes.Getattr | nodes.Getitem) and _last_field(base) == "content":
-            return  # content as a list of parts: here it is always one text, and templates ask first
+        if id(node) in self.parts:
+            return
         raise _Seen
 
     def is_structure(self, node: nodes.Node) -> bool:

@@ -1,0 +1,114 @@
+"""Over-long records: whole turns, then the prompt, never an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import encode_batches as make
+import pytest
+from encode_batches import Message
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+TALK: list[Message] = [make.system("Be kind.")]
+for number in range(6):
+    TALK += [make.user(f"question {number} " * 8), make.assistant(f"answer {number} " * 5)]
+
+
+def texts_of(encoder: object, row: Message) -> list[str]:
+    return make.trained_text(encoder, row)  # type: ignore[arg-type]
+
+
+def test_the_oldest_exchanges_go_first_and_the_system_turn_stays(tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["chatml"])
+    full = encoder.encode(make.sft([TALK]), "sft")[0].to_pylist()[0]
+    for num_kept in (5, 3, 1):
+        kept = [TALK[0], *TALK[-2 * num_kept :]]
+        wanted = encoder.encode(make.sft([kept]), "sft")[0].to_pylist()[0]
+        for room in (0, 5):
+            row = encoder.fit(make.sft([TALK]), "sft", wanted["length"] + room, "drop_turns").to_pylist()[0]
+            assert row == {**wanted, "truncated": True}
+    assert full["truncated"] is False
+
+
+def test_the_last_question_is_cut_before_the_record_is_given_up(tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["chatml"])
+    alone = encoder.encode(make.sft([[TALK[0], *TALK[-2:]]]), "sft")[0].to_pylist()[0]
+    row = encoder.fit(make.sft([TALK]), "sft", alone["length"] - 10, "drop_turns").to_pylist()[0]
+    assert row["reason"] is None
+    assert row["truncated"]
+    assert row["length"] <= alone["length"] - 10
+    assert texts_of(encoder, row) == [TALK[-1]["content"] + "<|im_end|>"]
+    text = encoder.decode(row["ids"])
+    assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n")
+    question = text.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
+    assert TALK[-2]["content"].endswith(question)
+
+
+@pytest.mark.parametrize("overlong", ["drop_turns", "truncate", "drop"])
+def test_an_answer_is_never_cut(overlong: str, tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["chatml"])
+    row = encoder.fit(make.sft([TALK]), "sft", 12, overlong).to_pylist()[0]
+    assert (row["reason"], row["ids"], row["loss"], row["truncated"]) == ("overlong", [], 0, False)
+
+
+def test_truncate_cuts_questions_before_it_drops_answers(tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["chatml"])
+    full = encoder.encode(make.sft([TALK]), "sft")[0].to_pylist()[0]
+    row = encoder.fit(make.sft([TALK]), "sft", full["length"] - 20, "truncate").to_pylist()[0]
+    assert row["length"] <= full["length"] - 20
+    assert row["loss"] == full["loss"]
+    assert texts_of(encoder, row) == texts_of(encoder, full)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=5),
+    max_length=st.integers(8, 120),
+    overlong=st.sampled_from(["drop_turns", "truncate"]),
+    name=st.sampled_from(["chatml", "qwen3", "mistral-v3", "chatglm4"]),
+)
+def test_what_is_left_fits_and_ends_its_answers(
+    sizes: list[tuple[int, int]], max_length: int, overlong: str, name: str, tokenizers: dict[str, Path]
+) -> None:
+    talk = [
+        turn
+        for asked, said in sizes
+        for turn in (make.user("why 为什么 " * asked), make.assistant("so " * said + "."))
+    ]
+    encoder = make.encoder(tokenizers[name])
+    full = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    if full["length"] <= max_length:
+        return
+    row = encoder.fit(make.sft([talk]), "sft", max_length, overlong).to_pylist()[0]
+    if row["reason"] is not None:
+        assert row["reason"] == "overlong"
+        assert not row["ids"]
+        return
+    assert row["length"] == len(row["ids"]) <= max_length
+    assert row["loss"] == sum(row["mask"]) > 0
+    whole = texts_of(encoder, full)
+    assert texts_of(encoder, row) == whole[len(whole) - len(texts_of(encoder, row)) :]
+
+
+def test_prompts_of_pairs_are_cut_from_the_left_for_both_sides(tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["chatml"], kind="preference")
+    batch = make.pairs(
+        [
+            ([make.user("long question " * 9)], [make.assistant("yes")], [make.assistant("no, not at all")]),
+            ([make.user("q")], [make.assistant("much too long " * 40)], [make.assistant("no")]),
+            ([make.user("long question " * 9)], [make.assistant("yes")], None),
+        ]
+    )
+    full = encoder.encode(batch, "preference")[0].to_pylist()
+    cut = encoder.fit(batch, "preference", 20, "truncate_prompt").to_pylist()
+    longest = max(len(full[0]["chosen"]), len(full[0]["rejected"]))
+    assert cut[0]["prompt"] == full[0]["prompt"][-(20 - longest) :]
+    assert (cut[0]["chosen"], cut[0]["rejected"]) == (full[0]["chosen"], full[0]["rejected"])
+    assert cut[0]["truncated"]
+    assert cut[0]["length"] == 20 - longest + full[0]["loss"]
+    assert (cut[1]["reason"], cut[1]["prompt"]) == ("overlong", [])
+    assert cut[2]["rejected"] is None
+    assert len(cut[2]["prompt"]) == 20 - len(full[2]["chosen"])
+    dropped = encoder.fit(batch, "preference", 20, "drop").column("reason").to_pylist()
+    assert dropped == ["overlong"] * 3
