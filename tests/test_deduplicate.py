@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datamix.dedupe import DedupeSpec, NearSpec
+from datamix.deduplicate import deduplicate
+from datamix.errors import DataError, RecipeError
+
+SPEC = DedupeSpec(near=NearSpec())
+LONG = " ".join(f"word{i}" for i in range(60))
+
+
+def lines(path: Path, rows) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_lines_that_stay_keep_their_bytes_and_removed_ones_are_named(tmp_path: Path):
+    raw = [
+        '{"text": "一"}',
+        '{"text":"\\u4e00" }',
+        "not json",
+        f'{{"text": "{LONG}"}}',
+        f'{{"text": "{LONG} end"}}',
+        "",
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(raw), encoding="utf-8")
+    done = deduplicate([str(tmp_path / "in.jsonl")], str(tmp_path / "out.jsonl"), SPEC)
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines() == [raw[0], raw[2], raw[3]]
+    audit = pq.read_table(done.audit).to_pylist()
+    assert [(row["record"], row["method"], row["kept_record"]) for row in audit] == [
+        (1, "exact", 0),
+        (4, "near", 3),
+    ]
+    assert audit[1]["similarity"] == pytest.approx(56 / 57)
+    assert str(done).startswith(
+        f"{tmp_path / 'in.jsonl'}: 3 of 5 stay (1 exact and 1 near duplicates removed, 1 that"
+    )
+
+
+def test_of_two_files_the_one_named_first_keeps_the_record(tmp_path: Path):
+    first = lines(tmp_path / "b.jsonl", [{"instruction": "你好吗朋友", "output": "好"}])
+    second = lines(
+        tmp_path / "a.jsonl",
+        [{"instruction": "你好吗朋友", "output": "好"}, {"instruction": "别的问题", "output": "答"}],
+    )
+    deduplicate([first, second], str(tmp_path / "out"), SPEC)
+    kept = {p.name: p.read_text(encoding="utf-8").count("\n") for p in (tmp_path / "out").glob("*.jsonl")}
+    assert kept == {"b.jsonl": 1, "a.jsonl": 1}
+    merged = deduplicate([first, second], str(tmp_path / "one.jsonl"), SPEC)
+    assert merged.target.read_text(encoding="utf-8").count("\n") == 2
+
+
+def test_json_arrays_csv_parquet_and_compressed_lines_stay_what_they_are(tmp_path: Path):
+    rows = [{"text": LONG}, {"text": LONG}, {"text": "another, one"}]
+    (tmp_path / "array.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "table.csv").write_text(f'id,text\n1,{LONG}\n2,{LONG}\n3,"another, one"\n', encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    spec = DedupeSpec(near=NearSpec(), scope="within")
+    inputs = ["array.json", "table.csv", "rows.parquet", "packed.jsonl.gz"]
+    deduplicate([str(tmp_path / name) for name in inputs], str(tmp_path / "out"), spec)
+    out = tmp_path / "out"
+    assert json.loads((out / "array.json").read_text(encoding="utf-8")) == [rows[0], rows[2]]
+    assert (out / "table.csv").read_text(encoding="utf-8") == f'id,text\n1,{LONG}\n3,"another, one"\n'
+    assert pq.read_table(out / "rows.parquet").to_pylist() == [rows[0], rows[2]]
+    assert [json.loads(line) for line in (out / "packed.jsonl").read_bytes().splitlines()] == [
+        rows[0],
+        rows[2],
+    ]
+
+
+def test_any_column_of_text_can_be_compared(tmp_path: Path):
+    source = lines(tmp_path / "in.jsonl", [{"body": "same"}, {"body": "same"}, {"other": 1}])
+    with pytest.raises(DataError, match="--column"):
+        deduplicate([source], str(tmp_path / "out.jsonl"), SPEC)
+    with pytest.raises(RecipeError, match="no column 'text'"):
+        deduplicate([source], str(tmp_path / "out.jsonl"), SPEC, column="text")
+    done = deduplicate([source], str(tmp_path / "out.jsonl"), SPEC, column="body")
+    assert done.target.read_text(encoding="utf-8").count("\n") == 2
+
+
+def test_an_input_is_never_overwritten(tmp_path: Path):
+    source = lines(tmp_path / "in.jsonl", [{"text": "a"}])
+    with pytest.raises(RecipeError, match="one of the inputs"):
+        deduplicate([source], source, SPEC)
+    with pytest.raises(RecipeError, match="one of the inputs"):
+        deduplicate([source], str(tmp_path), SPEC)
