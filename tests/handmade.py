@@ -25,6 +25,7 @@ from datamix.verify import content_digest
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ASKED = {"general": 0.7, "medical": 0.3}
 MAX_LENGTH = 96
+_MENDED = ("rows", "bytes", "sha256")
 _REMOVED = pa.schema(
     [
         ("source", pa.string()),
@@ -119,8 +120,9 @@ def mend(out: Path) -> None:
     """Make every checksum, size and row number of the manifest true again; its counts stay as they were."""
 
     def edit(manifest: dict[str, Any]) -> None:
+        kept = [e for e in manifest["outputs"] if (out / e["path"]).exists()]
         manifest["outputs"] = [
-            _output(out, out / e["path"]) for e in manifest["outputs"] if (out / e["path"]).exists()
+            e | {k: v for k, v in _output(out, out / e["path"]).items() if k in _MENDED} for e in kept
         ]
         manifest["content_sha256"] = content_digest(_train_batches(out))
 

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import handmade
+import jsonschema_rs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamix.errors import RecipeError
+from datamix.pipeline import Options, build
+from datamix.recipe import Recipe
+from datamix.records import row_schema
 from datamix.schemas import schema_text
 from datamix.verify import Check, content_digest, verify
 from datamix.verify.prefix import PrefixDeviation, read_stages
@@ -372,6 +377,130 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_the_ledger_of_the_manifest_schema_names_every_fate() -> None:
     fates = json.loads(schema_text("manifest"))["$defs"]["source"]["properties"]["records"]["required"]
     assert fates == ["read", "rejected", "cleaned", "removed", "dropped", "validation", "used", "unused"]
+
+
+# real builds --------------------------------------------------------------------------------------------------------
+
+
+def _built(folder: Path, **changes: Any) -> Path:
+    build(Recipe.read(small.recipe(folder, **changes)), Options(folder / "out", folder / "cache", workers=1))
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def real_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stages, packed, with duplicates, a reject and a repeat allowed."""
+    folder = tmp_path_factory.mktemp("real")
+    stages = [
+        {"name": "broad", "share": 0.7},
+        {"name": "sharpen", "share": 0.3, "weights": {"general": 0.4, "medical": 0.6}, "ramp": "linear"},
+    ]
+    small.recipe(folder)
+    twice = small.alpaca(small.GENERAL, 300)[:20]
+    small.write_jsonl(
+        folder / "doubled.jsonl", [*small.alpaca(small.MEDICAL, 230)[200:], *twice, {"instruction": None}]
+    )
+    sources = {
+        "general": {"path": "general.jsonl", "weight": 0.7},
+        "medical": {"path": ["medical.jsonl", "doubled.jsonl"], "weight": 0.3, "max_epochs": 2},
+    }
+    return _built(folder, sources=sources, mix={"stages": stages})
+
+
+def _swap_sources(rows: Rows) -> Rows:
+    return [
+        r | {"source": "general" if r["source"] == "medical" else "medical"} if i == 1 else r
+        for i, r in enumerate(rows)
+    ]
+
+
+def _unmask(rows: Rows) -> Rows:
+    rows[2]["labels"][3] = rows[2]["input_ids"][3]
+    return rows
+
+
+def _relabel_stage(rows: Rows) -> Rows:
+    return [r | {"stage": "sharpen"} if i == 0 else r for i, r in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "edit", "checks"),
+    [
+        ("train", _swap_sources, {"sources", "counts", "shares"}),
+        ("train", _unmask, {"masks", "counts", "shares", "stages"}),
+        ("train", _relabel_stage, {"stages"}),
+        ("train", lambda rows: rows[1:], {"counts", "ledger", "packing", "stages"}),
+        ("train", lambda rows: rows[::-1], {"stages"}),
+        ("removed", lambda rows: rows[1:], {"ledger"}),
+        ("validation", lambda rows: rows[1:], {"ledger"}),
+    ],
+)
+def test_a_real_set_is_caught_at_what_was_done_to_it(
+    real_set: Path, tmp_path: Path, folder: str, edit: Callable[[Rows], Rows], checks: set[str]
+) -> None:
+    assert _broken(verify(real_set)) == {}
+    out = tmp_path / "out"
+    shutil.copytree(real_set, out)
+    handmade.rewrite_rows(sorted((out / folder).glob("*.parquet"))[0], edit)
+    handmade.mend(out)
+    broken = _broken(verify(out))
+    assert checks <= set(broken)
+    assert not {"files", "content"} & set(broken)
+
+
+def test_records_that_give_several_pairs_are_counted_once(tmp_path: Path) -> None:
+    rows = [
+        {
+            "instruction": f"{small.MEDICAL[i % 5]} {i}?",
+            "completions": [
+                {"response": f"{word} {i * 7919}", "overall_score": score} for score, word in enumerate("abc")
+            ],
+        }
+        for i in range(40)
+    ]
+    (tmp_path / "set").mkdir()
+    small.write_jsonl(tmp_path / "set/scored.jsonl", rows)
+    sources = {"scored": {"path": "scored.jsonl"}}
+    changes = {"kind": "preference", "sources": sources, "encode": {"max_length": 256}, "write": ["parquet"]}
+    out = _built(tmp_path / "set", **changes, dedupe=None, validation=None)
+    assert pq.read_table(out / "train").num_rows == 80
+    assert _broken(verify(out)) == {}
+    shutil.copytree(out, tmp_path / "out")
+    handmade.rewrite_rows(tmp_path / "out/train/00000.parquet", lambda rows: [*rows, rows[0]])
+    handmade.mend(tmp_path / "out")
+    assert "has 81 rows in train/, max_epochs allows 80" in _broken(verify(tmp_path / "out"))["epochs"]
+
+
+# schemas ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "packed", "paired", "name"),
+    [
+        ("pretrain", False, True, "joined"),
+        ("sft", True, True, "apart"),
+        ("preference", False, True, "pair"),
+        ("preference", False, False, "labelled"),
+        ("prompt", False, True, "prompt"),
+    ],
+)
+def test_the_published_schema_of_rows_has_the_columns_that_are_written(
+    kind: Any, packed: bool, paired: bool, name: str
+) -> None:
+    shape = json.loads(schema_text("row"))["$defs"][name]
+    assert list(shape["properties"]) == row_schema(kind, packed, paired, meta=True).names
+    assert shape["required"] == row_schema(kind, packed, paired, meta=kind == "prompt").names
+
+
+@pytest.mark.parametrize(("kind", "pack"), KINDS)
+def test_rows_follow_their_published_schema(
+    kept_sets: dict[tuple[str, str], Path], kind: str, pack: str
+) -> None:
+    validator = jsonschema_rs.validator_for(json.loads(schema_text("row")))
+    rows = pq.read_table(kept_sets[kind, pack] / "train").to_pylist()
+    assert [e.message for row in rows for e in validator.iter_errors(row)] == []
+    del rows[0]["stage"]
+    assert not validator.is_valid(rows[0])
 
 
 # content_digest -----------------------------------------------------------------------------------------------------

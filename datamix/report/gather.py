@@ -22,7 +22,7 @@ from ..verify.prefix import PrefixDeviation, read_stages
 from ..verify.rows import UNTRAINED, lists, pieces
 
 _MAX_WINDOWS = 160  # along the training order
-_WINDOW_ROWS = 24  # a window of fewer says nothing about shares
+_WINDOW_ROWS = 12  # a window of fewer says nothing about shares
 NUM_FILLS = 40
 LENGTH_EDGES = np.concatenate([[0.0], 2.0 ** (np.arange(0, 97) / 4)])  # tokens, four bins an octave
 
@@ -49,7 +49,7 @@ def gather(out: Path, manifest: dict[str, Any], num_examples: int) -> Picture:
     sources = list(manifest["sources"])
     shards = [p for p in train_shards(out, manifest) if p.is_file()]
     num_rows = sum(pq.read_metadata(p).num_rows for p in shards)
-    num_windows = min(_MAX_WINDOWS, max(4, num_rows // _WINDOW_ROWS))
+    num_windows = min(_MAX_WINDOWS, max(6, num_rows // _WINDOW_ROWS))
     picture = Picture(
         sources,
         num_rows,

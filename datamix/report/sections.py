@@ -71,7 +71,9 @@ def sections(out: Path, manifest: dict[str, Any], picture: Picture) -> list[Sect
 
 
 def _shares(manifest: dict[str, Any]) -> Section:
-    unit, sources = manifest["mixture"]["unit"], manifest["sources"]
+    unit = manifest["mixture"]["unit"]
+    weighed = ((n, s) for n, s in manifest["sources"].items() if s["share"]["asked"] or s["emitted"]["rows"])
+    sources = dict(weighed)  # a validation file is a source that nothing is asked of
     bars = [charts.Bar(n, tuple(s["share"][u] for u in UNITS)) for n, s in sources.items()]
     asked = [s["share"]["asked"] for s in sources.values()]
     rows = [

@@ -142,7 +142,7 @@ def _rows(manifest: dict[str, Any]) -> list[Verdict]:
 
 def _losses(manifest: dict[str, Any]) -> list[Verdict]:
     found: list[tuple[float, Verdict]] = []
-    words = {"rejected": "could not be read or shaped", "cleaned": "were dropped by cleaning", "removed": "were removed", "dropped": "could not be encoded as asked"}  # fmt: skip
+    words = {"rejected": "not readable or in no known shape", "cleaned": "dropped by cleaning", "removed": "removed", "dropped": "not encodable as asked"}  # fmt: skip
     for name, source in manifest["sources"].items():
         read = source["records"]["read"]
         for fate, said in words.items():
@@ -150,6 +150,6 @@ def _losses(manifest: dict[str, Any]) -> list[Verdict]:
             if read and count / read > _SEEN:
                 reasons = sorted(source[f"{fate}_by"].items(), key=lambda item: -item[1])
                 why = ", ".join(f"{reason} {n:,}" for reason, n in reasons[:3] if n)
-                told = f"{plural(count, 'record')} of {name} ({percent(count / read, 1)}) {said}: {why}."
+                told = f"{plural(count, 'record')} of {name} {said} ({percent(count / read, 1)}): {why}."
                 found.append((count / read, Verdict("look", told)))
     return [verdict for _, verdict in sorted(found, key=lambda item: -item[0])[:5]]

@@ -183,7 +183,10 @@ class Uses:
         self._lengths.append(held.length[known].astype(np.int32))
 
     def count(self, max_epochs: Iterable[float]) -> UseCounts:
-        """Repeats and overlaps over all pieces; ``max_epochs`` stands in the order of sources."""
+        """Repeats and overlaps over all pieces; ``max_epochs`` stands in the order of sources.
+
+        An infinite cap marks a source whose records give several (scored answers): its pieces cannot be told apart.
+        """
         keys = np.concatenate([*self._keys, np.empty(0, np.int64)])
         lengths = np.concatenate([*self._lengths, np.empty(0, np.int32)])
         self._keys, self._lengths = [], []
@@ -194,18 +197,20 @@ class Uses:
         numbers = keys[first] >> 31
         file = np.searchsorted(self.inputs.base, numbers, side="right") - 1
         limit = np.ceil(np.array([*max_epochs, 0.0])[self.inputs.source[file]] - 1e-9)
+        single = np.isfinite(limit)
         start, length = keys[first] & ((1 << 31) - 1), lengths[first]
         follows = numbers[1:] == numbers[:-1]
-        overlap = numbers[1:][follows & (start[:-1] + length[:-1] > start[1:])]
+        overlap = numbers[1:][follows & single[1:] & (start[:-1] + length[:-1] > start[1:])]
         resized = numbers[
-            np.searchsorted(first, np.flatnonzero(lengths != np.repeat(length, repeats)), side="right") - 1
+            np.unique(np.repeat(np.arange(len(first)), repeats)[lengths != np.repeat(length, repeats)])
         ]
+        resized = resized[np.isin(resized, numbers[single])]
         return UseCounts(
             used=np.unique(numbers),
             too_often=numbers[repeats > limit],
             overlapping=np.unique(np.concatenate([overlap, resized])),
             cut=np.unique(np.concatenate([numbers[1:][follows], numbers[start > 0]])),
-            most=int(repeats.max(initial=0)),
+            most=int(repeats[single].max(initial=0)),
         )
 
 

@@ -46,8 +46,7 @@ def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
     recount = Recount.of(manifest, out)
     for shard in _shards(out, manifest, "train"):
         recount.add_train(shard)
-    epochs = [_max_epochs(manifest, name) for name in recount.inputs.names]
-    uses = recount.uses.count(epochs)
+    uses = recount.uses.count(_piece_caps(manifest))
     ledger = _read_ledger(out, manifest, recount, uses)
     counts = ledger.counts()
     return [
@@ -76,6 +75,20 @@ def _shards(out: Path, manifest: dict[str, Any], split: str) -> list[Shard]:
 
 def _max_epochs(manifest: dict[str, Any], name: str) -> float:
     return float(manifest["recipe"]["sources"].get(name, {}).get("max_epochs", 1.0))
+
+
+def _piece_caps(manifest: dict[str, Any]) -> list[float]:
+    """How often each piece of a source may stand in train/; infinite where one record gave several."""
+    caps: list[float] = []
+    for name, source in manifest["sources"].items():
+        pool = source["records"]["used"] + source.get("unused_by", {}).get(
+            "not_needed", source["records"]["unused"]
+        )
+        several = (
+            source["available"]["records"] > pool and manifest["kind"] != "pretrain"
+        )  # which cuts documents
+        caps.append(np.inf if several else _max_epochs(manifest, name))
+    return caps
 
 
 def _read_ledger(out: Path, manifest: dict[str, Any], recount: Recount, uses: UseCounts) -> Ledger:
