@@ -98,8 +98,11 @@ class Trl:
 
 
 def _pairs(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Messages, which the DPO trainer tokenizes, and ids of prompt and completion together, which the reward trainer takes."""
+    """Messages, which the DPO trainer tokenizes, and ids of prompt and completion together, which the reward trainer takes.
+
+    A margin of 0 is what a pair without one counts as.
+    """
     ids = pairs(batch)
     text = {name: batch.column(name) for name in ("prompt", "chosen", "rejected")}
     both = {"chosen_ids": ids["chosen_input_ids"], "rejected_ids": ids["rejected_input_ids"]}
-    return pa.RecordBatch.from_pydict(text | both)
+    return pa.RecordBatch.from_pydict(text | both | {"margin": batch.column("margin").fill_null(0.0)})
