@@ -27,6 +27,7 @@ _COMMON = (
 _COMMON_SET = frozenset(_COMMON)
 _CHINESE = ("gb18030", "big5")
 _OTHERS = ["shift_jis", "euc_jp", "cp949", "cp1251", "koi8_r", "cp1252", "cp1250", "gb18030", "big5"]
+_SAMPLE_BYTES = 64 << 10  # from the first byte that is not ASCII
 _ENOUGH_COMMON = 0.2  # of running Chinese text it is 0.5 or more, of the wrong decoding 0.05 or less
 _ENOUGH_KANA = 0.3  # of Japanese text about half is
 _WITHOUT_QUOTES = bytes(39 if b in b"\x85\x91\x92\x93\x94\x95\x96\x97\xa0\xab\xbb" else b for b in range(256))
@@ -50,14 +51,12 @@ def detect_encoding(head: bytes, path: str) -> str:
         return "gb18030"
     if head.isascii():
         return _utf16_by_zeros(head) or "utf-8"
-    return (
-        _utf16_by_zeros(head)
-        or _utf8(head)
-        or _chinese(head)
-        or _japanese(head)
-        or _western(head)
-        or _other(head)
-    )
+    known = _utf16_by_zeros(head) or _utf8(head)
+    if known is not None:
+        return known
+    first = next(re.finditer(rb"[\x80-\xff]", head)).start()
+    sample = head[first : first + _SAMPLE_BYTES]
+    return _chinese(sample) or _japanese(sample) or _western(sample) or _other(sample)
 
 
 def _utf16_by_zeros(head: bytes) -> str | None:
@@ -120,7 +119,7 @@ def _western(head: bytes) -> str | None:
 def _other(head: bytes) -> str:
     from charset_normalizer import from_bytes
 
-    best = from_bytes(head[: 64 << 10], cp_isolation=_OTHERS, enable_fallback=False).best()
+    best = from_bytes(head, cp_isolation=_OTHERS, enable_fallback=False).best()
     return best.encoding if best is not None else "utf-8"
 
 

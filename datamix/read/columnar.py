@@ -186,7 +186,7 @@ def _opened(path: str, compression: str | None) -> Iterator[Any]:
 def _explained(path: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         said = " ".join(str(error).split())[:300].rstrip(".")

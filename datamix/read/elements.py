@@ -34,7 +34,7 @@ _ELEMENT = re.compile(
     _SPACE + rb"(" + _nested(_LEVELS) + rb"|" + _STRING + rb'|[^ \t\r\n,"\[\]{}]++)' + _SPACE + rb"([,\]])"
 )
 _LEADING = re.compile(_SPACE)
-_OUTSIDE = re.compile(rb'["\[\]{},]')
+_OUTSIDE = re.compile(rb'"|[\[{]++|[\]}]++|,')  # brackets in runs: nesting may be a gigabyte deep
 _INSIDE = re.compile(
     rb'[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+'
 )  # up to the end of a string, or what interrupts it
@@ -78,15 +78,21 @@ class _Border:
             token = found[0]
             if token == b'"':
                 self._in_string = True
-            elif token in b"[{":
-                self.depth += 1
-            elif self.depth == 0:
-                if self._in_array and token in b",]":
-                    return position - 1, True
-            elif token in b"]}":
-                self.depth -= 1
-                if self.depth == 0 and not self._in_array:
-                    return position, True
+            elif token[0] in b"[{":
+                self.depth += len(token)
+            elif token != b"," and self.depth > len(token):
+                self.depth -= len(token)
+            else:  # a comma, or brackets of which one may end the element: one at a time
+                position = found.start() + 1
+                if self._ends(token[:1]):
+                    return position - self._in_array, True
+
+    def _ends(self, token: bytes) -> bool:
+        """Take in a comma or a closing bracket; whether the element ends there."""
+        if self.depth == 0:
+            return self._in_array and token != b"}"
+        self.depth -= token != b","
+        return self.depth == 0 and not self._in_array
 
 
 class _Reader:
