@@ -11,7 +11,8 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from datamix.errors import RecipeError
 from datamix.read.storage import explained, filesystem_of, is_remote, shown
@@ -101,13 +102,17 @@ def _nearest(full: str) -> str:
     folder = full
     while folder and not os.path.isdir(folder):
         folder, missing = os.path.split(folder)
-    names = sorted(name for name in os.listdir(folder or ".") if not name.startswith("."))
-    near = difflib.get_close_matches(missing, names, n=1, cutoff=0.5)
+    return _nearest_of(missing, folder, os.listdir(folder or "."))
+
+
+def _nearest_of(missing: str, folder: str, names: Iterable[str]) -> str:
+    visible = sorted(name for name in names if not name.startswith("."))
+    near = difflib.get_close_matches(missing, visible, n=1, cutoff=0.5)
     if near:
         return f"; the nearest name is {os.path.join(folder, near[0])!r}"
-    if not names:
+    if not visible:
         return f"; {folder!r} is empty"
-    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    listed = ", ".join(visible[:5]) + (", ..." if len(visible) > 5 else "")
     return f"; {folder!r} holds {listed}"
 
 
@@ -131,8 +136,18 @@ def _remote(url: str) -> list[str]:
         else:
             files = [name] if filesystem.exists(name) else []
         if not files:
-            raise RecipeError(f"path {shown(url)!r}: matches no file there.")
+            raise RecipeError(
+                f"path {shown(url)!r}: matches no file there{_nearest_remote(filesystem, name)}."
+            )
         return [str(filesystem.unstrip_protocol(file)) for file in files]
+
+
+def _nearest_remote(filesystem: Any, name: str) -> str:
+    folder, _, missing = name.rstrip("/").rpartition("/")
+    if _MAGIC.search(folder) or not filesystem.isdir(folder):
+        return ""
+    names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(folder, detail=False)]
+    return _nearest_of(missing, folder, names)
 
 
 def _is_hidden(file: str, folder: str) -> bool:
