@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from datamix.encode.control import WHITE_SPACE, ControlTokens, unescape
 from datamix.encode.skeleton import Piece, Slot
@@ -45,7 +46,7 @@ class Layout:
     entries: tuple[int | Stretch, ...]  # a control id, or text
     trained: tuple[bool, ...]
 
-    @property
+    @cached_property
     def slots(self) -> tuple[tuple[int, Stretch], ...]:
         """The entries that depend on the record's texts, with their places."""
         return tuple(
