@@ -49,12 +49,13 @@ def caps(
         whole, rest = divmod(num_allowed(len(cost), epochs), max(1, len(cost)))
         total = whole * int(cost.sum(dtype=np.int64))
         if rest:
-            total += int(cost[_last_order(len(cost), seed, name, whole)[:rest]].sum(dtype=np.int64))
+            total += int(cost[pass_order(len(cost), seed, name, whole)[:rest]].sum(dtype=np.int64))
         out.append(total)
     return tuple(out)
 
 
-def _last_order(num_rows: int, seed: int, name: str, epoch: int) -> NDArray[np.int32]:
+def pass_order(num_rows: int, seed: int, name: str, epoch: int) -> NDArray[np.int32]:
+    """The order of pass ``epoch`` as a schedule uses it: ``epoch_order``, made ``unlike`` the pass before."""
     order = epoch_order(num_rows, seed, name, 0)
     for later in range(1, epoch + 1):
         order = unlike(epoch_order(num_rows, seed, name, later), order)

@@ -24,7 +24,12 @@ _MAX_SOURCES = 1 << 16
 
 
 def schedule(
-    costs: Sequence[Costs], quota: Quota, max_epochs: Sequence[float], seed: int, names: Sequence[str]
+    costs: Sequence[Costs],
+    quota: Quota,
+    max_epochs: Sequence[float],
+    seed: int,
+    names: Sequence[str],
+    used: Sequence[int] | None = None,
 ) -> Schedule:
     """Order the rows of all sources so that after each one every source is within one row of its quota.
 
@@ -33,6 +38,9 @@ def schedule(
     before a row that a cap forbids. The order depends on costs, quota, caps, seed and names; with the same stages a
     smaller total is a prefix of a larger one.
 
+    ``used``: rows of each source that an earlier part of the training took, repeats counted; the order goes on behind
+    them and caps count them. That is how weights change at a step: a new schedule for what comes.
+
     Raises:
         RecipeError: a source that has a share would get no row.
         ValueError: a row of cost 0, or arguments that do not fit each other.
@@ -40,6 +48,8 @@ def schedule(
     _check(costs, quota, max_epochs, names)
     shares = np.array(quota.shares)
     passes = Passes(costs, num_weighed_rows(costs, shares, max_epochs), seed, names)
+    for i, num_rows in enumerate(used or ()):
+        passes.skip(i, num_rows)
     half = max(int(c.max()) for c, w in zip(costs, shares, strict=True) if w > 0) / 2
     out = Rows(_expected_rows(costs, shares, quota.total, max_epochs))
     nominal, total, stage_ends, more = 0.0, 0, [], True
@@ -54,7 +64,7 @@ def schedule(
             stage_ends.append(out.num_rows)
         nominal, total = float(stops[-1]), total + given
     source, row = out.arrays()
-    _check_none_at_zero(passes, quota)
+    _check_none_at_zero(passes, quota, used or [0] * len(costs))
     return Schedule(source, row, np.array(stage_ends, np.int64))
 
 
@@ -115,10 +125,10 @@ def _check(costs: Sequence[Costs], quota: Quota, max_epochs: Sequence[float], na
             raise ValueError(f"source {name} has {len(cost)} rows: at most 2,147,483,647 can be mixed")
 
 
-def _check_none_at_zero(passes: Passes, quota: Quota) -> None:
+def _check_none_at_zero(passes: Passes, quota: Quota, used: Sequence[int]) -> None:
     half = max(int(c.max()) for c in passes.costs if len(c)) / 2
     for i, name in enumerate(passes.names):
-        if quota.shares[i] > 0 and passes.num_used(i) == 0:
+        if quota.shares[i] > 0 and passes.num_used(i) <= used[i]:
             largest = int(passes.costs[i].max())
             raise RecipeError(
                 f"mix: source {name} would get no row: its share of {quantity(quota.total)} {quota.unit} is "

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamix.mix import rule
-from datamix.mix.order import Costs, epoch_order, unlike
+from datamix.mix.order import Costs, epoch_order, pass_order, unlike
 
 
 class Passes:
@@ -34,15 +34,31 @@ class Passes:
 
     def refill(self, source: int) -> None:
         """Load the next pass where the current one is used up and the cap allows one."""
-        supply, cost = self.supply, self.costs[source]
+        supply, num_rows, epoch = self.supply, len(self.costs[source]), self.epoch[source]
         if supply.at[source] < supply.size[source] or self.num_left[source] == 0:
             return
-        begin = int(supply.begin[source])
-        rows = supply.row[begin : begin + len(cost)]
-        order = epoch_order(len(cost), self.seed, self.names[source], self.epoch[source])
-        rows[:] = order if self.epoch[source] == 0 else unlike(order, rows)
-        np.take(cost, rows, out=supply.cost[begin : begin + len(cost)], mode="clip")
-        supply.size[source] = min(len(cost), self.num_left[source])
+        order = epoch_order(num_rows, self.seed, self.names[source], epoch)
+        if epoch > 0:
+            begin = int(supply.begin[source])
+            order = unlike(order, supply.row[begin : begin + num_rows])
+        self._load(source, order)
+
+    def skip(self, source: int, num_rows: int) -> None:
+        """Begin behind the first ``num_rows`` rows of all passes over the source; they count for its cap."""
+        self.epoch[source], at = divmod(num_rows, max(1, len(self.costs[source])))
+        self.num_left[source] = max(0, self.num_left[source] - num_rows + at)
+        if num_rows == 0 or self.num_left[source] == 0:
+            return
+        order = pass_order(len(self.costs[source]), self.seed, self.names[source], self.epoch[source])
+        self._load(source, order)
+        self.supply.at[source] = min(at, int(self.supply.size[source]))
+
+    def _load(self, source: int, order: NDArray[np.int32]) -> None:
+        supply, cost = self.supply, self.costs[source]
+        begin, num_rows = int(supply.begin[source]), len(cost)
+        supply.row[begin : begin + num_rows] = order
+        np.take(cost, order, out=supply.cost[begin : begin + num_rows], mode="clip")
+        supply.size[source] = min(num_rows, self.num_left[source])
         supply.at[source] = 0
         self.num_left[source] -= int(supply.size[source])
         self.epoch[source] += 1

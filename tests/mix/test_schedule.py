@@ -308,6 +308,33 @@ def test_stages_shorter_than_a_row_are_passed_over() -> None:
     assert len(made.source) == 10
 
 
+@given(st.integers(1, 5), seeds, st.floats(0, 1))
+@examples
+def test_weights_can_change_at_any_row_and_every_source_goes_on(
+    num_sources: int, seed: int, part: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    costs = random_costs(rng, num_sources, 60, 20)
+    weights = rng.dirichlet(np.ones(num_sources), 2) + 0.2
+    caps = [4.0] * num_sources
+    first = solve(available(costs, caps), one_stage(weights[0]), "tokens", None, "error")
+    try:
+        whole = run(costs, first, caps)
+        stop = int(part * len(whole.source) / 2)
+        used = np.bincount(whole.source[:stop], minlength=num_sources).tolist()
+        after = plan([(float(cost_of(whole, costs)[stop:].sum() // 2 + 1), weights[1], None)])
+        rest = schedule(costs, after, caps, 7, [f"s{i}" for i in range(num_sources)], used)
+    except RecipeError:
+        return
+    for s in range(num_sources):
+        rows = [*whole.row[:stop][whole.source[:stop] == s], *rest.row[rest.source == s]]
+        assert len(rows) <= 4 * len(costs[s])
+        alone = schedule([costs[s]], plan([(1e9, (1.0,), None)]), [4.0], 7, [f"s{s}"]).row
+        assert rows == alone[: len(rows)].tolist()
+    found = deviation(rest, costs, after)
+    assert found.max_prefix <= found.bound + 1e-6
+
+
 @given(seeds, st.integers(2, 5))
 @examples
 def test_sources_that_come_and_go_never_meet_their_cap_too_early(seed: int, num_sources: int) -> None:
