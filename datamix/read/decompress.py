@@ -1,9 +1,9 @@
 """Decompress as a stream, and never take a cut file for a whole one.
 
-gzip, zstd and lz4 go through Arrow's codecs: they bound what one read can return (a bomb stays a
-stream), read files of several members or frames, and raise at an end that comes too early. ``zstandard``'s own
-reader does not: a file cut at a block border ends there in silence. xz and bz2 go through the standard library's decoders with the same care (Arrow's
-bz2 fails on an empty member).
+gzip, zstd and lz4 go through Arrow's codecs: they bound what one read can return (a bomb stays a stream), read
+files of several members or frames, and raise at an end that comes too early. ``zstandard``'s own reader does not: a file
+cut at a block border ends there in silence. xz and bz2 go through the standard library's decoders with the same care
+(Arrow's bz2 fails on an empty member).
 """
 
 from __future__ import annotations

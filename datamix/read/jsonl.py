@@ -8,6 +8,7 @@ tenth.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from datamix.contracts import Reject, Rows, Slice
@@ -88,10 +89,19 @@ def parsed_rows(
 
 
 def restored(rows: Rows, restore: Callable[[bytes], bytes]) -> Rows:
-    """The same rows with their bytes as stored, where a file was transcoded to be read."""
+    """The same rows with their bytes as stored, where a file was transcoded to be read.
+
+    The head of a too long record may end inside a character and stays as it is.
+    """
     rejects = [
-        Reject(r.record, r.line, "encoding" if r.reason == "utf8" else r.reason, r.detail, restore(r.raw))
-        for r in rows.rejects
+        reject
+        if reject.reason == "too_long"
+        else replace(
+            reject,
+            reason="encoding" if reject.reason == "utf8" else reject.reason,
+            raw=restore(reject.raw),
+        )
+        for reject in rows.rejects
     ]
     return Rows(rows.values, rows.records, rows.lines, [restore(raw) for raw in rows.raws], rejects)
 
@@ -99,10 +109,10 @@ def restored(rows: Rows, restore: Callable[[bytes], bytes]) -> Rows:
 def _mark_truncated(rows: Rows) -> Rows:
     """Of the last line, which no newline ends, say so where that is why it does not parse."""
     rejects = [
-        Reject(r.record, r.line, "truncated_line", f"the file ends inside it: {r.detail}", r.raw)
-        if r.reason == "json_syntax" and ends_early(r.raw)
-        else r
-        for r in rows.rejects
+        replace(reject, reason="truncated_line", detail=f"the file ends inside it: {reject.detail}")
+        if reject.reason == "json_syntax" and ends_early(reject.raw)
+        else reject
+        for reject in rows.rejects
     ]
     return Rows(rows.values, rows.records, rows.lines, rows.raws, rejects)
 

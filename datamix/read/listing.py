@@ -19,6 +19,11 @@ from datamix.read.storage import explained, filesystem_of, is_remote, shown
 
 _MAGIC = re.compile(r"[*?\[]")
 _NOT_DATA = re.compile(
+    r"(readme|licen[cs]e|copying|notice|changelog|citation)([._-][a-z]{2}(-[a-z]+)?)?(\.(md|txt|rst|cff))?$|"
+    r"(dataset_infos?|state|dataset_dict)\.json$",
+    re.IGNORECASE,
+)
+_DATA = re.compile(
     r"(readme|licen[cs]e|copying|notice|changelog|sources)(\.[a-z-]+)*$|"
     r"(dataset_infos?|state|dataset_dict)\.json$",
     re.IGNORECASE,

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from reading import joined, rows_of
 
-from datamix.errors import DataError
-from datamix.read import cut, read, sniff
+from datamix.errors import DataError, RecipeError
+from datamix.read import cut, find, read, sniff
 
 TABLE = pa.table(
     {
@@ -143,3 +143,17 @@ def test_an_empty_table_has_no_rows(tmp_path: Path) -> None:
     for container in ("parquet", "arrow", "arrow_stream"):
         write(tmp_path / container, container, pa.table({"a": pa.array([], pa.int64())}), 10)
         assert rows_of(tmp_path / container).values == []
+
+
+def test_a_dataset_saved_to_disk_is_read(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    train = Dataset.from_dict({"text": [f"文本 {i}" for i in range(50)]})
+    DatasetDict({"train": train, "test": train.select([0])}).save_to_disk(
+        tmp_path / "saved", num_shards={"train": 3, "test": 1}
+    )
+    files = find(["saved/train"], str(tmp_path))
+    assert [Path(file).suffix for file in files] == [".arrow"] * 3
+    assert [v["text"] for file in files for v in rows_of(file).values] == train["text"][:]
+    with pytest.raises(RecipeError, match="several splits"):
+        find(["saved"], str(tmp_path))

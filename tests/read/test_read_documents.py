@@ -39,3 +39,10 @@ def test_a_text_above_the_bound_is_told_without_being_held(tmp_path: Path) -> No
     assert reasons(rows) == ["too_long"]
     assert "format: lines" in rows.rejects[0].detail
     assert len(rows.rejects[0].raw) == 64 << 10
+
+
+def test_a_too_long_text_in_another_encoding_keeps_its_head(tmp_path: Path) -> None:
+    content = "你好，".encode("gb18030") * (12 << 20)
+    rows = as_container(tmp_path / "a.txt", content, "text", encoding="gb18030")
+    assert reasons(rows) == ["too_long"]
+    assert rows.rejects[0].raw.startswith("你好".encode())
