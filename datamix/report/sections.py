@@ -18,7 +18,7 @@ from .verdicts import FATES, percent, plural, unit_words
 
 UNITS = ("records", "tokens", "loss_tokens")
 _MAX_ROWS = 6  # example rows on the page
-_MAX_TOKENS = 900  # shown of each
+_MAX_TOKENS = 600  # shown of each
 _EXTERNAL = "other sets"  # what records of earlier sets and evals are gathered under
 
 

@@ -83,8 +83,8 @@ def _add_turn(text: Text, turn: dict[str, Any]) -> None:
 
 
 def find_input(entry: dict[str, Any], out: Path) -> Path | None:
-    """The input file that a manifest names, by its bytes: looked for from here, from OUT, and one folder below them."""
-    places = [Path.cwd(), *list(out.absolute().parents)[:3]]
+    """The input file that a manifest names, by its bytes: looked for from here and beside OUT, and one folder below."""
+    places = dict.fromkeys((Path.cwd(), out.absolute().parent))
     for place in places:
         below = (
             sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))

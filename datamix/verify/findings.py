@@ -53,6 +53,12 @@ def close(left: float, right: float) -> bool:
     return abs(left - right) <= 1e-9 + 1e-7 * max(abs(left), abs(right))
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough for one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
 def _told(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

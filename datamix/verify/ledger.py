@@ -76,6 +76,11 @@ class Ledger:
         self.fate = np.zeros(int(inputs.base[-1]), np.uint8)
         self.reasons: dict[str, Counter[tuple[str, str]]] = {key: Counter() for key in _REASONS.values()}
         self.found = Findings("ledger")
+        strangers = [path for path, source in zip(inputs.paths, inputs.source, strict=True) if source < 0]
+        if strangers:
+            self.found.add(
+                f"{strangers[0]} belongs to a source that the manifest does not know", len(strangers)
+            )
 
     def mark(self, fate: str, numbers: NDArray[np.int64], where: str) -> None:
         """Give records their fate; one that has another already, or this one twice, is a violation."""
@@ -148,6 +153,8 @@ class Ledger:
         """Records by ``[source, fate]``."""
         table = np.zeros((len(self.inputs.names), len(FATES)), np.int64)
         for file, source in enumerate(self.inputs.source):
+            if source < 0:
+                continue
             fates = self.fate[self.inputs.base[file] : self.inputs.base[file + 1]]
             table[source] += np.bincount(fates % _DUPLICATE, minlength=len(FATES))
         return table
@@ -160,7 +167,7 @@ class Ledger:
     def _check_owner(self, numbers: NDArray[np.int64], sources: NDArray[Any], where: str) -> None:
         held = numbers >= 0
         file = np.searchsorted(self.inputs.base, numbers[held], side="right") - 1
-        owner = np.array(self.inputs.names, object)[self.inputs.source[file]]
+        owner = np.array([*self.inputs.names, ""], object)[self.inputs.source[file]]
         wrong = np.flatnonzero(owner != sources[held])
         if len(wrong):
             told = self.inputs.record(int(numbers[held][wrong[0]]))

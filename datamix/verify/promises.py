@@ -8,6 +8,8 @@ for about 13 bytes a record.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import RecipeError
 from .files import check_files, check_manifest, check_tokenizer
-from .findings import Check, Findings
+from .findings import Check, Findings, first_line
 from .ledger import FATES, Ledger, UseCounts
 from .prefix import read_stages
 from .recount import UNITS, Recount, Shard
@@ -67,10 +69,7 @@ def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
 
 def _shards(out: Path, manifest: dict[str, Any], split: str) -> list[Shard]:
     """The listed Parquet files of one split in the order of training; a missing one is told by the file check."""
-    entries = [
-        e for e in manifest["outputs"] if e["path"].startswith(f"{split}/") and e["path"].endswith(".parquet")
-    ]
-    return [Shard(out / e["path"], e["path"]) for e in entries if (out / e["path"]).is_file()]
+    return [Shard(out / p, p) for p in _listed(out, manifest, split) if p.endswith(".parquet")]
 
 
 def _max_epochs(manifest: dict[str, Any], name: str) -> float:
@@ -96,15 +95,29 @@ def _read_ledger(out: Path, manifest: dict[str, Any], recount: Recount, uses: Us
     ledger.mark("used", uses.used, "train/")
     for shard in _shards(out, manifest, "validation"):
         ledger.mark("validation", recount.add_validation(shard), shard.name)
-    removed = [e["path"] for e in manifest["outputs"] if e["path"].startswith("removed/")]
-    for name in (n for n in removed if (out / n).is_file()):
-        ledger.read_removed(out / name, name)
-    rejects = [e["path"] for e in manifest["outputs"] if e["path"].startswith("rejects/")]
-    for name in (n for n in rejects if (out / n).is_file()):
-        ledger.read_rejects(out / name, Path(name).stem, name)
-    for name in (n for n in removed if (out / n).is_file()):
-        ledger.check_kept(out / name, name)
+    removed = _listed(out, manifest, "removed")
+    steps: list[tuple[str, Callable[[], None]]] = [
+        (n, partial(ledger.read_removed, out / n, n)) for n in removed
+    ]
+    rejects = _listed(out, manifest, "rejects")
+    steps += [(n, partial(ledger.read_rejects, out / n, Path(n).stem, n)) for n in rejects]
+    steps += [(n, partial(ledger.check_kept, out / n, n)) for n in removed]
+    for name, step in steps:
+        try:
+            step()
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:  # a line that is damaged or of another shape
+            ledger.found.add(f"{name} cannot be read: {first_line(error)}")
     return ledger
+
+
+def _listed(out: Path, manifest: dict[str, Any], folder: str) -> list[str]:
+    paths = sorted(e["path"] for e in manifest["outputs"])
+    return [p for p in paths if p.startswith(f"{folder}/") and (out / p).is_file()]
 
 
 def _check_content(manifest: dict[str, Any], recount: Recount) -> Check:

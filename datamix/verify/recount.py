@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from ..records import row_schema
 from .digest import ContentDigest
-from .findings import Findings
+from .findings import Findings, first_line
 from .ledger import Inputs, Uses
 from .prefix import PrefixDeviation, read_stages
 from .rows import Shape, amounts, broken_laws, pieces
 from .turns import TurnEnds, control_ids
 
 UNITS = ("rows", "records", "tokens", "loss_tokens")
-_BATCH_TOKENS = 1 << 22
+_BATCH_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class Recount:
         names = [s["name"] for s in manifest["mixture"]["stages"]]
         encode = manifest["recipe"]["encode"]
         tokenizer = out / "tokenizer" / "tokenizer.json"
-        control = control_ids(tokenizer) if tokenizer.is_file() else np.zeros(0, np.int64)
         return Recount(
             shape=Shape(
                 manifest["kind"],
@@ -76,7 +75,7 @@ class Recount:
             inputs=inputs,
             prefix=PrefixDeviation(read_stages(manifest["mixture"], list(inputs.names))),
             uses=Uses(inputs),
-            turns=TurnEnds(control),
+            turns=TurnEnds(control_ids(tokenizer)),
             stage_names=names,
             unit=manifest["mixture"]["unit"],
             loss_on=encode.get("loss_on", "assistant"),
@@ -113,19 +112,26 @@ class Recount:
 
     def _batches(self, shard: Shard) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Batches of a shard that hold the columns of the contract, and the number of their first row."""
-        file = pq.ParquetFile(shard.path)
-        problem = _wrong_columns(file.schema_arrow, self.shape)
-        if problem:
-            self.laws.add(f"{shard.name} {problem}")
-            return
         first = 0
-        size = max(16, _BATCH_TOKENS // (self.shape.max_length or 4096))
-        for batch in file.iter_batches(batch_size=size):
+        for batch in self._read(shard):
             for broken in broken_laws(batch, self.shape):
                 self.laws.add(f"{shard.name} row {first + broken.row:,} {broken.sentence}", broken.num_found)
             self._check_masks(batch, f"{shard.name} row", first)
             yield batch, first
             first += batch.num_rows
+
+    def _read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
+        """What of a shard can be decoded; that it cannot be is a broken law, not an error."""
+        size = max(16, _BATCH_TOKENS // (self.shape.max_length or 4096))
+        try:
+            file = pq.ParquetFile(shard.path)
+            problem = _wrong_columns(file.schema_arrow, self.shape)
+            if problem:
+                self.laws.add(f"{shard.name} {problem}")
+            else:
+                yield from file.iter_batches(batch_size=size)
+        except (OSError, ValueError) as error:  # Arrow's own errors are ValueErrors
+            self.laws.add(f"{shard.name} cannot be read: {first_line(error)}")
 
     def _check_masks(self, batch: pa.RecordBatch, place: str, first: int) -> None:
         held = amounts(batch, self.shape.kind)

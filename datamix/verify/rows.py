@@ -166,7 +166,9 @@ def _sequence_laws(batch: pa.RecordBatch, shape: Shape) -> Iterator[Violation]:
 
 def _packed_laws(batch: pa.RecordBatch, ids: Lists, labels: Lists) -> Iterator[Violation]:
     sequences, positions = lists(batch.column("seq_lengths")), lists(batch.column("position_ids"))
-    yield from _values(sequences.values < 1, sequences, "has a sequence without tokens")
+    if (sequences.values < 1).any():
+        yield from _values(sequences.values < 1, sequences, "has a document without tokens")
+        return
     total = np.concatenate(([0], np.cumsum(sequences.values, dtype=np.int64)))
     sums = total[sequences.offsets[1:]] - total[sequences.offsets[:-1]]
     uneven = (sums != ids.lengths) | (positions.lengths != ids.lengths)
@@ -218,7 +220,7 @@ def _firsts(batch: pa.RecordBatch, ids: Lists, packed: bool) -> NDArray[np.bool_
     first[ids.offsets] = True
     if packed:
         lengths = lists(batch.column("seq_lengths")).values
-        first[np.minimum(np.cumsum(lengths, dtype=np.int64), len(ids.values))] = True
+        first[np.clip(np.cumsum(lengths, dtype=np.int64), 0, len(ids.values))] = True
     return first[:-1]
 
 

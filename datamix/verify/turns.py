@@ -7,10 +7,10 @@ Where a template closes turns with plain text, spans rarely end at control token
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -18,9 +18,12 @@ from .rows import UNTRAINED, Lists, lists, pieces
 
 
 def control_ids(tokenizer: Path) -> NDArray[np.int64]:
-    """Ids of the control tokens of a ``tokenizer.json``, sorted."""
-    added = json.loads(tokenizer.read_text(encoding="utf-8")).get("added_tokens") or []
-    return np.array(sorted(t["id"] for t in added if t.get("special")), np.int64)
+    """Ids of the control tokens of a ``tokenizer.json``, sorted; none where it is damaged, which another check tells."""
+    try:
+        added = orjson.loads(tokenizer.read_bytes())["added_tokens"]
+        return np.array(sorted(t["id"] for t in added if t.get("special")), np.int64)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return np.zeros(0, np.int64)
 
 
 class TurnEnds:
