@@ -1,6 +1,5 @@
 """Mixing: quotas, weights, the schedule and its recount. Integers only: this room never sees a token."""
 
-from datamix.mix.deal import batch_places, deal, rank_places
 from datamix.mix.deviation import Deviation, deviation
 from datamix.mix.effective import effective_cost, effective_shares, row_weights, scaled_rows
 from datamix.mix.order import caps, epoch_order
@@ -17,16 +16,13 @@ __all__ = [
     "Rung",
     "Stage",
     "StagePlan",
-    "batch_places",
     "caps",
-    "deal",
     "deviation",
     "effective_cost",
     "effective_shares",
     "epoch_order",
     "ladder",
     "quantity",
-    "rank_places",
     "replay",
     "row_weights",
     "scaled_rows",

@@ -244,6 +244,19 @@ def test_equal_rows_and_whole_shares_make_every_batch_exact() -> None:
     assert all(np.bincount(b, minlength=3).tolist() == [32, 16, 16] for b in batches)
 
 
+@given(st.integers(2, 8), seeds, st.integers(1, 64))
+@examples
+def test_any_window_is_within_two_rows(num_sources: int, seed: int, window: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.ones(num_sources)) + 0.01
+    weights /= weights.sum()
+    costs = [np.ones(2000, np.int32)] * num_sources
+    source = run(costs, plan([(1500.0, weights, None)]), [1] * num_sources, seed).source
+    for s, share in enumerate(weights):
+        held = np.convolve(source == s, np.ones(window), "valid")
+        assert np.abs(held - share * window).max() <= 2
+
+
 def test_equal_rows_stay_below_one_row_minus_half_the_share() -> None:
     # The theorem's figure is met here: half a row more or less in the rule and this fails.
     costs = [np.ones(1000, np.int32)] * 3
