@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -17,10 +18,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix.errors import DataError, RecipeError
+from datamix.records import PIECE
 from datamix.write.arrays import ragged
 
 Cell = bytes | memoryview
 MAX_SHARD_BYTES = 1 << 31  # offsets are uint32; half of it leaves room for the row that passes the limit
+_BUFFER_BYTES = 1 << 20
+_PIECES = pa.list_(PIECE)
 
 
 def is_numbers(kind: pa.DataType) -> bool:
@@ -42,49 +46,88 @@ def cells(batch: pa.RecordBatch, name: str) -> list[Cell]:
         return [view[a:b] for a, b in pairwise(edges)]
     if is_words(name):
         return [text.encode() for text in batch.column(name).to_pylist()]
+    if batch.schema.field(name).type == _PIECES:
+        return _pieces(batch.column(name))
     return [orjson.dumps(value) for value in batch.column(name).to_pylist()]
 
 
-def samples(columns: Sequence[Sequence[Cell]]) -> Iterator[bytes]:
-    """Samples from their columns: sizes, then bytes."""
-    sizes = np.array([[len(cell) for cell in column] for column in columns], "<u4").T
-    heads = sizes.tobytes()
+def _pieces(column: pa.Array) -> list[Cell]:
+    """What ``orjson.dumps`` makes of each row's pieces; going through dicts would cost most of a file's time."""
+    values = column.flatten()
+    fields = [values.field(name).to_pylist() for name in PIECE.names]
+    texts = [
+        f'{{"file":{file},"record":{record},"start":{start},"length":{length}}}'
+        for file, record, start, length in zip(*fields, strict=True)
+    ]
+    edges = (column.offsets.to_numpy() - column.offsets[0].as_py()).tolist()
+    return [f"[{','.join(texts[a:b])}]".encode() for a, b in pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row: its size and the pieces that make it up, views of the rows where they can be."""
+
+    num_bytes: int
+    parts: list[Cell]
+
+
+def samples(columns: Sequence[tuple[list[bytes], list[Cell]]]) -> Iterator[Sample]:
+    """Samples from columns of ``(heads, bodies)``: the sizes of all columns, then each one's head (if any) and body."""
+    sizes = np.array(
+        [
+            [len(body) + len(head) for head, body in zip(heads, bodies, strict=True)]
+            if heads
+            else [len(body) for body in bodies]
+            for heads, bodies in columns
+        ],
+        np.int64,
+    ).T
+    starts = sizes.astype("<u4").tobytes()
     width = 4 * len(columns)
-    for i, row in enumerate(zip(*columns, strict=True)):
-        yield b"".join((heads[i * width : (i + 1) * width], *row))
+    flat = [cells for heads, bodies in columns for cells in (heads, bodies) if cells]
+    totals = (sizes.sum(axis=1) + width).tolist()
+    for i, row in enumerate(zip(*flat, strict=True)):
+        yield Sample(totals[i], [starts[i * width : (i + 1) * width], *row])
 
 
 @dataclass(frozen=True)
 class SampleFile:
     """Samples that fit one file."""
 
-    samples: list[bytes]
+    samples: list[Sample]
 
-    def encode(self, between: bytes = b"") -> bytes:
-        """``uint32 n | uint32[n + 1] absolute offsets | between | samples``."""
+    def parts(self, between: bytes = b"") -> Iterator[Cell]:
+        """``uint32 n | uint32[n + 1] absolute offsets | between | samples``, piece by piece."""
         num_samples = len(self.samples)
-        ends = np.cumsum([0, *map(len, self.samples)], dtype=np.int64)
+        ends = np.cumsum([0, *(sample.num_bytes for sample in self.samples)], dtype=np.int64)
         offsets: NDArray[np.int64] = ends + 4 + 4 * (num_samples + 1) + len(between)
         if offsets[-1] > np.iinfo(np.uint32).max:
             raise DataError(
                 f"a file of {offsets[-1]} bytes passes what uint32 offsets can hold; lower shard_bytes"
             )
-        head = np.array([num_samples, *offsets.tolist()], "<u4").tobytes()
-        return b"".join((head, between, *self.samples))
+        yield np.array([num_samples, *offsets.tolist()], "<u4").tobytes()
+        yield between
+        for sample in self.samples:
+            yield from sample.parts
+
+    def write(self, path: Path, between: bytes = b"") -> None:
+        """Write the file; the rows are copied once, into its buffer."""
+        with path.open("wb", buffering=_BUFFER_BYTES) as stream:
+            stream.writelines(self.parts(between))
 
 
-def by_size(stream: Iterable[bytes], shard_bytes: int) -> Iterator[SampleFile]:
+def by_size(stream: Iterable[Sample], shard_bytes: int) -> Iterator[SampleFile]:
     """Samples cut into files of about ``shard_bytes``; an empty stream gives one empty file."""
-    waiting: list[bytes] = []
+    waiting: list[Sample] = []
     held = 0
     num_files = 0
     for sample in stream:
-        if waiting and held + len(sample) > shard_bytes:
+        if waiting and held + sample.num_bytes > shard_bytes:
             yield SampleFile(waiting)
             num_files += 1
             waiting, held = [], 0
         waiting.append(sample)
-        held += len(sample)
+        held += sample.num_bytes
     if waiting or not num_files:
         yield SampleFile(waiting)
 

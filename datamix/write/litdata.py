@@ -21,7 +21,7 @@ import pyarrow as pa
 from datamix.errors import RecipeError
 from datamix.records import Kind
 from datamix.write.arrays import as_tokens, ragged
-from datamix.write.cells import by_size, cells, check_shard_bytes, is_numbers, samples
+from datamix.write.cells import Sample, by_size, cells, check_shard_bytes, is_numbers, samples
 from datamix.write.names import make_room, split_folder, write_json
 from datamix.write.sets import SetInfo
 
@@ -54,7 +54,7 @@ class LitData:
         written = []
         for number, part in enumerate(by_size(items, self.shard_bytes)):
             name = f"{split_folder(self.split)}/chunk-{index:05d}-{number:03d}.bin"
-            make_room(folder, name).write_bytes(part.encode())
+            part.write(make_room(folder, name))
             written.append(name)
         return written
 
@@ -73,15 +73,16 @@ class LitData:
         loader = f", item_loader=litdata.TokensLoader(block_size={self.info.max_length})"
         return f'litdata.StreamingDataset("train", shuffle=False{loader if self.layout == "tokens" else ""})'
 
-    def _items(self, batch: pa.RecordBatch) -> Iterator[bytes]:
+    def _items(self, batch: pa.RecordBatch) -> Iterator[Sample]:
         if self.layout == "rows":
-            yield from samples([cells(batch, name) for name in self.info.schema.names])
+            yield from samples([([], cells(batch, name)) for name in self.info.schema.names])
             return
         ids = ragged(batch, "input_ids")
         tokens = as_tokens(ids.flat, self._dtype)
-        edges = ids.offsets - ids.offsets[0]
+        view = tokens.data.cast("B")
+        edges = (ids.offsets - ids.offsets[0]) * self._dtype.itemsize
         for a, b in pairwise(edges.tolist()):
-            yield tokens[a:b].tobytes()
+            yield Sample(b - a, [view[a:b]])
 
     @property
     def _dtype(self) -> np.dtype[Any]:

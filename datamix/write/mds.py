@@ -17,6 +17,7 @@ import pyarrow as pa
 import zstandard
 
 from datamix.records import Kind
+from datamix.write.arrays import ragged
 from datamix.write.cells import Cell, by_size, cells, check_shard_bytes, is_numbers, is_words, samples
 from datamix.write.names import make_room, split_folder, write_json
 from datamix.write.sets import SetInfo
@@ -42,14 +43,16 @@ class Mds:
         """Write one shard as one or more files; return their names."""
         config = json.dumps(self._config(), sort_keys=True).encode()
         names = sorted(self.info.schema.names)
-        stream = (s for batch in batches for s in samples([_cells(batch, name) for name in names]))
+        stream = (s for batch in batches for s in samples([_column(batch, name) for name in names]))
         written = []
         for number, part in enumerate(by_size(stream, self.shard_bytes)):
             name = f"{split_folder(self.split)}/{index:05d}-{number:03d}.mds{self._suffix}"
-            encoded = part.encode(config)
+            path = make_room(folder, name)
             if self._suffix:
-                encoded = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(encoded)
-            make_room(folder, name).write_bytes(encoded)
+                raw = b"".join(part.parts(config))
+                path.write_bytes(zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(raw))
+            else:
+                part.write(path, config)
             written.append(name)
         return written
 
@@ -111,16 +114,14 @@ def _encoding(name: str, kind: pa.DataType) -> str:
     return "str" if is_words(name) else "json"
 
 
-def _cells(batch: pa.RecordBatch, name: str) -> list[Cell]:
+def _column(batch: pa.RecordBatch, name: str) -> tuple[list[bytes], list[Cell]]:
     kind = batch.schema.field(name).type
-    values = cells(batch, name)
     if not is_numbers(kind):
-        return values
-    width = kind.value_type.bit_width // 8
-    return [b"".join((_shape(len(value) // width), value)) for value in values]
+        return [], cells(batch, name)
+    return [_shape(length) for length in ragged(batch, name).lengths.tolist()], cells(batch, name)
 
 
 def _shape(length: int) -> bytes:
     """One dimension: a byte of ``ndim * 4 + width code``, then the length in the smallest unsigned width."""
-    code = next(code for code in range(3) if length < 1 << (8 << code))
+    code = (length > 0xFF) + (length > 0xFFFF)
     return bytes([4 + code]) + length.to_bytes(1 << code, "little")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
@@ -85,12 +86,12 @@ class Megatron:
             return
         offsets, lengths = pieces(batch)
         codes = batch.column("source").dictionary_encode()
-        row_codes = codes.indices.to_numpy()
-        token_codes = np.repeat(row_codes, ids.lengths)
-        piece_codes = np.repeat(row_codes, np.diff(offsets))
-        for code, source in enumerate(codes.dictionary.to_pylist()):
-            sizes = lengths.flat[piece_codes == code].astype(np.int64)
-            yield source, ids.flat[token_codes == code], sizes
+        index = codes.indices.to_numpy()
+        edges = np.flatnonzero(np.diff(index, prepend=-1, append=-1))
+        for start, stop in pairwise(edges.tolist()):  # runs of rows of one source: views, not copies
+            tokens = ids.values[ids.offsets[start] : ids.offsets[stop]]
+            sizes = lengths.values[offsets[start] : offsets[stop]].astype(np.int64)
+            yield codes.dictionary[int(index[start])].as_py(), tokens, sizes
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the blend of this split, of its stages, and of all splits that are there."""

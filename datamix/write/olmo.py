@@ -53,7 +53,7 @@ class Olmo:
             tokens, packed, *masks = [
                 stack.enter_context(make_room(folder, name).open("wb")) for name in names
             ]
-            zipped = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0))
+            zipped = stack.enter_context(gzip.GzipFile("", "wb", 6, packed, mtime=0))
             lines = stack.enter_context(io.TextIOWrapper(cast(Any, zipped), encoding="utf-8", newline=""))
             for batch in batches:
                 write_ids(batch, tokens, self.dtype)
@@ -87,9 +87,14 @@ def _write_borders(batch: pa.RecordBatch, ends: NDArray[np.int64], lines: TextIO
     sources = batch.column("source").to_pylist()
     starts = ends - flat.field("length").to_numpy()
     files, numbers = flat.field("file").to_pylist(), flat.field("record").to_pylist()
-    for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-        source = sources[owners[i]]
-        lines.write(f"{start},{end},{files[i]}:{numbers[i]},{_quoted(source)},{numbers[i] + 1}\n")
+    quoted = [_quoted(source) for source in sources]
+    columns = (starts.tolist(), ends.tolist(), files, numbers, owners.tolist())
+    lines.write(
+        "".join(
+            f"{start},{end},{file}:{number},{quoted[owner]},{number + 1}\n"
+            for start, end, file, number, owner in zip(*columns, strict=True)
+        )
+    )
 
 
 def _quoted(text: str) -> str:
