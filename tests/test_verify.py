@@ -511,6 +511,13 @@ def test_records_that_give_several_pairs_are_counted_once(tmp_path: Path) -> Non
     assert "has 81 rows in train/, max_epochs allows 80" in _broken(verify(tmp_path / "out"))["epochs"]
 
 
+def test_documents_split_without_packing_are_whole_sets_too(tmp_path: Path) -> None:
+    recipe = Recipe.read(small.ROOT / "samples/pretrain.yaml", ("encode.pack=none", "encode.max_length=64"))
+    manifest = build(recipe, Options(tmp_path / "out", tmp_path / "cache", workers=1))
+    assert manifest["packing"]["cut_records"] > 0
+    assert _broken(verify(tmp_path / "out")) == {}
+
+
 # schemas ------------------------------------------------------------------------------------------------------------
 
 
