@@ -22,6 +22,7 @@ from datamix.mix.quota import (
     Stage,
     StagePlan,
     allowed,
+    fill,
     fixed_total,
     mean_shares,
     quantity,
@@ -81,6 +82,8 @@ def solve(
     check_rows(sources, plans, taken, unit)
     epochs = tuple(float(t / s.cost) for t, s in zip(taken, sources, strict=True))
     notes = _notes(sources, stages, unit, epochs, name)
+    if asked is not None and len(sources) > 1 and max(epochs) > 1 + ROUNDING:
+        notes += _unimax_note(sources, total)
     return Quota(total, plans, tuple(float(t) for t in taken), epochs, name, notes, unit)
 
 
@@ -234,6 +237,20 @@ def _notes(
         if idle:
             notes.append(_scarcity(sources, stages, unit, binding, ", ".join(idle)))
     return tuple(notes)
+
+
+def _unimax_note(sources: Sequence[Available], total: int) -> tuple[str, ...]:
+    """What UniMax would make of a size that needs repeats, where it can give the size."""
+    most = np.array([s.most for s in sources])
+    if most.sum() < total:
+        return ()
+    amounts = fill(np.ones(len(sources)), most, total)
+    parts = ", ".join(f"{a / total:.0%} {s.name}" for a, s in zip(amounts, sources, strict=True))
+    used = max(float(a) / s.cost for a, s in zip(amounts, sources, strict=True))
+    return (
+        f"This size repeats records. mix.weights: unimax (an equal share for all, up to their caps) would make it {parts}, "
+        f"with at most {used:.3g} epochs.",
+    )
 
 
 def _scarcity(

@@ -239,6 +239,13 @@ def test_repeats_beyond_four_epochs_are_noted_not_refused() -> None:
     assert any("medical is used 8 times" in n and "worth about 6.62" in n for n in quota.notes)
 
 
+def test_unimax_is_offered_where_a_size_needs_repeats() -> None:
+    sources = [GENERAL, Available("medical", 1000, 300_000, 3, 900, 9)]
+    notes = solve(sources, one(7, 3), "tokens", 2_000_000, "error").notes
+    assert any("unimax" in n and "55% general, 45% medical, with at most 3 epochs" in n for n in notes)
+    assert solve(sources, one(7, 3), "tokens", 900_000, "error").notes == ()
+
+
 def test_scarcity_is_noted_with_a_ladder() -> None:
     note = settle(None).notes[0]
     assert note.startswith("medical sets the size and leaves unused 92% of general.")
