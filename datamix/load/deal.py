@@ -9,11 +9,12 @@ whatever the number of ranks, the rows before a window are done and the rows aft
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.identity import permutation, salt
+from datamix.identity import mix64, permutation, salt
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Deal:
         """Rows of a global batch."""
         return self.batch_size * self.world_size
 
+    @cached_property
+    def _salt(self) -> np.uint64:
+        return salt(self.seed, "deal")
+
     def num_steps(self, start: int) -> int:
         """Steps from row ``start`` to the end. Fewer rows than ranks make no step: they cannot be dealt."""
         full, rest = divmod(max(0, self.num_rows - start), self.window)
@@ -38,6 +43,6 @@ class Deal:
     def places(self, start: int, rank: int) -> NDArray[np.int64]:
         """Rows that ``rank`` trains of the window at ``start``; a last, smaller window is dealt evenly."""
         size = min(self.window, self.num_rows - start)
-        order = permutation(size, salt(self.seed, "deal", start))
+        order = permutation(size, mix64(np.array([start], np.uint64) ^ self._salt)[0])
         low, high = rank * size // self.world_size, (rank + 1) * size // self.world_size
         return start + order[low:high]
