@@ -62,15 +62,14 @@ class State(NamedTuple):
 def emit(track, supply, state, span, out, renewed):  # type: ignore[no-untyped-def]
     """Append rows to ``out`` until the total reaches ``stop``, ``out`` is full or a source needs its next pass.
 
-    A source whose cap is just its quota at the end of the stretch gives no more; the others fill up to the end.
-
-    ``span``: (total so far, stop, length of the stretch, half the largest row), in cost from the stretch's beginning.
-    ``out``: (source uint16[n], row int64[n], rows in it). ``renewed``: the active source that just got a pass, or could
-    not get one any more, -1 for none. Returns (reason, rows in ``out``, total).
+    A source whose cap is its quota at the end of the stretch gives no more; the others fill up to there. ``span``: (total
+    so far, stop, length of the stretch, half the largest row), in cost from its beginning. ``out``: (source uint16[n],
+    row int64[n], rows in it). ``renewed``: the active source whose pass just ended, -1 for none. Returns (reason, rows,
+    total).
     """
     total, stop, length, half = span
     out_source, out_row, n = out
-    # Plain local arrays and no calls: passing the tuples on costs reference counts, more than the work of the rule.
+    # Plain arrays and no calls: passing the tuples on costs reference counts, more than the work of the rule.
     knot, share, slope, quota = track
     first, size, at, row, cost = supply
     source, given, piece, begin, end = state
@@ -89,9 +88,7 @@ def emit(track, supply, state, span, out, renewed):  # type: ignore[no-untyped-d
                 if rise != 0.0:
                     # weight * t + rise * t^2 / 2 = owed, in the form that loses no digits.
                     root = (root + np.sqrt(max(0.0, root * root + 2.0 * rise * owed))) / 2.0
-                when = knot[p]
-                if owed > 0.0:
-                    when += owed / root if root > 0.0 else np.inf
+                when = knot[p] + (0.0 if owed == 0.0 else owed / root if root > 0.0 else np.inf)
                 if is_end:
                     end[best] = when
                 else:
