@@ -45,9 +45,7 @@ class Columns:
     def band(self, band: int, out: NDArray[np.uint64]) -> None:
         """Write the keys of one band to ``out [num_records]``."""
         for batch, start in zip(self.signatures, self.starts.tolist(), strict=False):
-            bands = batch.column("bands")
-            keys = bands.flatten().to_numpy().reshape(len(batch), bands.type.list_size)
-            out[start : start + len(batch)] = keys[:, band]
+            out[start : start + len(batch)] = batch.column("bands").field(band).to_numpy()
 
     def numbers(self, name: str) -> NDArray[np.int64]:
         """A column of integers, over all records."""
@@ -91,7 +89,7 @@ def open_signed(
     if spec.near is not None:
         for batch in signed:
             names = batch.schema.names
-            width = batch.column("bands").type.list_size if "bands" in names else 0
+            width = batch.column("bands").type.num_fields if "bands" in names else 0
             if width != spec.near.banding[0]:
                 raise DataError(
                     f"dedupe: the signatures in {signatures[0]} have {width} bands, but {spec.near.banding[0]} are asked "

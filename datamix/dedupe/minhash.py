@@ -85,7 +85,7 @@ def _lower(short, num_shingles, permutations, least):  # type: ignore[no-untyped
 
 @njit(nogil=True, cache=True)
 def band_keys(values, salts, num_bands, keys):  # type: ignore[no-untyped-def]
-    """Write the key of each band of ``values [n, num_perm]`` to ``keys [n, num_bands]``; records of other salt never share one."""
+    """Write the key of each band of ``values [n, num_perm]`` to ``keys [num_bands, n]``; records of other salt never share one."""
     rows = values.shape[1] // num_bands
     for text in range(len(values)):
         for band in range(num_bands):
@@ -93,4 +93,4 @@ def band_keys(values, salts, num_bands, keys):  # type: ignore[no-untyped-def]
             for row in range(rows):
                 key = (key ^ uint64(values[text, band * rows + row])) * _ODD_B
                 key ^= key >> uint64(29)
-            keys[text, band] = key
+            keys[band, text] = key
