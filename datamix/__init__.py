@@ -1,3 +1,33 @@
-"""datamix: raw corpora in, a verified training set out, with mixture ratios that are exact and re-counted."""
+"""datamix: raw corpora in, a verified training set out, with mixture ratios that are exact and re-counted.
+
+import datamix
+
+recipe = datamix.Recipe.read("recipe.yaml")
+datamix.build(recipe, "out")
+rows = datamix.open("out")
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["Recipe", "__version__", "build", "dedupe", "open", "plan", "verify"]
+
+_PLACES = {  # imported when they are first asked for, so that `datamix --help` is instant
+    "Recipe": ("datamix.recipe", "Recipe"),
+    "build": ("datamix.python", "build"),
+    "dedupe": ("datamix.dedupe", "dedupe"),
+    "open": ("datamix.opening", "open_any"),
+    "plan": ("datamix.python", "plan"),
+    "verify": ("datamix.python", "verify"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'datamix' has no attribute {name!r}")
+    import importlib
+
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(module), attribute)

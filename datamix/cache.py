@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
+from .kept import all_sets
+from .opening import read_manifest
 from .progress import short_bytes
 from .run import Store
 
@@ -39,14 +39,18 @@ def cache_text(folder: Path) -> str:
 
 
 def prune(folder: Path) -> str:
-    """Remove results that no finished set beside the cache needs."""
+    """Remove results that no finished set needs; a set counts while its folder stands."""
     needed: set[str] = set()
-    for path in sorted(folder.parent.glob("*/cache_keys.json")):
-        needed.update(json.loads(path.read_text()))
+    for key, found in all_sets(folder.absolute()).items():
+        if (manifest := read_manifest(folder / found.out)) and manifest.get("key") == key:
+            needed.update(found.keys)
+        else:
+            (folder / "sets" / f"{key}.json").unlink()
     store = Store(folder / "store")
     before = store.num_bytes()
     removed = [key for key in store.finished() if key not in needed]
     for key in removed:
         store.remove(key)
-    shutil.rmtree(store.root / "partial", ignore_errors=True)
-    return f"Removed {len(removed):,} results, {short_bytes(before - store.num_bytes())}; kept {len(needed):,} that sets need."
+    store.sweep()
+    freed = short_bytes(before - store.num_bytes())
+    return f"Removed {len(removed):,} results, {freed}; kept {len(needed):,} that sets need."

@@ -74,8 +74,8 @@ def plan(
     overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Say what a build would do: every recipe error first, then the table of the mixture."""
-    from .build import Options
-    from .plan import make_plan, plan_text
+    from .pipeline import Options
+    from .planning import make_plan, plan_text
     from .recipe import Recipe
 
     read = Recipe.read(recipe, overrides)
@@ -113,9 +113,9 @@ def build(
     overrides: tuple[str, ...], overwrite: bool,
 ) -> None:  # fmt: skip
     """Build the training set of a recipe. Run it again after any stop: it goes on where it was."""
-    from .build import Options
-    from .build import build as run_build
     from .errors import RecipeError
+    from .pipeline import Options
+    from .pipeline import build as run_build
     from .recipe import Recipe
     from .summary import closing
 
@@ -135,7 +135,7 @@ def build(
 @click.argument("out", type=_PATH)
 def verify(out: Path) -> None:
     """Recount everything the manifest claims from the files themselves; exit 1 if a promise does not hold."""
-    from .verify import verify as recount
+    from .audit import verify as recount
 
     checks = recount(out)
     for check in checks:
@@ -190,6 +190,94 @@ def convert(source: str, target: str, to: str, lossy: bool) -> None:
     from .convert import convert as turn
 
     click.echo(str(turn(source, target, to, lossy=lossy)))
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
+@click.option("-o", "--output", required=True, help="The file to write; the audit stands beside it.")
+@click.option(
+    "--threshold", type=float, default=0.8, show_default=True, help="Jaccard similarity of near duplicates."
+)
+@click.option("--exact-only", is_flag=True, help="Leave near duplicates alone.")
+@click.option("--scope", type=click.Choice(["across", "within"]), default="across", show_default=True)
+@click.option(
+    "--keep", type=click.IntRange(min=1), default=1, show_default=True, help="Records kept per cluster."
+)
+@click.option("--longest", is_flag=True, help="Keep the longest of a cluster, not the first.")
+@click.option("--column", help="Compare this column as text, whatever the records are.")
+def dedupe(
+    inputs: tuple[str, ...], output: str, threshold: float, exact_only: bool, scope: Any, keep: int, longest: bool,
+    column: str | None,
+) -> None:  # fmt: skip
+    """Deduplicate files on their own, with the engine and the audit of a build."""
+    from .dedupe import DedupeSpec, NearSpec
+    from .deduplicate import deduplicate
+
+    near = None if exact_only else NearSpec(threshold=threshold)
+    spec = DedupeSpec(near=near, scope=scope, keep=keep, rank_by="longest" if longest else "first")
+    click.echo(str(deduplicate(list(inputs), output, spec, column)))
+
+
+@cli.command()
+@click.argument("out", type=_PATH)
+@click.option(
+    "--to",
+    "formats",
+    multiple=True,
+    required=True,
+    metavar="FORMAT",
+    help="megatron, llamafactory, trl, ...; name or name:key=value,...",
+)
+@click.option("--cache", type=_PATH, help="Where the build kept its data; default: .datamix beside OUT.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a processor.")
+def export(out: Path, formats: tuple[str, ...], cache: Path | None, workers: int | None) -> None:
+    """Write an already built set in further trainer formats."""
+    from .export import export as write
+    from .export import parse_format
+    from .progress import short_bytes
+
+    listed = write(out, [parse_format(f) for f in formats], cache, workers or 0, _screen())
+    for name in dict.fromkeys(entry["format"] for entry in listed):
+        own = [entry for entry in listed if entry["format"] == name]
+        kept = ", ".join(own[0]["keeps"]) or "nothing of the mixture"
+        size = short_bytes(sum(e["bytes"] for e in own))
+        click.echo(f"{name:<14} {len(own):>4} files {size:>10}   keeps {kept}")
+
+
+@cli.command()
+@click.argument("recipe", type=_PATH)
+@click.option(
+    "--vary",
+    required=True,
+    metavar="NAME=SHARES",
+    help="A source or group and its shares: general=0,0.05,0.25.",
+)
+@click.option(
+    "-o", "--output", type=_PATH, help="Folders are OUT-NAME-SHARE; default OUT: ./NAME of the recipe."
+)
+@click.option(
+    "--scale", type=float, default=1.0, show_default=True, help="Shrink every source and the size alike."
+)
+@click.option("--cache", type=_PATH, help="Where prepared data is kept; default: .datamix beside OUT.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a processor.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Change one value of the recipe."
+)
+@click.option("--overwrite", is_flag=True, help="Replace finished sets that another recipe built.")
+def sweep(
+    recipe: Path, vary: str, output: Path | None, scale: float, cache: Path | None, workers: int | None,
+    overrides: tuple[str, ...], overwrite: bool,
+) -> None:  # fmt: skip
+    """Make a ladder of mixtures from one preparation; each is a virtual set, a schedule of a few bytes a row."""
+    from .pipeline import Options
+    from .recipe import Recipe
+    from .summary import ladder_table
+    from .sweep import sweep as make
+
+    read = Recipe.read(recipe, overrides)
+    out = output or Path(read.name)
+    options = Options(out, cache or _cache(out), workers or 0, overwrite=overwrite)
+    click.echo(ladder_table(make(read, vary, options, scale, _screen())))
 
 
 @cli.command()

@@ -22,7 +22,7 @@ from .phases.prepare import read_batches
 from .phases.tokens import open_batch
 
 if TYPE_CHECKING:
-    from .build import Arranged, Decided
+    from .pipeline import Arranged, Decided
 
 REMOVED = pa.schema(
     [
@@ -53,7 +53,7 @@ _FURTHER = (
 
 def write_rejects(out: Path, sources: Sequence[Ready]) -> list[dict[str, Any]]:
     """``rejects/SOURCE.jsonl``: source, file, record, line, reason, detail and the original bytes."""
-    from .publish import output
+    from .outputs import output
 
     outputs: list[dict[str, Any]] = []
     for ready in sources:
@@ -166,7 +166,7 @@ def _furthest(table: pa.Table) -> pa.Table:
 
 def write_removed(out: Path, decided: Decided, accounts: Sequence[Account]) -> list[dict[str, Any]]:
     """``removed/SOURCE.parquet``: every record that was read but not used."""
-    from .publish import output
+    from .outputs import output
 
     outputs: list[dict[str, Any]] = []
     for ready, settled in zip(decided.sources, accounts, strict=True):

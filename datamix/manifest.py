@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from . import __version__
-from .contracts import Receipt
+from .contracts import Receipt, Task
 from .encode import TokenizerFiles
+from .errors import DataError
 from .ledger import Account
 from .phases.inputs import Ready
+from .phases.tokens import open_batch
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from .build import Arranged, Decided
+    from .pipeline import Arranged, Decided
 
 # Versions that can change a byte of a set.
 PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy", "matplotlib")
@@ -34,17 +36,22 @@ _AMOUNTS = ("rows", "records", "tokens", "loss_tokens")
 
 def make_manifest(
     recipe: Recipe,
+    key: str,
     sample: int | None,
     tokenizer: TokenizerFiles,
     decided: Decided,
     arranged: Arranged,
     accounts: Sequence[Account],
-    written: Sequence[Receipt],
+    written: Sequence[tuple[Task, Receipt]],
     outputs: Sequence[dict[str, Any]],
     out: Path,
 ) -> dict[str, Any]:
     """Everything that the contract names, from the receipts of the phases."""
-    emitted = _recounted(written, recipe)
+    emitted = _planned(decided, arranged)
+    if recipe.write and _recounted(written) != emitted:
+        raise DataError(
+            "The rows that were written are not the rows that were planned: a defect of datamix; please report it."
+        )
     manifest: dict[str, Any] = {
         "datamix_version": __version__,
         "name": recipe.name,
@@ -52,7 +59,9 @@ def make_manifest(
         "seed": recipe.seed,
         "recipe": recipe.resolved(),
         "recipe_sha256": recipe.sha256(),
+        "key": key,
         "sample": sample,
+        "virtual": not recipe.write,
         "packages": {name: version(name) for name in PACKAGES},
         "tokenizer": {
             "name": recipe.tokenizer,
@@ -70,7 +79,7 @@ def make_manifest(
         "mixture": _mixture(recipe, arranged, emitted),
         "packing": _packing(recipe, decided, emitted),
         "outputs": sorted(outputs, key=lambda o: str(o["path"])),
-        "content_sha256": _content(out, outputs),
+        "content_sha256": _content(out, outputs) if recipe.write else None,
     }
     return manifest
 
@@ -86,21 +95,34 @@ def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     partial.replace(folder / "manifest.json")
 
 
-def _recounted(written: Sequence[Receipt], recipe: Recipe) -> dict[tuple[str, str], Counter[str]]:
-    """(stage, source) -> amounts of train/, as counted from the Parquet rows by the tasks that wrote them."""
-    total: dict[tuple[str, str], Counter[str]] = {}
-    train = [
-        r
-        for r in written
-        if all(n.startswith("train/") and n.endswith(".parquet") for n in r.counts["names"])
-    ]
-    for receipt in train:
-        for name, amounts in receipt.counts["recount"].items():
-            stage, source = name.split("|")
-            here = total.setdefault((stage, source), Counter())
-            here.update(dict(zip(_AMOUNTS, amounts, strict=True)))
-    for source in recipe.sources:
-        total.setdefault(("", source), Counter())
+Amounts = dict[tuple[str, str], Counter[str]]  # (stage, source) -> rows, records, tokens, loss_tokens
+
+
+def _recounted(written: Sequence[tuple[Task, Receipt]]) -> Amounts:
+    """Amounts of train/ as the tasks counted them in the Parquet rows that they wrote."""
+    total: Amounts = {}
+    for task, receipt in written:
+        if task.spec.split == "train" and task.spec.format == "parquet":
+            for name, amounts in receipt.counts["recount"].items():
+                stage, source = name.split("|")
+                total.setdefault((stage, source), Counter()).update(dict(zip(_AMOUNTS, amounts, strict=True)))
+    return total
+
+
+def _planned(decided: Decided, arranged: Arranged) -> Amounts:
+    """The same from the integers: what the order and the bins say."""
+    order = open_batch(arranged.order.folder / "order.arrow")
+    source_of, row_of = order.column("source").to_numpy(), order.column("row").to_numpy()
+    total: Amounts = {}
+    start = 0
+    for stage, stop in zip(arranged.quota.stages, arranged.order.counts["stage_ends"], strict=True):
+        for number, packed in enumerate(decided.packed):
+            rows = row_of[start:stop][source_of[start:stop] == number]
+            if len(rows):
+                bins = open_batch(packed.folder / "train.arrow")
+                amounts = {unit: int(bins.column(unit).to_numpy()[rows].sum()) for unit in _AMOUNTS[1:]}
+                total[stage.name, decided.sources[number].name] = Counter(rows=len(rows), **amounts)
+        start = stop
     return total
 
 
@@ -128,7 +150,7 @@ def _source(
     decided: Decided,
     settled: Account,
     arranged: Arranged,
-    emitted: dict[tuple[str, str], Counter[str]],
+    emitted: Amounts,
 ) -> dict[str, Any]:
     ready = decided.sources[number]
     packed = decided.packed[number].counts["train"]
@@ -162,7 +184,7 @@ def _source(
     }
 
 
-def _share(own: Counter[str], emitted: dict[tuple[str, str], Counter[str]], unit: str) -> float:
+def _share(own: Counter[str], emitted: Amounts, unit: str) -> float:
     total = sum(c[unit] for c in emitted.values())
     return own[unit] / total if total else 0.0
 
@@ -213,7 +235,7 @@ def _packing(
 
 def _content(out: Path, outputs: Sequence[dict[str, Any]]) -> str:
     """The hash of the decoded rows of train/, in order."""
-    from .verify import content_digest
+    from .audit import content_digest
 
     names = sorted(o["path"] for o in outputs if o["split"] == "train" and o["format"] == "parquet")
     return content_digest(

@@ -10,25 +10,23 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .contracts import Receipt, Task
+from . import kept, ledger, outputs
 from .encode import TokenizerFiles
-from .errors import RecipeError
-from .identity import digest, file_sha256
-from .ledger import account, write_rejects, write_removed
-from .phases import emit
-from .phases.arrange import row_costs, shard_ends
+from .errors import DatamixError, RecipeError
+from .identity import digest
 from .phases.inputs import Bench
-from .phases.rows import RowRange, SourceRows
+from .phases.prepare import read_batches
+from .phases.rows import RowSet, SourceRows
 from .recipe import Recipe
-from .write import SetInfo, keeps, open_sink
+from .write import SetInfo
 
 if TYPE_CHECKING:
-    from .build import Arranged, Decided, Options
+    from .pipeline import Arranged, Decided, Options
 
 _VERSION = 1
 BUILDING = ".building"
@@ -38,9 +36,23 @@ _KEPT = (BUILDING, MANIFEST)
 
 @contextmanager
 def hold(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[None]:
-    """Keep OUT for this process. Raises RecipeError where another build holds it, or something else stands there."""
+    """Keep OUT for one build. Raises RecipeError where another build holds it, or something else stands there."""
     _check_out(out, recipe, overwrite)
     existed = out.exists()
+    try:
+        with hold_folder(out):
+            yield
+            if (out / MANIFEST).exists():
+                shutil.rmtree(out / BUILDING, ignore_errors=True)
+    except DatamixError:
+        if not existed and not any((out / BUILDING).glob("??/*")):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def hold_folder(out: Path) -> Iterator[None]:
+    """Lock a folder for this process. Raises RecipeError with the pid of the one that holds it."""
     (out / BUILDING).mkdir(parents=True, exist_ok=True)
     handle = os.open(out / BUILDING / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -54,12 +66,6 @@ def hold(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[None]:
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
-        if (out / MANIFEST).exists():
-            shutil.rmtree(out / BUILDING, ignore_errors=True)
-    except RecipeError:
-        if not existed and not any((out / BUILDING).glob("??")):
-            shutil.rmtree(out, ignore_errors=True)
-        raise
     finally:
         os.close(handle)
 
@@ -92,10 +98,16 @@ def _manifest(out: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def finished(out: Path, recipe: Recipe, sample: int | None) -> dict[str, Any] | None:
-    """The manifest of a set that stands in OUT whole and was built from this recipe, else None."""
+def set_key(recipe: Recipe, tokenizer: TokenizerFiles, decided: Decided, arranged: Arranged) -> str:
+    """The fingerprint of a whole set: equal keys are equal bytes."""
+    phases = [arranged.order.key, decided.fates.key, *(p.key for p in decided.packed)]
+    return digest("set", _VERSION, recipe.sha256(), tokenizer.sha256, tokenizer.chat_template_sha256, phases)
+
+
+def finished(out: Path, key: str) -> dict[str, Any] | None:
+    """The manifest of the set ``key`` where it stands in OUT whole, else None."""
     said = _manifest(out)
-    if said.get("recipe_sha256") != recipe.sha256() or said.get("sample") != sample:
+    if said.get("key") != key:
         return None
     whole = all(
         (out / o["path"]).is_file() and (out / o["path"]).stat().st_size == o["bytes"]
@@ -115,26 +127,62 @@ def publish(
     """Write every format of every split, then the folder around them, then the manifest."""
     from .manifest import make_manifest, save_manifest
 
-    out = options.out
-    info = set_info(recipe, tokenizer, decided, arranged)
-    tasks = _emit_tasks(recipe, out, info, decided, arranged)
-    receipts = bench.run("write", tasks)
+    out, key = options.out, set_key(recipe, tokenizer, decided, arranged)
+    splits = row_sets(set_info(recipe, tokenizer, decided, arranged), decided, arranged)
+    tasks = outputs.emit_tasks(_written(recipe, splits), formats(recipe), key, out / BUILDING)
+    done = list(zip(tasks, bench.run("write", tasks), strict=True))
     _clear(out)
-    outputs = _link(out, list(zip(tasks, receipts, strict=True)), info)
-    outputs += _finish(out, list(zip(tasks, receipts, strict=True)), info, _all_rows(decided, "train"))
-    outputs += write_rejects(out, decided.sources)
+    listed = outputs.link(out, done) + outputs.finish(out, done)
+    listed += ledger.write_rejects(out, decided.sources)
     references = recipe.dedupe.against if recipe.dedupe else ()
-    accounts = [account(decided, arranged, number, references) for number in range(len(decided.sources))]
-    outputs += write_removed(out, decided, accounts)
-    outputs += _copy_tokenizer(out, tokenizer)
+    accounts = [ledger.account(decided, arranged, n, references) for n in range(len(decided.sources))]
+    listed += ledger.write_removed(out, decided, accounts)
+    listed += _copy_tokenizer(out, tokenizer)
+    kept.save(options.cache, key, kept.KeptSet(splits, _keys(decided, arranged)), out)
     manifest = make_manifest(
-        recipe, options.sample, tokenizer, decided, arranged, accounts, receipts, outputs, out
+        recipe, key, options.sample, tokenizer, decided, arranged, accounts, done, listed, out
     )
     with bench.screen.phase("report", 1) as watch:
         _write_report(out, manifest)
         watch.advance(1, "report")
     save_manifest(out, manifest)
     return manifest
+
+
+def formats(recipe: Recipe) -> list[outputs.Format]:
+    """The formats that are written: Parquet always, and first."""
+    named = [(w.name, tuple(sorted(w.options.items()))) for w in recipe.write]
+    return named if any(name == "parquet" for name, _ in named) else [("parquet", ()), *named]
+
+
+def _written(recipe: Recipe, splits: dict[str, RowSet]) -> dict[str, RowSet]:
+    """The splits that are written: of a virtual set (``write: []``) only validation."""
+    return splits if recipe.write else {name: rows for name, rows in splits.items() if name != "train"}
+
+
+def _keys(decided: Decided, arranged: Arranged) -> tuple[str, ...]:
+    """Every cached result that the rows are made of."""
+    receipts = [arranged.order, decided.fates, *decided.packed]
+    receipts += [r for ready in decided.sources for r in (*ready.prepared, *ready.encoded, *ready.fitted)]
+    return tuple(r.key for r in receipts)
+
+
+def row_sets(info: SetInfo, decided: Decided, arranged: Arranged) -> dict[str, RowSet]:
+    """Every split as integers and names of files."""
+    counts = arranged.order.counts
+    train = RowSet(
+        info,
+        _all_rows(decided, "train")[: len(info.sources)],
+        counts["rows"],
+        arranged.order.folder / "order.arrow",
+        tuple(counts["stage_ends"]),
+    )
+    splits = {"train": train}
+    for rows, packed in zip(_all_rows(decided, "validation"), decided.packed, strict=True):
+        num_rows = packed.counts["validation"]["rows"]
+        if num_rows:
+            splits[f"validation/{rows.source.name}"] = RowSet(info, (rows,), num_rows, None, (num_rows,))
+    return splits
 
 
 def set_info(recipe: Recipe, tokenizer: TokenizerFiles, decided: Decided, arranged: Arranged) -> SetInfo:
@@ -158,8 +206,6 @@ def set_info(recipe: Recipe, tokenizer: TokenizerFiles, decided: Decided, arrang
 
 def is_paired(decided: Decided) -> bool:
     """Whether preference records are pairs; labelled completions (KTO) and pairs do not share a set."""
-    from .phases.prepare import read_batches
-
     kinds: dict[bool, str] = {}
     for ready in decided.sources:
         if ready.kind != "preference":
@@ -184,116 +230,12 @@ def _all_rows(decided: Decided, split: str) -> tuple[SourceRows, ...]:
     )
 
 
-def _emit_tasks(recipe: Recipe, out: Path, info: SetInfo, decided: Decided, arranged: Arranged) -> list[Task]:
-    ends = tuple(arranged.order.counts["stage_ends"])
-    ranges: list[tuple[str, int, RowRange]] = []
-    start = 0
-    for index, stop in enumerate(arranged.order.counts["shards"]):
-        order = arranged.order.folder / "order.arrow"
-        ranges.append(("train", index, RowRange(info, _all_rows(decided, "train"), start, stop, order, ends)))
-        start = stop
-    for held in _all_rows(decided, "validation"):
-        start = 0
-        for index, stop in enumerate(shard_ends(row_costs(held.bins, "tokens"))):
-            ranges.append(
-                (f"validation/{held.source.name}", index, RowRange(info, (held,), start, stop, None, (stop,)))
-            )
-            start = stop
-    names = [(w.name, tuple(sorted(w.options.items()))) for w in recipe.write]
-    if not any(name == "parquet" for name, _ in names):
-        names.insert(0, ("parquet", ()))
-    keys = [arranged.order.key, decided.fates.key, *(p.key for p in decided.packed)]
-    made: list[Task] = []
-    for name, options in names:
-        for split, index, rows in ranges:
-            open_sink(name, options, info, split)  # a wrong option is told before anything is written
-            spec = emit.EmitSpec(name, options, split, index, rows)
-            plain = [name, options, split, index, rows.start, rows.stop, rows.stage_ends, info]
-            key = digest("emit", _VERSION, keys, plain)
-            made.append(
-                Task(f"write {name} {split}", key, emit.emit, spec, out / BUILDING, rows.stop - rows.start)
-            )
-    return made
-
-
 def _clear(out: Path) -> None:
     """Take away what an earlier build left; the manifest first, so that nothing looks whole."""
     (out / MANIFEST).unlink(missing_ok=True)
     for path in sorted(out.iterdir()):
         if path.name not in _KEPT:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _link(out: Path, done: Sequence[tuple[Task, Receipt]], info: SetInfo) -> list[dict[str, Any]]:
-    """Give every shard its name in OUT; say of each file what it is."""
-    outputs: list[dict[str, Any]] = []
-    for task, receipt in done:
-        spec: emit.EmitSpec = task.spec
-        base = format_folder(out, spec.format)
-        for number, name in enumerate(receipt.counts["names"]):
-            target = base / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _place(receipt.folder / name, target)
-            rows = receipt.counts["rows"] if number == 0 else 0
-            outputs.append(
-                output(out, target, spec.format, spec.split, rows, keeps(spec.format, spec.options, info),
-                       receipt.counts["sha256"][name])
-            )  # fmt: skip
-    return outputs
-
-
-def _place(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
-
-
-def format_folder(out: Path, name: str) -> Path:
-    """Where a format's files stand: Parquet is OUT itself."""
-    return out if name == "parquet" else out / name
-
-
-def _finish(
-    out: Path, done: Sequence[tuple[Task, Receipt]], info: SetInfo, rows: tuple[SourceRows, ...]
-) -> list[dict[str, Any]]:
-    """Let each format write what stands once beside its shards."""
-    from .phases.rows import Words
-    from .write import needs_records
-
-    shards: dict[tuple[str, Any, str], list[list[str]]] = {}
-    for task, receipt in done:
-        spec: emit.EmitSpec = task.spec
-        shards.setdefault((spec.format, spec.options, spec.split), []).append(receipt.counts["names"])
-    found: dict[Path, dict[str, Any]] = {}
-    for (name, options, split), names in shards.items():
-        sink = open_sink(name, options, info, split, Words(rows) if needs_records(name) else None)
-        base = format_folder(out, name)
-        for file in sink.finish(names, base):
-            found[base / file] = {"format": name, "split": split, "keeps": keeps(name, options, info)}
-    return [output(out, path, f["format"], f["split"], 0, f["keeps"]) for path, f in sorted(found.items())]
-
-
-def output(
-    out: Path,
-    path: Path,
-    name: str,
-    split: str,
-    rows: int,
-    kept: Sequence[str] = (),
-    sha256: str | None = None,
-) -> dict[str, Any]:
-    """One entry of the manifest's ``outputs``."""
-    return {
-        "path": path.relative_to(out).as_posix(),
-        "format": name,
-        "split": split,
-        "rows": rows,
-        "bytes": path.stat().st_size,
-        "sha256": sha256 or file_sha256(path),
-        "keeps": list(kept),
-    }
 
 
 def _copy_tokenizer(out: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]]:
@@ -306,7 +248,7 @@ def _copy_tokenizer(out: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]
             shutil.copyfile(source, folder / name)
     if tokenizer.chat_template is not None:
         (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
-    return [output(out, path, "tokenizer", "", 0) for path in sorted(folder.iterdir())]
+    return [outputs.output(out, path, "tokenizer", "", 0) for path in sorted(folder.iterdir())]
 
 
 def _write_report(out: Path, manifest: dict[str, Any]) -> None:

@@ -298,6 +298,10 @@ class Recipe(Model):
             raise RecipeError(
                 f"{name}: a recipe is a map of keys such as name, kind, sources; found {type(value).__name__}."
             )
+        from .entries import expand
+
+        if "sources" in value:
+            value = {**value, "sources": expand(value["sources"], base)}
         try:
             recipe = cls.model_validate(value)
         except ValidationError as error:

@@ -49,7 +49,20 @@ def broken_rules(recipe: Recipe) -> list[tuple[Key, str]]:
         for k, n in wanted
         if n not in known
     ]
-    return found + _kind_rules(recipe)
+    return found + _never_weighed(recipe) + _kind_rules(recipe)
+
+
+def _never_weighed(recipe: Recipe) -> list[tuple[Key, str]]:
+    """Sources that no stage gives a weight, where every stage names its weights."""
+    stages = recipe.mix.stages
+    if not stages or any(s.weights is None for s in stages):
+        return []
+    named = {name for s in stages for name, weight in (s.weights or {}).items() if weight > 0}
+    never = [n for n, source in recipe.sources.items() if n not in named and source.group not in named]
+    return [
+        (("mix", "stages"), f"no stage weighs {n!r}; give it a weight in one stage, or take it out")
+        for n in never
+    ]
 
 
 def _kind_rules(recipe: Recipe) -> list[tuple[Key, str]]:

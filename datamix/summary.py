@@ -136,3 +136,23 @@ def plan_table(plan: dict[str, Any]) -> str:
 
 def _shares(weights: dict[str, float]) -> str:
     return ", ".join(f"{name} {weight:.1%}" for name, weight in weights.items() if weight)
+
+
+def ladder_table(made: dict[Path, dict[str, Any]]) -> str:
+    """One line a rung of a sweep: shares reached, rows, epochs."""
+    first = next(iter(made.values()))
+    unit = first["mixture"]["unit"]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("set", no_wrap=True)
+    for name in ("rows", _UNITS[unit], *first["recipe"]["sources"]):
+        table.add_column(name, justify="right", no_wrap=True)
+    for out, manifest in made.items():
+        sources = manifest["sources"]
+        total = sum(s["emitted"][unit] for s in sources.values())
+        shares = [
+            f"{sources[n]['share'][unit]:.2%} x{sources[n]['epochs']:.2f}"
+            for n in manifest["recipe"]["sources"]
+        ]
+        table.add_row(str(out), f"{manifest['packing']['rows']:,}", short_count(total), *shares)
+    how = "Virtual sets: `datamix.open(SET)` reads one in order, `datamix export SET --to parquet` writes it out."
+    return f"{_text(table).rstrip()}\n{how}"

@@ -9,14 +9,14 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from . import mix
-from .clean import STEPS, Step
+from .clean import STEPS, Step, require
 from .contracts import Receipt
 from .dedupe import DedupeSpec, NearSpec
 from .encode import EncodeSpec, TokenizerFiles
 from .errors import RecipeError
 from .identity import canonical
 from .mistakes import nearest
-from .phases.arrange import row_costs
+from .phases.arrange import dealt_rows, row_costs
 from .phases.inputs import SourceWork
 from .phases.survey import Wanted
 from .recipe import HELD_OUT, CleanStep, Epochs, Recipe, Temperature
@@ -110,11 +110,13 @@ def ranks(recipe: Recipe) -> tuple[int, ...]:
 
 def cleaning_steps(recipe: Recipe, source: str) -> tuple[Step, ...]:
     """The cleaning steps that a source goes through. Raises RecipeError for an unknown step or option."""
-    return tuple(
+    steps = tuple(
         Step(step.name, step_options(number, step), step.fields, step.sources)
         for number, step in enumerate(recipe.clean)
         if not step.sources or source in step.sources
     )
+    require(steps)
+    return steps
 
 
 def step_options(number: int, step: CleanStep) -> Any:
@@ -148,31 +150,28 @@ def groups(recipe: Recipe) -> dict[str, mix.Group]:
     return found
 
 
-def available(recipe: Recipe, packed: Sequence[Receipt]) -> list[mix.Available]:
-    """What every source can give, in the unit of the mixture."""
+def available(recipe: Recipe, packed: Sequence[Receipt], scale: float = 1.0) -> list[mix.Available]:
+    """What every source can give, in the unit of the mixture; ``scale``: of a seeded part of its rows."""
     unit = recipe.mix.unit or "tokens"
-    fractional = any(not float(s.max_epochs).is_integer() for s in recipe.sources.values())
+    bins = [r.folder / "train.arrow" for r in packed]
+    rows = [dealt_rows(b, scale, recipe.seed, n) for b, n in zip(bins, recipe.sources, strict=True)]
+    costs = [row_costs(b, unit)[r] for b, r in zip(bins, rows, strict=True)]
+    epochs = [s.max_epochs for s in recipe.sources.values()]
     caps: Sequence[int | None] = [None] * len(packed)
-    if fractional:
-        costs = [row_costs(r.folder / "train.arrow", unit) for r in packed]
-        epochs = [s.max_epochs for s in recipe.sources.values()]
+    if not all(float(e).is_integer() for e in epochs):
         caps = mix.caps(costs, epochs, recipe.seed, list(recipe.sources))
     return [
         mix.Available(
             name=name,
-            rows=receipt.counts["train"]["rows"],
-            cost=_cost(receipt.counts["train"], unit),
+            rows=len(cost),
+            cost=int(cost.sum()),
             max_epochs=source.max_epochs,
-            largest_row=receipt.counts["train"]["largest"][unit],
-            smallest_row=receipt.counts["train"]["smallest"][unit],
+            largest_row=int(cost.max()),
+            smallest_row=int(cost.min()),
             cap=cap,
         )
-        for (name, source), receipt, cap in zip(recipe.sources.items(), packed, caps, strict=True)
+        for (name, source), cost, cap in zip(recipe.sources.items(), costs, caps, strict=True)
     ]
-
-
-def _cost(counts: dict[str, Any], unit: str) -> int:
-    return int(counts["pieces" if unit == "records" else unit])
 
 
 def quota(recipe: Recipe, sources: Sequence[mix.Available]) -> mix.Quota:
@@ -217,15 +216,4 @@ def stages(recipe: Recipe, sources: Sequence[mix.Available]) -> list[mix.Stage]:
             made.append(mix.Stage(stage.name, stage.share, stage.size, last, here))
         else:
             made.append(mix.Stage(stage.name, stage.share, stage.size, here))
-    never = [
-        n for n, w in zip(names, zip(*(_weighed(s) for s in made), strict=True), strict=True) if not any(w)
-    ]
-    if never:
-        raise RecipeError(
-            f"mix.stages: no stage weighs {', '.join(never)}. Give it a weight in one stage, or take it out."
-        )
     return made
-
-
-def _weighed(stage: mix.Stage) -> list[bool]:
-    return [a > 0 or b > 0 for a, b in zip(stage.weights, stage.ramp_to or stage.weights, strict=True)]

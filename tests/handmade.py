@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from datamix.records import row_schema
-from datamix.verify import content_digest
+from datamix.audit import content_digest
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ASKED = {"general": 0.7, "medical": 0.3}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,12 +47,13 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 
 def recipe(folder: Path, **changes: Any) -> Path:
     """Two sources of 300 and 200 records, and a recipe that packs them 70 to 30; ``changes`` replace top-level keys."""
+    shutil.copytree(TOKENIZER, folder / "tokenizer", dirs_exist_ok=True)
     write_jsonl(folder / "general.jsonl", alpaca(GENERAL, 300))
     write_jsonl(folder / "medical.jsonl", alpaca(MEDICAL, 200))
     value: dict[str, Any] = {
         "name": "small",
         "kind": "sft",
-        "tokenizer": os.path.relpath(TOKENIZER, folder),
+        "tokenizer": "tokenizer",
         "sources": {
             "general": {"path": "general.jsonl", "weight": 0.7},
             "medical": {"path": "medical.jsonl", "weight": 0.3, "max_epochs": 2},

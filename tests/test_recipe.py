@@ -156,3 +156,19 @@ def test_the_published_schema_is_the_one_of_the_classes() -> None:
 def test_the_fingerprint_sees_values_not_spelling(tmp_path: Path) -> None:
     assert read(tmp_path, GOOD).sha256() == read(tmp_path, GOOD + "seed: 42\n# a comment\n").sha256()
     assert read(tmp_path, GOOD).sha256() != read(tmp_path, GOOD + "seed: 43\n").sha256()
+
+
+def test_entries_of_a_dataset_info_become_sources(tmp_path: Path) -> None:
+    info = {
+        "qa": {"file_name": "qa.json", "columns": {"prompt": "ask", "response": "say"}},
+        "hub": {"hf_hub_url": "someone/something"},
+    }
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/dataset_info.json").write_text(json.dumps(info))
+    (tmp_path / "data/qa.json").write_text(json.dumps([{"ask": "q", "say": "a"}]))
+    text = GOOD.replace("a: {path: a.jsonl}", "all: {path: data/dataset_info.json, max_epochs: 2}")
+    source = read(tmp_path, text).sources["qa"]
+    assert (source.path, source.max_epochs) == (("data/qa.json",), 2)
+    assert dict(source.columns)["instruction"] == "ask"
+    named = text.replace("dataset_info.json", "dataset_info.json#qaa")
+    assert "did you mean qa?" in error(tmp_path, named)

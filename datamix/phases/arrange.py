@@ -52,6 +52,7 @@ class ScheduleSpec:
     quota: mix.Quota
     max_epochs: tuple[float, ...]
     seed: int
+    scale: float = 1.0  # the part of each source's rows that is dealt at all
 
 
 def pack_tasks(specs: Sequence[PackSpec], decided: str, home: Path) -> list[Task]:
@@ -85,9 +86,8 @@ def pack_tasks(specs: Sequence[PackSpec], decided: str, home: Path) -> list[Task
 
 def schedule_task(spec: ScheduleSpec, packed: Sequence[str], home: Path) -> Task:
     """The one task that makes the order; ``packed`` are the keys of the bins."""
-    key = digest(
-        "schedule", _VERSION, list(packed), spec.names, spec.unit, spec.quota, spec.max_epochs, spec.seed
-    )
+    asked = [spec.names, spec.unit, spec.quota, spec.max_epochs, spec.seed, spec.scale]
+    key = digest("schedule", _VERSION, list(packed), asked)
     return Task("mix", key, schedule, spec, home)
 
 
@@ -196,16 +196,32 @@ def row_costs(bins: Path, unit: str) -> NDArray[np.int64]:
     return costs
 
 
+def num_rows(bins: Path) -> int:
+    """Rows of a source."""
+    count: int = open_batch(bins).num_rows
+    return count
+
+
+def dealt_rows(bins: Path, scale: float, seed: int, name: str) -> slice | NDArray[np.int64]:
+    """The rows of a source that a mixture of this scale deals: all, or a seeded part."""
+    return slice(None) if scale == 1.0 else mix.scaled_rows(num_rows(bins), scale, seed, name)
+
+
 def schedule(spec: ScheduleSpec, folder: Path) -> dict[str, Any]:
     """Deal the rows; leave ``order.arrow`` and what the mixture came to, counted from it."""
-    costs = [row_costs(b, spec.unit) for b in spec.bins]
+    rows = [dealt_rows(b, spec.scale, spec.seed, name) for b, name in zip(spec.bins, spec.names, strict=True)]
+    costs = [row_costs(b, spec.unit)[r] for b, r in zip(spec.bins, rows, strict=True)]
     plan = mix.schedule(costs, spec.quota, spec.max_epochs, spec.seed, spec.names)
-    _save(folder / "order.arrow", pa.record_batch({"source": plan.source, "row": plan.row}))
+    row_of = np.empty(len(plan.row), np.int64)
+    for number, dealt in enumerate(rows):
+        here = plan.source == number
+        row_of[here] = np.arange(num_rows(spec.bins[number]))[dealt][plan.row[here]]
+    _save(folder / "order.arrow", pa.record_batch({"source": plan.source, "row": row_of}))
     seen = mix.deviation(plan, costs, spec.quota)
     tokens = np.zeros(len(plan.source), np.int64)
     for number, bins in enumerate(spec.bins):
         here = plan.source == number
-        tokens[here] = row_costs(bins, "tokens")[plan.row[here]]
+        tokens[here] = row_costs(bins, "tokens")[row_of[here]]
     return {
         "rows": len(plan.source),
         "stage_ends": plan.stage_ends.tolist(),

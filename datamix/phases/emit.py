@@ -18,28 +18,31 @@ from numpy.typing import NDArray
 
 from ..identity import file_sha256
 from ..write import needs_records, open_sink
-from .rows import IGNORED, RowRange, Words, assemble
+from .rows import IGNORED, RowReader, RowSet, Words
 from .tokens import list_buffers
 
 
 @dataclass(frozen=True)
 class EmitSpec:
-    """A range of rows of one split, into one shard of one format."""
+    """Rows ``start..stop`` of one split, into one shard of one format."""
 
     format: str
     options: tuple[tuple[str, Any], ...]
     split: str
     index: int
-    rows: RowRange
+    rows: RowSet
+    start: int
+    stop: int
 
 
 def emit(spec: EmitSpec, folder: Path) -> dict[str, Any]:
     """Write one shard; counts are recounted from the rows themselves, by stage and source."""
     tally = _Tally()
     info = spec.rows.info
-    records = Words(spec.rows.sources) if needs_records(spec.format) else None
-    sink = open_sink(spec.format, spec.options, info, spec.split, records)
-    names = sink.write(tally.watch(assemble(spec.rows), info.kind), spec.index, folder)
+    words = Words(spec.rows.sources) if needs_records(spec.format) else None
+    sink = open_sink(spec.format, spec.options, info, spec.split, words)
+    batches = RowReader(spec.rows).batches(spec.start, spec.stop)
+    names = sink.write(tally.watch(batches, info.kind), spec.index, folder)
     sha256 = {name: file_sha256(folder / name) for name in names}
     return {"names": names, "rows": tally.rows, "recount": tally.by, "sha256": sha256}
 

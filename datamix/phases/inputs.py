@@ -67,6 +67,7 @@ class Ready:
     kind: RecordKind
     prepared: tuple[Receipt, ...]
     encoded: tuple[Receipt, ...]
+    fitted: tuple[Receipt, ...]
     shards: SourceShards
     file_records: tuple[int, ...]  # records read from each file
 
@@ -182,7 +183,16 @@ def _ready(
         tuple(shards),
         tuple(r.folder / "signatures.arrow" for r in signed),
     )
-    return Ready(work.wanted.source, found, kind, tuple(prepared), tuple(encoded), source, tuple(records))
+    return Ready(
+        work.wanted.source,
+        found,
+        kind,
+        tuple(prepared),
+        tuple(encoded),
+        tuple(fits.values()),
+        source,
+        tuple(records),
+    )
 
 
 def record_kind(work: SourceWork, found: Sequence[Found]) -> RecordKind:

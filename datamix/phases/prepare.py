@@ -56,8 +56,14 @@ class PrepareSpec:
     def key(self) -> str:
         """Content decides, never the place: the same file elsewhere is the same work."""
         keep_path = "path" in self.shape.keep_meta
-        slices = [s if keep_path else replace(s, path="") for s in self.slices]
+        slices = [
+            replace(s, path="", options=s.options if keep_path else _unnamed(s.options)) for s in self.slices
+        ]
         return digest("prepare", _VERSION, slices, self.shape, self.steps, self.limit)
+
+
+def _unnamed(options: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(pair for pair in options if pair[0] != "name")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..records import PIECE, SCHEMAS
 from ..write import SetInfo
 from .shards import RecordStore, SourceShards
-from .tokens import Pieces, TokenStore, open_batch
+from .tokens import Pieces, TokenStore, list_buffers, open_batch
 
 _BATCH_TOKENS = 1 << 21
 _BATCH_ROWS = 4096
@@ -36,13 +36,12 @@ class SourceRows:
 
 
 @dataclass(frozen=True)
-class RowRange:
-    """Rows ``start..stop`` of one split of a set."""
+class RowSet:
+    """One split of a set as integers and names of files: enough to make any of its rows."""
 
     info: SetInfo
     sources: tuple[SourceRows, ...]
-    start: int
-    stop: int
+    num_rows: int
     order: Path | None  # None: the rows of the only source, as they stand (validation)
     stage_ends: tuple[int, ...]
 
@@ -112,37 +111,82 @@ class Words:
         return found
 
 
-def assemble(spec: RowRange) -> Iterator[pa.RecordBatch]:
-    """The rows of a range, in batches of about two million tokens."""
-    sources = [_Source(s) for s in spec.sources]
-    source_of, row_of = _range(spec)
-    tokens = np.zeros(len(row_of), np.int64)
-    for number, source in enumerate(sources):
-        here = source_of == number
-        if here.any():
-            tokens[here] = source.row_tokens[row_of[here]]
-    stage_of = np.searchsorted(np.array(spec.stage_ends), np.arange(spec.start, spec.stop), side="right")
-    stages = [spec.info.stages[min(i, len(spec.info.stages) - 1)] for i in range(len(spec.stage_ends) + 1)]
-    for a, b in _cuts(tokens):
-        view = _View(sources, source_of[a:b], row_of[a:b])
+class RowReader:
+    """Any rows of a set, by their places in the training order."""
+
+    def __init__(self, rows: RowSet) -> None:
+        self._set = rows
+        self._sources = [_Source(s) for s in rows.sources]
+        self._stage_ends = np.array(rows.stage_ends, np.int64)
+
+    @cached_property
+    def _order(self) -> tuple[NDArray[np.uint16], NDArray[np.int64]] | None:
+        if self._set.order is None:
+            return None
+        order = open_batch(self._set.order)
+        return order.column("source").to_numpy(), order.column("row").to_numpy()
+
+    def __len__(self) -> int:
+        return self._set.num_rows
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self._set.info.schema.names)
+
+    def locate(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which source, and which of its rows, stands at each place."""
+        if self._order is None:
+            return np.zeros(len(places), np.int64), places
+        source, row = self._order
+        return source[places].astype(np.int64), row[places].astype(np.int64)
+
+    def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the rows at some places."""
+        source_of, row_of = self.locate(places)
+        tokens = np.zeros(len(places), np.int64)
+        for number in np.unique(source_of):
+            here = source_of == number
+            tokens[here] = self._sources[number].row_tokens[row_of[here]]
+        return tokens
+
+    def read(self, places: NDArray[np.int64]) -> pa.RecordBatch:
+        """The rows at some places, in the order asked."""
+        info, names = self._set.info, [s.name for s in self._sources]
+        source_of, row_of = self.locate(places)
+        stage_of = np.minimum(np.searchsorted(self._stage_ends, places, side="right"), len(info.stages) - 1)
+        view = _View(self._sources, source_of, row_of)
         columns = {
-            "source": _named([s.name for s in sources], source_of[a:b]),
-            "stage": _named(stages, stage_of[a:b]),
+            "source": _named(names, source_of),
+            "stage": _named(info.stages, stage_of),
             "records": view.records(),
-            **_columns(spec.info, view),
+            **_columns(info, view),
         }
-        if "meta" in spec.info.schema.names:
-            columns["meta"] = view.meta(spec.info.packed)
-        yield pa.RecordBatch.from_arrays(
-            [columns[n] for n in spec.info.schema.names], schema=spec.info.schema
-        )
+        if "meta" in info.schema.names:
+            columns["meta"] = view.meta(info.packed)
+        return pa.RecordBatch.from_arrays([columns[n] for n in info.schema.names], schema=info.schema)
 
+    def lists(self, columns: Sequence[str], places: NDArray[np.int64]) -> dict[str, list[NDArray[Any]]]:
+        """The number lists of some rows, one array a row."""
+        batch = self.read(places)
+        found: dict[str, list[NDArray[Any]]] = {}
+        for name in columns:
+            values, offsets = list_buffers(batch.column(name))
+            found[name] = [
+                values[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+            ]
+        return found
 
-def _range(spec: RowRange) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    if spec.order is None:
-        return np.zeros(spec.stop - spec.start, np.int64), np.arange(spec.start, spec.stop, dtype=np.int64)
-    order = open_batch(spec.order).slice(spec.start, spec.stop - spec.start)
-    return order.column("source").to_numpy().astype(np.int64), order.column("row").to_numpy().astype(np.int64)
+    def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
+        """Rows ``start..stop`` as they are."""
+        return pa.Table.from_batches([self.read(np.arange(start, stop))]).select(list(columns))
+
+    def batches(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        """Rows ``start..stop`` in batches of about two million tokens."""
+        for a, b in _cuts(self.num_tokens(np.arange(start, stop))):
+            yield self.read(np.arange(start + a, start + b))
+
+    def __reduce__(self) -> tuple[type[RowReader], tuple[RowSet]]:
+        return RowReader, (self._set,)  # another process maps the files itself
 
 
 def _cuts(tokens: NDArray[np.int64]) -> Iterator[tuple[int, int]]:

@@ -59,7 +59,10 @@ class Found:
         """The constant cuts of this file."""
         from ..read import Sniff
 
-        seen = Sniff(self.container, self.compression, self.encoding, self.options, self.num_bytes)
+        options = self.options
+        if self.container == "text":
+            options = tuple(sorted((*options, ("name", self.label))))  # what a kept `path` says
+        seen = Sniff(self.container, self.compression, self.encoding, options, self.num_bytes)
         return cut(self.path, self.sha256, seen)
 
 

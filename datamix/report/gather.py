@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..transcript import train_shards
-from ..verify.prefix import PrefixDeviation, read_stages
-from ..verify.rows import UNTRAINED, lists, pieces
+from ..audit.prefix import PrefixDeviation, read_stages
+from ..audit.rows import UNTRAINED, lists, pieces
 
 _MAX_WINDOWS = 160  # along the training order
 _WINDOW_ROWS = 12  # a window of fewer says nothing about shares

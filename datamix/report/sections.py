@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..transcript import Decoder, Document, Span, documents, read_row, train_shards
-from ..verify.prefix import read_stages
+from ..audit.prefix import read_stages
 from . import charts
 from .gather import LENGTH_EDGES, Picture
 from .verdicts import FATES, percent, plural, unit_words

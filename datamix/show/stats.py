@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..transcript import Decoder, train_shards
-from ..verify.rows import amounts, lists, pieces
+from ..audit.rows import amounts, lists, pieces
 from .terminal import HEAD, SOFT, render
 
 _QUANTILES = (0.5, 0.95, 1.0)

@@ -153,10 +153,10 @@ def _check_left(ready: Ready, fates: Receipt, packed: Receipt) -> None:
     )
 
 
-def mix_rows(recipe: Recipe, bench: Bench, decided: Decided) -> Arranged:
+def mix_rows(recipe: Recipe, bench: Bench, decided: Decided, scale: float = 1.0) -> Arranged:
     """The quota, then the order. Raises RecipeError where the caps cannot give what is asked."""
     packed = decided.packed[: len(recipe.sources)]
-    quota = translate.quota(recipe, translate.available(recipe, packed))
+    quota = translate.quota(recipe, translate.available(recipe, packed, scale))
     spec = arrange.ScheduleSpec(
         names=tuple(recipe.sources),
         bins=tuple(r.folder / "train.arrow" for r in packed),
@@ -164,6 +164,7 @@ def mix_rows(recipe: Recipe, bench: Bench, decided: Decided) -> Arranged:
         quota=quota,
         max_epochs=tuple(s.max_epochs for s in recipe.sources.values()),
         seed=recipe.seed,
+        scale=scale,
     )
     order = bench.run("mix", [arrange.schedule_task(spec, [r.key for r in packed], bench.home)])[0]
     return Arranged(quota, order)
@@ -171,28 +172,22 @@ def mix_rows(recipe: Recipe, bench: Bench, decided: Decided) -> Arranged:
 
 def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dict[str, Any]:
     """Build a training set; return its manifest. Raises DatamixError with what to do."""
-    from .publish import finished, hold, publish
+    from .publish import finished, hold, publish, set_key
 
     screen = screen or Screen(quiet=True)
     with hold(options.out, recipe, options.overwrite):
-        done = finished(options.out, recipe, options.sample)
         bench = open_bench(options, screen)
         try:
             tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
             sources = prepare_sources(recipe, bench, tokenizer, options.sample)
-            if done is not None and _same_inputs(done, sources):
+            decided = decide_and_pack(recipe, bench, translate.encode_spec(recipe, tokenizer), sources)
+            arranged = mix_rows(recipe, bench, decided)
+            done = finished(options.out, set_key(recipe, tokenizer, decided, arranged))
+            if done is not None:
                 screen.say(
                     f"{options.out} is already built from this recipe and these inputs: nothing to do."
                 )
                 return done
-            encode = translate.encode_spec(recipe, tokenizer)
-            decided = decide_and_pack(recipe, bench, encode, sources)
-            arranged = mix_rows(recipe, bench, decided)
             return publish(recipe, options, bench, tokenizer, decided, arranged)
         finally:
             bench.engine.close()
-
-
-def _same_inputs(manifest: dict[str, Any], sources: Sequence[Ready]) -> bool:
-    said = [(i["source"], i["path"], i["sha256"]) for i in manifest["inputs"]]
-    return said == [(r.name, f.label, f.sha256) for r in sources for f in r.found]

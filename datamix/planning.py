@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import build, mix, translate
+from . import mix, pipeline, translate
 from .contracts import Receipt, Task
 from .encode import EncodeSpec, find_tokenizer
 from .phases import encode, inputs, prepare
@@ -21,10 +21,10 @@ from .phases.inputs import Bench, SourceWork
 from .phases.survey import Found
 from .progress import Screen
 from .recipe import Recipe
+from .records import RecordKind
 from .run import Store
 
 _SAMPLE_RECORDS = 256
-_SAMPLE_FILES = 3
 _COMPRESSION = 3.0  # text bytes a stored byte, where a compressed file was not read whole
 _ROW_BYTES = {
     "pretrain": 4.0,
@@ -71,10 +71,10 @@ class SourcePlan:
 
 
 def make_plan(
-    recipe: Recipe, options: build.Options, exact: bool, batch: int | None, screen: Screen
+    recipe: Recipe, options: pipeline.Options, exact: bool, batch: int | None, screen: Screen
 ) -> dict[str, Any]:
     """The plan as plain values. Raises every recipe error that a build would raise before it reads much."""
-    bench = build.open_bench(options, screen)
+    bench = pipeline.open_bench(options, screen)
     try:
         tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
         spec = translate.encode_spec(recipe, tokenizer)
@@ -89,9 +89,8 @@ def make_plan(
             works,
         )
         if sources is None:
-            sources = [
-                _look(recipe, bench, spec, work, files) for work, files in zip(works, found, strict=True)
-            ]
+            own = len(recipe.sources)  # a validation file is not part of the mixture
+            sources = _look(recipe, bench, spec, works[:own], found[:own])
     finally:
         bench.engine.close()
     there = [_available(recipe, s) for s in sources]
@@ -105,11 +104,11 @@ def _settled(
     """The exact numbers of a build that is prepared and packed; None where that is still to do."""
     try:
         ready = inputs.ready(bench, works)
-        decided = build.decide_and_pack(recipe, bench, spec, ready)
+        decided = pipeline.decide_and_pack(recipe, bench, spec, ready)
     except _NotCached:
         return None
     plans: list[SourcePlan] = []
-    for source, receipt in zip(ready, decided.packed, strict=True):
+    for source, receipt in zip(ready[: len(recipe.sources)], decided.packed, strict=False):
         counts = receipt.counts["train"]
         size = sum(b for r in source.prepared for _, b in r.counts["batches"])
         plans.append(
@@ -120,43 +119,67 @@ def _settled(
 
 
 def _look(
-    recipe: Recipe, bench: Bench, spec: EncodeSpec, work: SourceWork, found: Sequence[Found]
-) -> SourcePlan:
-    """Estimate one source from a fixed sample: first, middle and last file, the head of each."""
-    chosen = [found[i] for i in sorted({0, len(found) // 2, len(found) - 1})][:_SAMPLE_FILES] if found else []
-    kind = inputs.record_kind(work, found)
-    shape = prepare.ShapeOf(kind, work.system, work.keep_meta, work.kwargs)
+    recipe: Recipe,
+    bench: Bench,
+    spec: EncodeSpec,
+    works: Sequence[SourceWork],
+    found: Sequence[Sequence[Found]],
+) -> list[SourcePlan]:
+    """Estimate every source from a fixed sample: the heads of its first, middle and last file."""
+    kinds = [inputs.record_kind(work, files) for work, files in zip(works, found, strict=True)]
     heads = [
-        Part
-        for file in chosen
-        for Part in prepare.parts([_head(file)], shape, work.steps, _SAMPLE_RECORDS, bench.home)[:1]
+        _heads(work, files, kind, bench.home) for work, files, kind in zip(works, found, kinds, strict=True)
     ]
-    receipts = bench.run("sample", [p.task for p in heads])
-    inputs.check_source(replace(work, max_reject_share=1.0), chosen, receipts)
-    tasks = encode.encode_tasks(work.wanted.source, prepare.windows(receipts), kind, spec, bench.home)
-    encoded = bench.run("sample", tasks)
-    read = sum(sum(r.counts["read"]) for r in receipts)
-    whole = all(sum(r.counts["read"]) < _SAMPLE_RECORDS for r in receipts) and len(chosen) == len(found)
-    raw = sum(r.counts["raw_bytes"] for r in receipts) or sum(
-        b for r in receipts for _, b in r.counts["batches"]
-    )
-    text = sum(f.num_bytes * (_COMPRESSION if f.compression else 1.0) for f in found)
-    scale = 1.0 if whole else max(1.0, text / max(1, raw))
+    read = iter(bench.run("sample", [task for group in heads for task in group]))
+    receipts = [[next(read) for _ in group] for group in heads]
+    tasks = [
+        encode.encode_tasks(work.wanted.source, prepare.windows(group), kind, spec, bench.home)
+        for work, group, kind in zip(works, receipts, kinds, strict=True)
+    ]
+    done = iter(bench.run("sample", [task for group in tasks for task in group]))
+    encoded = [[next(done) for _ in group] for group in tasks]
+    for work, files, group in zip(works, found, receipts, strict=True):
+        inputs.check_source(replace(work, max_reject_share=1.0), files, group)
+    return [
+        _estimate(recipe, work.wanted.source, files, group, tokens)
+        for work, files, group, tokens in zip(works, found, receipts, encoded, strict=True)
+    ]
+
+
+def _heads(work: SourceWork, found: Sequence[Found], kind: RecordKind, home: Path) -> list[Task]:
+    shape = prepare.ShapeOf(kind, work.system, work.keep_meta, work.kwargs)
+    chosen = [found[i] for i in sorted({0, len(found) // 2, len(found) - 1})] if found else []
+    return [prepare.parts([file], shape, work.steps, _SAMPLE_RECORDS, home)[0].task for file in chosen]
+
+
+def _estimate(
+    recipe: Recipe, name: str, found: Sequence[Found], read: Sequence[Receipt], encoded: Sequence[Receipt]
+) -> SourcePlan:
+    whole = len(read) == len(found) and all(max(r.counts["read"]) < _SAMPLE_RECORDS for r in read)
+    size = sum(b for r in read for _, b in r.counts["batches"])
+    stored = sum(f.num_bytes * (_COMPRESSION if f.compression else 1.0) for f in found)
+    scale = 1.0 if whole else max(1.0, stored / max(1, sum(r.counts["raw_bytes"] for r in read) or size))
     usable, tokens, loss = (sum(r.counts[n] for r in encoded) * scale for n in ("usable", "tokens", "loss"))
-    usable = min(usable, float(recipe.sources[work.wanted.source].max_records or usable))
+    limit = recipe.sources[name].max_records
+    if limit is not None and limit < usable:
+        usable, tokens, loss = limit, tokens * limit / usable, loss * limit / usable
     longest = max((r.counts["longest"] for r in encoded), default=1)
     length = min(longest, recipe.encode.max_length or longest)
-    packed = recipe.encode.pack in ("best_fit", "concat") and recipe.encode.max_length
+    packed = recipe.encode.pack in ("best_fit", "concat")
     rows = max(1.0, tokens / recipe.encode.max_length) if packed and recipe.encode.max_length else usable
-    largest = {"records": 1, "tokens": length, "loss_tokens": length}
-    size = sum(b for r in receipts for _, b in r.counts["batches"]) * scale
-    del read
-    return SourcePlan(work.wanted.source, whole, "before dedupe" if whole else "estimate", len(found), usable, tokens, loss,
-                      rows, largest, {"records": 1, "tokens": 1, "loss_tokens": 1}, size)  # fmt: skip
-
-
-def _head(file: Found) -> Found:
-    return file
+    return SourcePlan(
+        name=name,
+        exact=whole,
+        stage="before dedupe" if whole else "estimate",
+        files=len(found),
+        records=usable,
+        tokens=tokens,
+        loss_tokens=loss,
+        rows=rows,
+        largest_row={"records": 1, "tokens": length, "loss_tokens": length},
+        smallest_row={"records": 1, "tokens": 1, "loss_tokens": 1},
+        prepared_bytes=size * scale,
+    )
 
 
 def _available(recipe: Recipe, source: SourcePlan) -> mix.Available:
@@ -173,7 +196,7 @@ def _available(recipe: Recipe, source: SourcePlan) -> mix.Available:
 
 
 def _told(
-    recipe: Recipe, options: build.Options, sources: Sequence[SourcePlan], there: Sequence[mix.Available],
+    recipe: Recipe, options: pipeline.Options, sources: Sequence[SourcePlan], there: Sequence[mix.Available],
     quota: mix.Quota, batch: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     unit = recipe.mix.unit or "tokens"
