@@ -8,11 +8,11 @@ ones with sentinels in the slots.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import orjson
 import pyarrow as pa
 
 from datamix.encode import inline
@@ -81,7 +81,7 @@ class Conversation:
 def _parsed(text: str | None, kind: type) -> Any:
     if text is None:
         return None
-    value = orjson.loads(text)
+    value = json.loads(text)  # unlike orjson it keeps integers of any size
     if not isinstance(value, kind):
         raise DataError(
             f"encode: tools and kwargs of a record must be a JSON {kind.__name__}, found {text[:80]}."
@@ -114,7 +114,7 @@ def _turn_shape(turn: Turn) -> tuple[Any, ...]:
 
 
 def _skeleton(calls: Any) -> str:
-    return orjson.dumps(dressed_calls(calls, lambda _: "\x00", str)).decode()
+    return json.dumps(dressed_calls(calls, lambda _: "\x00", str))
 
 
 def dressed(turn: Turn, slot: Put, exact: Put) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _conversations(batch: pa.RecordBatch, column: pa.ListArray, parse: inline.Pa
             flat.field("content").to_pylist(),
             flat.field("reasoning").to_pylist(),
             [
-                None if text is None else orjson.loads(text) or None
+                None if text is None else json.loads(text) or None
                 for text in flat.field("tool_calls").to_pylist()
             ],
             flat.field("tool_call_id").to_pylist(),

@@ -97,8 +97,8 @@ class Encoder:
     def encode(self, batch: pa.RecordBatch, record_kind: RecordKind) -> tuple[pa.RecordBatch, dict[str, int]]:
         """Tokens of a batch of records, row for row at full length, and counts.
 
-        Counts: ``special_text`` records that hold the text of a control token; ``template: MESSAGE`` records that the
-        chat template refuses, by message.
+        Counts: ``special_text`` records that hold the text of a control token; ``unwritten`` records of which the chat
+        template leaves out something that a turn says; ``template: MESSAGE`` records that it refuses, by message.
         """
         if record_kind == "text":
             return self._encode_texts(batch)
@@ -108,7 +108,7 @@ class Encoder:
             counts["special_text"] = rows.num_special
         tokens = self.encode_rows(rows, counts)
         self._refuse_if_hopeless(batch.num_rows, counts)
-        return tokens, dict(counts)
+        return tokens, {name: num for name, num in counts.items() if num}
 
     def fit(
         self, batch: pa.RecordBatch, record_kind: RecordKind, max_length: int, overlong: str
@@ -227,6 +227,7 @@ class Encoder:
             counts[f"template: {failure}"] += 1
             assembly.add_nothing()
             return "template"
+        counts["unwritten"] += drawn.leaves_out
         assembly.add(drawn.layout, drawn.texts)
         return None
 
@@ -245,6 +246,7 @@ class Encoder:
             for _ in range(3):
                 assembly.add_nothing()
             return "template"
+        counts["unwritten"] += any(one.leaves_out for one in drawn)
         assembly.add(drawn[0].layout, drawn[0].texts)
         for one in drawn[1:]:
             assembly.add(self._draughtsman.trained_part(one.layout), one.texts)

@@ -21,7 +21,7 @@ from datamix.encode.skeleton import RealTurnFinder, Rendering, Sketch, Span, Tur
 from datamix.encode.template import Renderer, TemplateFailure
 
 Purpose = Literal["all", "assistant", "last_assistant", "prompt", "completion", "document"]
-_MAX_SHAPES = 4096
+_MAX_SHAPES = 1024
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Drawn:
 
     layout: Layout
     texts: list[str]
+    leaves_out: bool = False  # whether the template does not write something that a turn says
 
 
 @dataclass
 class _Shape:
     rendering: Rendering
     layout: Layout
+    leaves_out: bool
     is_proven: bool = False  # by a record of it that was rendered too
 
 
@@ -69,10 +71,10 @@ class Draughtsman:
         if isinstance(shape, str):
             raise TemplateFailure(shape)
         if shape.is_proven and self._sight.is_blind_to(texts):
-            return Drawn(shape.layout, texts)
+            return Drawn(shape.layout, texts, shape.leaves_out)
         if shape.rendering.fill(texts) == self._render(conversation, purpose):
             shape.is_proven = True
-            return Drawn(shape.layout, texts)
+            return Drawn(shape.layout, texts, shape.leaves_out)
         return Drawn(self._draw_alone(conversation, purpose, given), [])
 
     def trained_part(self, layout: Layout) -> Layout:
@@ -101,7 +103,8 @@ class Draughtsman:
             sketch = Sketch(conversation, self._renderer, self._control, slots=True)
             full = sketch.render(len(conversation.turns), purpose == "prompt")
             find = TurnFinder(sketch, full, self._control, self.habits).span
-            return _Shape(full, self._layout(_Job(conversation, purpose, given, sketch, full), find))
+            layout = self._layout(_Job(conversation, purpose, given, sketch, full), find)
+            return _Shape(full, layout, sketch.leaves_out(full))
         except TemplateFailure as failure:
             return str(failure)
 

@@ -119,6 +119,16 @@ class Sketch:
         text = self._renderer.render(self.messages[:num_turns], self.tools, self.kwargs, generation_prompt)
         return Rendering(text, tuple(_pieces(text, self.owners)))
 
+    def leaves_out(self, full: Rendering) -> bool:
+        """Whether the template does not write something that a turn says, thoughts of earlier turns aside."""
+        written = {piece.slot.index for piece in full.slots() if piece.slot is not None}
+        history = {
+            int(match.group(1))
+            for message in self.messages[:-1]
+            for match in _CORE.finditer(message.get("reasoning_content", ""))
+        }
+        return not written | history >= set(range(len(self.owners)))
+
 
 def _pieces(text: str, owners: list[int]) -> list[Piece]:
     pieces: list[Piece] = []

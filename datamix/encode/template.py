@@ -2,16 +2,23 @@
 
 The template runs in transformers' own Jinja sandbox. The one difference is the clock: ``strftime_now`` answers a fixed
 day, so that no training set depends on when it was built. A record's own ``chat_template_kwargs`` win over the recipe's.
-Cost: 10 to 50 microseconds a conversation.
+Cost: 10 to 50 microseconds a conversation; one that takes more than 10 seconds stops the build.
 """
 
 from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
+from datamix.errors import RecipeError
+
+LIMIT_SECONDS = 10.0  # of processor time for one rendering
 TODAY = datetime.datetime(2024, 7, 26)  # what strftime_now answers
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
 
@@ -43,10 +50,11 @@ class Renderer:
         values = {**self._values, **kwargs} if kwargs else dict(self._values)
         values.update(messages=messages, tools=tools, documents=None, add_generation_prompt=generation_prompt)
         try:
-            return str(self._template.render(values))
-        except (
-            Exception
-        ) as error:  # a template may fail in any way: its own raise_exception, a type, an attribute
+            with _limited():
+                return str(self._template.render(values))
+        except RecipeError:
+            raise
+        except Exception as error:  # its own raise_exception, a type, an attribute: it may fail in any way
             lines = str(error).strip().splitlines()
             raise TemplateFailure(lines[0][:200] if lines else type(error).__name__) from error
 
@@ -64,3 +72,25 @@ def _transformers_templates() -> Any:
 
 def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Stop a template that loops: signals reach only the main thread, elsewhere there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, _stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise RecipeError(
+        f"chat_template: one conversation took the template more than {LIMIT_SECONDS:.0f} seconds of processor time. "
+        "It loops; name another template with `chat_template`."
+    )

@@ -244,3 +244,48 @@ def test_white_space_swallowed_by_a_control_token_is_swallowed_here_too(tmp_path
         == make.reference(folder)(make.rendered(folder, talk), add_special_tokens=False)["input_ids"]
     )
     assert make.trained_text(make.encoder(folder), row) == ["Hello.<|end|>", "Bye.<|end|>"]
+
+
+def test_what_a_template_does_not_write_is_counted(tokenizers: dict[str, Path]) -> None:
+    thought = [make.user("a"), make.assistant("b", reasoning="why")]
+    counts = make.encoder(tokenizers["chatml"]).encode(
+        make.sft([thought, [make.user("a"), make.assistant("b")]]), "sft"
+    )[1]
+    assert counts == {"unwritten": 1}
+    history = [
+        make.user("a"),
+        make.assistant("b", reasoning="why"),
+        make.user("c"),
+        make.assistant("d", reasoning="so"),
+    ]
+    assert make.encoder(tokenizers["qwen3"]).encode(make.sft([history]), "sft")[1] == {}
+
+
+def test_a_template_that_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datamix.encode import template
+    from datamix.errors import RecipeError
+
+    monkeypatch.setattr(template, "LIMIT_SECONDS", 0.2)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(RecipeError, match="It loops"):
+        template.Renderer(loop, (), {}).render([make.user("a")], None, {}, False)
+
+
+def test_a_slice_of_a_batch_is_encoded_like_its_rows(tokenizers: dict[str, Path]) -> None:
+    talks = [
+        [make.user(f"q{n} {'<|im_end|>' if n % 3 == 0 else ''}"), make.assistant(f"a{n}")] for n in range(9)
+    ]
+    encoder = make.encoder(tokenizers["chatml"])
+    whole, part = make.sft(talks), make.sft(talks).slice(4, 4)
+    assert (
+        encoder.encode(part, "sft")[0].to_pylist() == encoder.encode(whole, "sft")[0].slice(4, 4).to_pylist()
+    )
+    assert encoder.encode(part, "sft")[1] == {"special_text": 1}
+
+
+def test_numbers_of_any_size_are_rendered_as_they_stood(tokenizers: dict[str, Path]) -> None:
+    calls = [make.call("f", {"n": 123456789012345678901234567890, "x": 1.0, "y": 1e-7})]
+    talk = [make.user("a"), make.assistant(None, tool_calls=calls)]
+    encoder = make.encoder(tokenizers["qwen2.5"])
+    row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert encoder.decode(row["ids"]) == make.rendered(tokenizers["qwen2.5"], talk)
