@@ -283,7 +283,7 @@ def report_peak() -> None:
 def compare(folder: Path, language: str, num_documents: int, with_truth: bool, repeats: int) -> None:
     texts = corpus(language, num_documents)
     source = folder / f"{language}-{len(texts)}.parquet"
-    pq.write_table(pa.table({"text": texts}), source, compression="zstd")
+    pq.write_table(pa.table({"text": texts}), source, compression="zstd", row_group_size=5000)
     num_mb = sum(len(text.encode()) for text in texts) / 1e6
     print(f"\n{language}: {len(texts):,} documents, {num_mb:.0f} MB")
     pairs = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,18 @@ from datamix.errors import RecipeError
 _SLICE_ROWS = 2048
 
 
-class Deduplicated(NamedTuple):
-    """What ``dedupe`` made of a table."""
+@dataclass(frozen=True)
+class Deduplicated:
+    """What ``dedupe`` made of a table; no text is copied before ``kept`` is asked for."""
 
-    kept: pa.Table  # the rows that stay, in order
+    table: pa.Table  # as it came
+    stays: pa.BooleanArray  # [num_rows]
     removed: pa.Table  # row, method (exact | near), kept_row, similarity
+
+    @property
+    def kept(self) -> pa.Table:
+        """The rows that stay, in order."""
+        return self.table.filter(self.stays)
 
 
 def dedupe(
@@ -54,10 +62,10 @@ def dedupe(
         signatures = list(pool.map(signed, parts))
     source = Signed("table", (), (), "text", 0)
     columns = Columns(signatures, parts)
-    return _split(table, decide_columns([source], [columns], spec, threads=num_threads)[0])
+    return _told(table, decide_columns([source], [columns], spec, threads=num_threads)[0])
 
 
-def _split(table: pa.Table, decision: Decision) -> Deduplicated:
+def _told(table: pa.Table, decision: Decision) -> Deduplicated:
     removed: Any = np.flatnonzero(decision.fate)
     audit = {
         "row": removed,
@@ -65,4 +73,4 @@ def _split(table: pa.Table, decision: Decision) -> Deduplicated:
         "kept_row": decision.kept_record[removed],
         "similarity": decision.similarity[removed],
     }
-    return Deduplicated(table.filter(pa.array(decision.fate == 0)), pa.table(audit))
+    return Deduplicated(table, pa.array(decision.fate == 0), pa.table(audit))
