@@ -177,7 +177,35 @@ def available(recipe: Recipe, packed: Sequence[Receipt], scale: float = 1.0) -> 
 def quota(recipe: Recipe, sources: Sequence[mix.Available]) -> mix.Quota:
     """How much of each source, and when. Raises RecipeError where the caps cannot give what is asked."""
     unit = recipe.mix.unit or "tokens"
-    return mix.solve(sources, stages(recipe, sources), unit, size(recipe), recipe.mix.on_short)
+    asked = stages(recipe, sources)
+    here = [i for i in range(len(sources)) if any(s.weights[i] or (s.ramp_to or s.weights)[i] for s in asked)]
+    present = [
+        replace(s, weights=_only(s.weights, here), ramp_to=s.ramp_to and _only(s.ramp_to, here))
+        for s in asked
+    ]
+    found = mix.solve([sources[i] for i in here], present, unit, size(recipe), recipe.mix.on_short)
+    plans = tuple(
+        replace(
+            p,
+            weights=_spread(p.weights, here, sources),
+            ramp_to=p.ramp_to and _spread(p.ramp_to, here, sources),
+        )
+        for p in found.stages
+    )
+    taken, epochs = _spread(found.taken, here, sources), _spread(found.epochs, here, sources)
+    return replace(found, stages=plans, taken=taken, epochs=epochs)
+
+
+def _only(weights: tuple[float, ...], here: Sequence[int]) -> tuple[float, ...]:
+    return tuple(weights[i] for i in here)
+
+
+def _spread(
+    values: tuple[float, ...], here: Sequence[int], sources: Sequence[mix.Available]
+) -> tuple[float, ...]:
+    """Values of the sources that are weighed, and 0 for those that a sweep leaves out."""
+    known = dict(zip(here, values, strict=True))
+    return tuple(known.get(i, 0.0) for i in range(len(sources)))
 
 
 def size(recipe: Recipe) -> int | dict[str, float] | None:

@@ -42,7 +42,7 @@ class Stage:
         """What is left of the stage when ``skipped`` units of it are over."""
         if self.length <= 0:
             return self
-        first = self.first + (self.last - self.first) * (skipped / self.length)
+        first = self.first + (self.last - self.first) * max(0.0, skipped / self.length)
         return Stage(self.name, self.length - skipped, first, self.last)
 
 

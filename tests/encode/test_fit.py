@@ -112,3 +112,7 @@ def test_prompts_of_pairs_are_cut_from_the_left_for_both_sides(tokenizers: dict[
     assert len(cut[2]["prompt"]) == 20 - len(full[2]["chosen"])
     dropped = encoder.fit(batch, "preference", 20, "drop").column("reason").to_pylist()
     assert dropped == ["overlong"] * 3
+    fits = max(full[0]["length"] - len(full[0]["chosen"]), full[0]["length"] - len(full[0]["rejected"]))
+    for overlong in ("truncate_prompt", "drop"):
+        row = encoder.fit(batch, "preference", fits, overlong).to_pylist()[0]
+        assert row == full[0]
