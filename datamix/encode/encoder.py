@@ -118,8 +118,9 @@ class Encoder:
 
         if self.spec.kind == "sft" and overlong in ("drop_turns", "truncate"):
             return fit_rows(self, self.rows(batch, record_kind), max_length, overlong)
-        if self.spec.kind == "preference" and overlong == "truncate_prompt":
-            return fit_pairs(self.encode(batch, record_kind)[0], max_length)
+        if self.spec.kind == "preference":
+            tokens = self.encode_rows(self.rows(batch, record_kind), Counter())
+            return fit_pairs(tokens, max_length, overlong == "truncate_prompt")
         return refuse(self.spec.kind, batch.num_rows)
 
     def rows(self, batch: pa.RecordBatch, record_kind: RecordKind) -> Rows:

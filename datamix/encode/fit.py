@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from datamix.encode.conversation import Conversation, Turn
 from datamix.encode.engine import Flat
@@ -49,14 +50,18 @@ def fit_rows(encoder: Encoder, rows: Rows, max_length: int, overlong: str) -> pa
     return _marked(tokens)
 
 
-def fit_pairs(tokens: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
-    """Pairs whose prompt is cut from the left, the same for both sides; refused where a completion is too long."""
+def fit_pairs(tokens: pa.RecordBatch, max_length: int, cut_prompts: bool) -> pa.RecordBatch:
+    """Pairs of which prompt and longer completion fit: the prompt cut from the left, the same for both sides.
+
+    Without ``cut_prompts``, and where a completion leaves no room for a prompt, a pair that is too long is refused.
+    """
     prompts, chosen, rejected = (tokens.column(name) for name in ("prompt", "chosen", "rejected"))
     sides = [_lengths(column) for column in (prompts, chosen, rejected)]
     room = max_length - np.maximum(sides[1], sides[2])
-    old = tokens.column("reason").to_pylist()
+    least = np.ones_like(room) if cut_prompts else sides[0]
     reasons = [
-        reason or ("overlong" if left < 1 else None) for reason, left in zip(old, room.tolist(), strict=True)
+        reason or ("overlong" if left < needed else None)
+        for reason, left, needed in zip(tokens.column("reason").to_pylist(), room, least, strict=True)
     ]
     cut = np.maximum(sides[0] - np.maximum(room, 0), 0)
     lengths = np.stack([sides[0] - cut, sides[1], sides[2]], axis=1)
@@ -69,7 +74,7 @@ def fit_pairs(tokens: pa.RecordBatch, max_length: int) -> pa.RecordBatch:
                 at = 3 * row + side
                 ids[offsets[at] : offsets[at + 1]] = column[row].values.to_numpy()[start:]
     fitted = pair_batch(Flat(ids, offsets), reasons, rejected.is_valid().to_pylist())
-    return _marked(fitted)
+    return _marked(fitted, cut > 0)
 
 
 class _Fitter:
@@ -169,12 +174,13 @@ def _cut(encoder: Encoder, one: Conversation, excess: int) -> Conversation:
     return one.with_turns(turns)
 
 
-def _lengths(column: pa.ListArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _lengths(column: pa.ListArray) -> NDArray[np.int64]:
     return np.array([length or 0 for length in column.value_lengths().to_pylist()], np.int64)
 
 
-def _marked(tokens: pa.RecordBatch) -> pa.RecordBatch:
-    """Rows that are left are truncated ones."""
-    truncated = pa.array([reason is None for reason in tokens.column("reason").to_pylist()], pa.bool_())
+def _marked(tokens: pa.RecordBatch, is_cut: NDArray[np.bool_] | None = None) -> pa.RecordBatch:
+    """Of the rows that are left, those that were cut (default: all) are truncated ones."""
+    left = tokens.column("reason").is_null().to_numpy(zero_copy_only=False)
+    truncated = pa.array(left if is_cut is None else left & is_cut, pa.bool_())
     place = tokens.schema.get_field_index("truncated")
     return tokens.set_column(place, tokens.schema.field(place), truncated)

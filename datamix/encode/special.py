@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from datamix.encode.control import ControlTokens
 from datamix.encode.conversation import Conversation, dressed, exact_json
@@ -33,7 +34,7 @@ def rows_to_look_at(batch: pa.RecordBatch, control: ControlTokens) -> list[int]:
     return [int(row) for row in np.flatnonzero(flagged)]
 
 
-def _suspects(texts: pa.Array, control: ControlTokens) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _suspects(texts: pa.Array, control: ControlTokens) -> NDArray[np.bool_]:
     if texts.null_count == len(texts):
         return np.zeros(len(texts), np.bool_)
     hidden = pc.fill_null(pc.match_substring(texts, "\\u"), False)
