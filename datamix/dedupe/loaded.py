@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ class Columns:
 
     signatures: list[pa.RecordBatch]
     texts: list[pa.Array] | None
+    files: tuple[MappedFile, ...] = ()  # where they lie, if they are mapped
     starts: NDArray[np.int64] = field(init=False)  # [num_batches + 1] first record of each batch
 
     def __post_init__(self) -> None:
@@ -32,6 +33,11 @@ class Columns:
             raise DataError(
                 f"dedupe: {self.num_records} signatures, but {sum(map(len, self.texts))} texts. Sign the records again."
             )
+
+    def release(self) -> None:
+        """Give back the memory of all pages that were read."""
+        for file in self.files:
+            file.release()
 
     @property
     def num_records(self) -> int:
@@ -85,28 +91,45 @@ def open_signed(
     signatures: Sequence[str], batches: Sequence[str], kind: RecordKind, spec: DedupeSpec
 ) -> Columns:
     """Map the files of one source. Raises DataError where the signatures do not fit the spec."""
-    signed = [batch for path in signatures for batch in map_batches(path)]
-    if spec.near is not None:
-        for batch in signed:
-            names = batch.schema.names
-            width = batch.column("bands").type.num_fields if "bands" in names else 0
-            if width != spec.near.banding[0]:
-                raise DataError(
-                    f"dedupe: the signatures in {signatures[0]} have {width} bands, but {spec.near.banding[0]} are asked "
-                    "for. Sign the records again with this spec."
-                )
+    files = [map_file(path) for path in signatures]
+    signed = [batch for file in files for batch in file.batches]
     if spec.near is None:
-        return Columns(signed, None)
-    if all("near_text" in batch.schema.names for batch in signed) and kind != "text":
-        return Columns(signed, [batch.column("near_text") for batch in signed])
-    if kind == "text" and batches:
-        return Columns(signed, [b.column("text") for path in batches for b in map_batches(path)])
-    return Columns(signed, None)
+        return Columns(signed, None, tuple(files))
+    for batch in signed:
+        names = batch.schema.names
+        width = batch.column("bands").type.num_fields if "bands" in names else 0
+        if width != spec.near.banding[0]:
+            raise DataError(
+                f"dedupe: the signatures in {signatures[0]} have {width} bands, but {spec.near.banding[0]} are asked "
+                "for. Sign the records again with this spec."
+            )
+    if kind != "text" and all("near_text" in batch.schema.names for batch in signed):
+        return Columns(signed, [batch.column("near_text") for batch in signed], tuple(files))
+    if kind != "text" or not batches:
+        return Columns(signed, None, tuple(files))
+    records = [map_file(path) for path in batches]
+    texts = [batch.column("text") for file in records for batch in file.batches]
+    return Columns(signed, texts, (*files, *records))
 
 
-def map_batches(path: str) -> list[pa.RecordBatch]:
-    """The batches of an Arrow IPC file, memory-mapped; an empty file holds none."""
-    if Path(path).stat().st_size == 0:
-        return []
-    reader = pa.ipc.open_file(pa.memory_map(path))
-    return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+@dataclass(frozen=True)
+class MappedFile:
+    """An Arrow IPC file in memory as far as it is touched."""
+
+    memory: mmap.mmap | None  # None: the file is empty
+    batches: list[pa.RecordBatch]
+
+    def release(self) -> None:
+        """Give back the memory of pages that were read; they are read again when they are touched."""
+        if self.memory is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self.memory.madvise(mmap.MADV_DONTNEED)
+
+
+def map_file(path: str) -> MappedFile:
+    """Map an Arrow IPC file; an empty file holds no batches."""
+    with open(path, "rb") as file:
+        if file.seek(0, 2) == 0:
+            return MappedFile(None, [])
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    reader = pa.ipc.open_file(pa.py_buffer(memory))
+    return MappedFile(memory, [reader.get_batch(i) for i in range(reader.num_record_batches)])

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from datamix.dedupe.alphabet import SEPARATOR, SINGLE, alphabet
 from datamix.dedupe.decide import Signed
-from datamix.dedupe.loaded import map_batches
+from datamix.dedupe.loaded import map_file
 from datamix.dedupe.spec import ContaminationSpec
 from datamix.dedupe.texts import flat_texts, places
 from datamix.records import texts
@@ -74,9 +74,13 @@ def overlap(
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         found = []
         for source in train:
-            batches = [batch for path in source.batches for batch in map_batches(path)]
-            parts = list(pool.map(lambda b, k=source.kind: find(index, texts(b, k, spec.fields)), batches))
-            merged = _joined(parts, [len(batch) for batch in batches])
+            parts: list[Matches] = []
+            sizes: list[int] = []
+            for path in source.batches:  # one file at a time stays mapped
+                batches = map_file(path).batches
+                sizes += map(len, batches)
+                parts += pool.map(lambda b, k=source.kind: find(index, texts(b, k, spec.fields)), batches)
+            merged = _joined(parts, sizes)
             found.append(merged if source.alive is None else _only(merged, source.alive[merged.records]))
     return found
 

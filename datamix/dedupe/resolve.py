@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _MAX_RECORDS = 2**31 - 2
 _BLOCK = 8192  # candidates decided together: never tuned to a machine
 _CHUNK = 128  # candidates a thread takes at a time
+_RELEASE_BLOCKS = 16
 _SKETCH_SPREAD = 4.5  # standard deviations below the threshold at which a pair is dropped unread
 
 
@@ -95,7 +96,9 @@ def resolve(members: Sequence[Member], spec: DedupeSpec, threads: Threads) -> Re
     records = _ranked(members, starts, records, spec)
     near_buckets, candidates = _candidates(members, starts, records, exact, near)
     num_near = sum(shared.num_buckets for shared in near)
-    _sweep(candidates, near_buckets, (num_near, exact.num_buckets), spec, threads)
+    num_buckets = (num_near, exact.num_buckets)
+    del exact, near
+    _sweep(candidates, near_buckets, num_buckets, spec, threads, members)
     keeper = candidates["keeper"]
     keepers = np.where(keeper >= 0, records[keeper] if len(records) else -1, -1)
     return Resolved(records, candidates["fate"], keepers, candidates["similarity"])
@@ -131,6 +134,7 @@ def _buckets(
         keys = np.empty(num_records, np.uint64)
         for member, start, stop in zip(members, starts[:-1], starts[1:], strict=True):
             member.columns.band(number, keys[start:stop])
+            member.columns.release()
         return shared(keys, nothing, with_words)
 
     bands = range(spec.near.banding[0]) if spec.near is not None else ()
@@ -197,6 +201,7 @@ def _sweep(
     num_buckets: tuple[int, int],
     spec: DedupeSpec,
     threads: Threads,
+    members: Sequence[Member],
 ) -> None:
     """Write the fates of all candidates, block after block of rank order."""
     from datamix.dedupe.sweep import group, new_board, new_desk, sweep
@@ -219,6 +224,14 @@ def _sweep(
             threads.share(look, [block[i : i + _CHUNK] for i in range(0, len(block), _CHUNK)], desks)
         survivors, firsts = group(start, start + len(block), candidates, near, owners)
         threads.share(settle, [survivors[slice(*s)] for s in _whole_groups(firsts, len(survivors))], desks)
+        if start // _BLOCK % _RELEASE_BLOCKS == _RELEASE_BLOCKS - 1:
+            _release(members)
+
+
+def _release(members: Sequence[Member]) -> None:
+    """Keep the pages of mapped files from adding up: their memory is bounded by what a few blocks touch."""
+    for member in members:
+        member.columns.release()
 
 
 def _whole_groups(starts: NDArray[np.int64], num_survivors: int) -> list[tuple[int, int]]:
