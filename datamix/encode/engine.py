@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from datamix.encode.control import ControlTokens, is_layout
 
 _UNSPELLED = "\U0010fffe"  # a noncharacter: renamed vocabulary entries begin and end with it
-_CHECK_CHARS = 1 << 20  # characters of the data that the self-check reads
+_CHECK_CHARS = 1 << 18  # characters of the data that the self-check reads
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class PlainEncoder:
         unknown = _unknown_id(spec)
         self._is_control[[token.id for token in control.tokens if token.id != unknown]] = True
         self._fast = self._fast_engines(continued if continued != plain else None, control)
-        self._is_proven = False
+        self._chars_to_prove = _CHECK_CHARS
 
     @property
     def engine(self) -> str:
@@ -111,7 +111,7 @@ class PlainEncoder:
 
     def encode(self, texts: list[str], begins: list[bool] | None = None) -> Flat:
         """Encode texts; ``begins[t]`` is False where text ``t`` continues one that was cut (default: all begin)."""
-        if self._fast and not self._is_proven:
+        if self._fast and self._chars_to_prove > 0:
             self._prove(texts)
         if begins is None or len(self._truths) == 1 or all(begins):
             return self._guarded(texts, 0)
@@ -150,9 +150,10 @@ class PlainEncoder:
         return engines if self._agree(engines, strings) else []
 
     def _prove(self, texts: list[str]) -> None:
-        self._is_proven = True
+        """Check the fast engine on the first texts of the data; one difference and it is dropped."""
         ends = np.cumsum([len(text) for text in texts])
-        sample = texts[: int(np.searchsorted(ends, _CHECK_CHARS)) + 1]
+        sample = texts[: int(np.searchsorted(ends, self._chars_to_prove)) + 1]
+        self._chars_to_prove -= sum(map(len, sample))
         if not self._agree(self._fast, sample):
             self._fast = []
 

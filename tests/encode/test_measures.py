@@ -1,0 +1,67 @@
+"""Fill in the middle, and how well a tokenizer suits a text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from encode_tokenizers import byte_level, sentencepiece_bpe
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamix.encode.control import control_tokens
+from datamix.encode.fertility import Fertility, byte_tokens, fertility
+from datamix.encode.fim import cut, find_marks
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(text=st.text(max_size=40), seed=st.integers(0, 2**32))
+def test_the_three_parts_are_the_text(text: str, seed: int) -> None:
+    text = text.encode("utf-8", "ignore").decode()
+    parts = cut(text, 1.0, seed)
+    assert parts is None if len(text) < 2 else parts is not None and "".join(parts) == text
+    assert parts == cut(text, 1.0, seed)
+    assert cut(text, 0.0, seed) is None
+
+
+def test_the_rate_is_the_share_of_documents_that_are_cut() -> None:
+    texts = [f"def f_{number}(x): return x" for number in range(4000)]
+    found = [cut(text, 0.5, 7) for text in texts]
+    assert 0.47 < sum(parts is not None for parts in found) / len(texts) < 0.53
+    assert len({len(parts[0]) for parts in found if parts}) > 20
+    assert found != [cut(text, 0.5, 8) for text in texts]
+
+
+def test_marks_are_found_by_the_names_of_their_families() -> None:
+    names = ["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"]
+    control = control_tokens(
+        [{"id": 10 + at, "content": name, "special": False} for at, name in enumerate(names)]
+    )
+    assert find_marks(control) == (10, 12, 11)
+    assert find_marks(control_tokens([])) is None
+
+
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece"])
+def test_unknown_domains_show_in_tokens_and_bytes(kind: str) -> None:
+    tokenizer = byte_level() if kind == "byte level" else sentencepiece_bpe(["<unk>"])
+    is_byte = byte_tokens(tokenizer.get_vocab(), tokenizer.get_vocab_size(), kind == "byte level")
+    counted = {}
+    for name, text in (("known", "The patient was given aspirin."), ("strange", "ქართული ენა")):
+        ids = np.array(tokenizer.encode(text).ids, np.int32)
+        counted[name] = fertility(pa.array([text]), ids, is_byte, None)
+    assert counted["known"].byte_share == 0
+    assert counted["strange"].byte_share > 0.8
+    assert counted["strange"].tokens_per_char > 2 > 1 > counted["known"].tokens_per_char
+    both = counted["known"] + counted["strange"]
+    assert both.num_chars == len("The patient was given aspirin.ქართული ენა")
+    assert (Fertility().tokens_per_char, Fertility().byte_share, Fertility().unknown_share) == (0, 0, 0)
+
+
+def test_the_byte_level_alphabet_is_told_apart_exactly() -> None:
+    from tokenizers import pre_tokenizers
+
+    alphabet = {char: at for at, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    low = {split.pre_tokenize_str(chr(byte))[0][0] for byte in range(0x80)}
+    found = byte_tokens(alphabet, 256, True)
+    assert {char for char, at in alphabet.items() if not found[at]} == low
