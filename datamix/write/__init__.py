@@ -5,7 +5,7 @@ more than a chunk.
 """
 
 from datamix.write.catalog import FORMATS, Format, command, keeps, needs_records, open_sink
-from datamix.write.rows import cut_rows, read_rows
+from datamix.write.rows import read_rows
 from datamix.write.sets import RecordSource, SetInfo
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "RecordSource",
     "SetInfo",
     "command",
-    "cut_rows",
     "keeps",
     "needs_records",
     "open_sink",

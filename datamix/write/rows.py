@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -65,27 +63,3 @@ def _files(folder: Path, manifest: dict[str, Any], split: str) -> list[tuple[Pat
             "build it with `parquet` among `write:`"
         )
     return files
-
-
-def cut_rows(
-    folder_of_set: Path, manifest: dict[str, Any], split: str, shard_tokens: int
-) -> list[tuple[int, int]]:
-    """Row ranges of about ``shard_tokens`` tokens each, in order: what one export task writes.
-
-    Reads the column ``records`` alone; the cuts depend on the rows only.
-    """
-    lengths = [np.zeros(0, np.int64)]
-    for path, _ in _files(folder_of_set, manifest, split):
-        with pq.ParquetFile(path) as reader:
-            for batch in reader.iter_batches(columns=["records"], use_threads=False):
-                pieces = batch.column("records")
-                ends = np.concatenate([[0], np.cumsum(pieces.values.field("length").to_numpy())])
-                offsets = pieces.offsets.to_numpy()
-                lengths.append(ends[offsets[1:]] - ends[offsets[:-1]])
-    ends = np.cumsum(np.concatenate(lengths))
-    if not len(ends):
-        return []
-    num_shards = max(1, -(-int(ends[-1]) // shard_tokens))
-    marks = np.searchsorted(ends, ends[-1] * np.arange(1, num_shards) // num_shards, side="right")
-    edges = np.unique(np.concatenate([[0], marks, [len(ends)]])).tolist()
-    return list(pairwise(edges))

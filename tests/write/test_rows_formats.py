@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from datamix.errors import RecipeError
 from datamix.records import row_schema
-from datamix.write import FORMATS, cut_rows, keeps, open_sink, read_rows
+from datamix.write import FORMATS, keeps, open_sink, read_rows
 from datamix.write.arrays import rechunk
 
 KINDS = ("pretrain", "sft", "preference", "prompt")
@@ -193,11 +193,6 @@ def test_rows_of_a_built_set_are_read_back_in_any_range(make_info, make_rows, tm
             row for batch in read_rows(tmp_path, manifest, "train", start, stop) for row in batch.to_pylist()
         ]
         assert got == rows.to_pylist()[start:stop]
-    tokens = sum(len(row["input_ids"]) for row in rows.to_pylist())
-    cuts = cut_rows(tmp_path, manifest, "train", tokens // 4)
-    assert [c[0] for c in cuts] == [0, *[c[1] for c in cuts[:-1]]]
-    assert cuts[-1][1] == 25
-    assert 4 <= len(cuts) <= 5
 
 
 def test_rows_read_from_parquet_are_written_as_those_that_a_build_hands_over(
