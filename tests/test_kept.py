@@ -37,6 +37,12 @@ def test_a_virtual_set_is_the_same_rows_in_the_same_order(tmp_path: Path) -> Non
         assert row["source"] == rows.source_of(place)
 
 
+def test_a_virtual_set_is_recounted_from_the_cache(tmp_path: Path) -> None:
+    path = recipe(tmp_path, write=[])
+    datamix.build(path, tmp_path / "virtual", workers=1)
+    assert [c.detail for c in datamix.verify(tmp_path / "virtual") if not c.ok] == []
+
+
 def test_a_virtual_set_exports_to_the_bytes_of_a_real_one(tmp_path: Path) -> None:
     real, virtual = both(tmp_path)
     export(virtual, [("parquet", ())], tmp_path / "cache", workers=1)

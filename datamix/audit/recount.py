@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ..phases.rows import RowReader
 from ..records import row_schema
 from .digest import ContentDigest
 from .findings import Findings, first_line
@@ -30,10 +31,11 @@ _BATCH_TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of rows, as the manifest lists it."""
+    """One Parquet file of rows, as the manifest lists it; of a virtual set its rows in the cache."""
 
     path: Path
     name: str  # below the set's folder
+    rows: RowReader | None = None
 
 
 @dataclass
@@ -122,6 +124,9 @@ class Recount:
 
     def _read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
         """What of a shard can be decoded; that it cannot be is a broken law, not an error."""
+        if shard.rows is not None:
+            yield from shard.rows.batches(0, len(shard.rows))
+            return
         size = max(16, _BATCH_TOKENS // (self.shape.max_length or 4096))
         try:
             file = pq.ParquetFile(shard.path)
