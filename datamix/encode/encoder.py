@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from datamix.encode.assemble import Assembly
 from datamix.encode.blind import sight
-from datamix.encode.control import control_tokens
+from datamix.encode.control import ControlTokens, control_tokens
 from datamix.encode.conversation import Conversation, completions, conversations
 from datamix.encode.engine import PlainEncoder, vocabulary_size
 from datamix.encode.files import TokenizerFiles
+from datamix.encode.fim import Middle, find_marks
 from datamix.encode.inline import Parse
 from datamix.encode.lines import ends_of_lines
 from datamix.encode.plain import DocumentEncoder, frame_ids
@@ -50,6 +51,8 @@ class EncodeSpec:
     special_text: str = "text"  # text | reject | allow
     inline_tags: str = "parse"  # parse | text
     chat_kwargs: str = "{}"  # JSON object: chat_template_kwargs of the recipe or source
+    fim_rate: float = 0.0  # pretrain, text records: share that is cut for fill in the middle
+    fim_seed: int = 0
 
     def identity(self) -> dict[str, Any]:
         """What the tokens depend on, by content: no paths, no names."""
@@ -65,6 +68,7 @@ class EncodeSpec:
             "special_text": self.special_text,
             "inline_tags": self.inline_tags,
             "chat_kwargs": orjson.loads(self.chat_kwargs or "{}"),
+            "fim": [self.fim_rate, self.fim_seed] if self.fim_rate else None,
         }
 
 
@@ -85,7 +89,8 @@ class Encoder:
         self._tokenizer_spec = orjson.loads((Path(files.folder) / "tokenizer.json").read_bytes())
         self.control = control_tokens(self._tokenizer_spec.get("added_tokens") or [])
         self.plain = PlainEncoder(self._tokenizer_spec, self.control)
-        self._documents = DocumentEncoder(self.plain, self.control, spec.special_text == "allow")
+        middle = _middle(spec, self.control)
+        self._documents = DocumentEncoder(self.plain, self.control, spec.special_text == "allow", middle)
         if spec.kind == "pretrain":
             self._before, self._after = frame_ids(self._tokenizer_spec, files)
 
@@ -309,6 +314,18 @@ def _no_template(name: str, need: str) -> str:
         f"tokenizer: {name} has no chat template, and {need} needs one. Name a Jinja file with `chat_template`, or use a "
         "tokenizer that has one (chat_template.jinja beside tokenizer.json)."
     )
+
+
+def _middle(spec: EncodeSpec, control: ControlTokens) -> Middle | None:
+    if not spec.fim_rate:
+        return None
+    marks = find_marks(control)
+    if marks is None:
+        raise RecipeError(
+            f"encode: fill in the middle was asked for, but the tokenizer {spec.tokenizer.name} has no tokens for it "
+            "(<|fim_prefix|>, <|fim_suffix|>, <|fim_middle|> or the like). Leave `fim` out, or use a code tokenizer."
+        )
+    return Middle(marks, spec.fim_rate, spec.fim_seed)
 
 
 def _question(one: Conversation) -> Any:

@@ -43,6 +43,22 @@ def find_marks(control: ControlTokens) -> Marks | None:
     return None
 
 
+class Middle(NamedTuple):
+    """How documents are cut: a share of them, by a seed, with a tokenizer's marks."""
+
+    marks: Marks
+    rate: float
+    seed: int
+
+    def cut(self, text: str) -> list[str | int] | None:
+        """``[<PRE>, prefix, <SUF>, suffix, <MID>, middle]``, or None of a text that stays as it is."""
+        parts = cut(text, self.rate, self.seed)
+        if parts is None:
+            return None
+        prefix, middle, suffix = parts
+        return [self.marks.prefix, prefix, self.marks.suffix, suffix, self.marks.middle, middle]
+
+
 def cut(text: str, rate: float, seed: int) -> tuple[str, str, str] | None:
     """(prefix, middle, suffix) of a text that is chosen, with probability ``rate``; None of one that is not."""
     base = salt(seed, "fim") ^ np.uint64(xxhash.xxh3_64_intdigest(text.encode("utf-8")))

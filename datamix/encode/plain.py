@@ -10,57 +10,67 @@ from numpy.typing import NDArray
 from datamix.encode.control import ControlTokens
 from datamix.encode.engine import Flat, PlainEncoder
 from datamix.encode.files import TokenizerFiles
+from datamix.encode.fim import Middle
 from datamix.errors import RecipeError
 
 Frame = tuple[list[int], list[int]]  # ids before and after each document
 
 
-class DocumentEncoder:
-    """Encodes documents as plain text, or with their control tokens where those are allowed."""
+Part = str | int  # plain text, or a control id
 
-    def __init__(self, plain: PlainEncoder, control: ControlTokens, allow: bool) -> None:
+
+class DocumentEncoder:
+    """Encodes documents as plain text, or with control tokens where those are allowed or where a middle is filled in."""
+
+    def __init__(
+        self, plain: PlainEncoder, control: ControlTokens, allow: bool, middle: Middle | None
+    ) -> None:
         self._plain = plain
         self._control = control
         self._allow = allow
+        self._middle = middle
 
     def encode(self, texts: list[str], held: NDArray[np.bool_], frame: Frame) -> Flat:
         """The framed ids of each text; an empty text gives none. ``held``: which texts hold control literals."""
-        if self._allow and held.any():
-            flat = self._encode_allowing(texts)
+        if self._middle is not None or (self._allow and held.any()):
+            flat = self._encode_parts([self._parts(text) for text in texts])
         else:
             flat = self._plain.encode(texts)
         return framed(flat, np.fromiter(map(bool, texts), np.bool_, len(texts)), frame)
 
-    def _encode_allowing(self, texts: list[str]) -> Flat:
-        strings: list[str] = []
-        begins: list[bool] = []
-        owners: list[int] = []  # per part: its text, or -1 - id of the control token
-        rows: list[int] = []
-        for row, text in enumerate(texts):
-            at, begin = 0, True
-            for found in [*self._control.find(text), None]:
-                stop = len(text) if found is None else found.start
-                if stop > at:
-                    owners.append(len(strings))
-                    strings.append(text[at:stop])
-                    begins.append(begin)
-                    rows.append(row)
-                if found is not None:
-                    owners.append(-1 - found.token.id)
-                    rows.append(row)
-                    at, begin = found.end, self._plain.restarts_after_control
-        flat = self._plain.encode(strings, begins)
-        lists = [
-            np.array([-1 - owner], np.int32)
-            if owner < 0
-            else flat.ids[flat.offsets[owner] : flat.offsets[owner + 1]]
-            for owner in owners
+    def _parts(self, text: str) -> list[Part]:
+        cut = None if self._middle is None else self._middle.cut(text)
+        if cut is None:
+            return self._split(text)
+        return [part for one in cut for part in ([one] if isinstance(one, int) else self._split(one))]
+
+    def _split(self, text: str) -> list[Part]:
+        """A text at its control tokens, where they count as such."""
+        parts: list[Part] = []
+        at = 0
+        for found in self._control.find(text) if self._allow else []:
+            parts += [text[at : found.start], found.token.id]
+            at = found.end
+        return [part for part in [*parts, text[at:]] if part != ""]
+
+    def _encode_parts(self, documents: list[list[Part]]) -> Flat:
+        strings = [part for parts in documents for part in parts if isinstance(part, str)]
+        begins = [
+            at == 0 or self._plain.restarts_after_control  # what is not first stands after a control token
+            for parts in documents
+            for at, part in enumerate(parts)
+            if isinstance(part, str)
         ]
-        lengths = np.bincount(rows, weights=[len(ids) for ids in lists], minlength=len(texts)).astype(
-            np.int64
-        )
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        return Flat(np.concatenate(lists) if lists else np.empty(0, np.int32), offsets)
+        flat = self._plain.encode(strings, begins)
+        texts = iter(np.split(flat.ids, flat.offsets[1:-1]))
+        lists = [
+            [np.array([part], np.int32) if isinstance(part, int) else next(texts) for part in parts]
+            for parts in documents
+        ]
+        offsets = np.zeros(len(documents) + 1, np.int64)
+        np.cumsum([sum(map(len, some)) for some in lists], out=offsets[1:])
+        every = [ids for some in lists for ids in some]
+        return Flat(np.concatenate(every) if every else np.empty(0, np.int32), offsets)
 
 
 def framed(flat: Flat, has_text: NDArray[np.bool_], frame: Frame) -> Flat:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import encode_batches as make
 import numpy as np
 import pyarrow as pa
 import pytest
-from encode_tokenizers import byte_level, sentencepiece_bpe
+from encode_tokenizers import byte_level, save, sentencepiece_bpe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamix.encode import EncodeSpec, find_tokenizer, load
 from datamix.encode.control import control_tokens
 from datamix.encode.fertility import Fertility, byte_tokens, fertility
 from datamix.encode.fim import cut, find_marks
+from datamix.errors import RecipeError
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -65,3 +70,31 @@ def test_the_byte_level_alphabet_is_told_apart_exactly() -> None:
     low = {split.pre_tokenize_str(chr(byte))[0][0] for byte in range(0x80)}
     found = byte_tokens(alphabet, 256, True)
     assert {char for char, at in alphabet.items() if not found[at]} == low
+
+
+def test_documents_are_filled_in_the_middle_as_asked(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    names = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+    tokenizer.add_special_tokens(["<|endoftext|>", *names])
+    folder = save(tokenizer, tmp_path, None, {"eos_token": "<|endoftext|>"})
+    texts = [f"def f_{number}(x):\n    return x + {number}\n" for number in range(40)]
+    files = find_tokenizer(str(folder), ".")
+    encoder = load(EncodeSpec("pretrain", files, "all", fim_rate=0.5, fim_seed=3))
+    rows = encoder.encode(make.texts(texts), "text")[0].to_pylist()
+    num_cut = 0
+    for text, row in zip(texts, rows, strict=True):
+        written = encoder.decode(row["ids"])
+        if written.startswith(names[0]):
+            prefix, rest = written.removeprefix(names[0]).split(names[1])
+            suffix, middle = rest.removesuffix("<|endoftext|>").split(names[2])
+            assert prefix + middle + suffix == text
+            num_cut += 1
+        else:
+            assert written == text + "<|endoftext|>"
+    assert 10 < num_cut < 30
+    plain = EncodeSpec("pretrain", files, "all")
+    assert plain.identity() != encoder.spec.identity()
+    bare = save(sentencepiece_bpe(["<unk>", "</s>"]), tmp_path / "bare", None, {"eos_token": "</s>"})
+    asked = EncodeSpec("pretrain", find_tokenizer(str(bare), "."), "all", fim_rate=0.5)
+    with pytest.raises(RecipeError, match="no tokens for it"):
+        load(asked)
