@@ -275,7 +275,9 @@ def whole_process(arguments: list[str], extra: dict[str, str] | None = None) -> 
 
 def report_peak() -> None:
     """Peak resident memory since this program began (``ru_maxrss`` would begin with the parent's), and of its children."""
-    own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    own = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     Path(os.environ["REPORT"]).write_text(json.dumps({"peak_mb": (int(own.split()[1]) + children) / 1024}))
 
