@@ -156,7 +156,7 @@ def quality(mask: np.ndarray, pairs: np.ndarray) -> tuple[float, float, int]:
 
 def datamix_with(verify: bool, bands: int | None, rows: int | None) -> Callable[[pa.Table, int], np.ndarray]:
     def run(table: pa.Table, processes: int) -> np.ndarray:
-        from datamix.dedupe import DedupeSpec, NearSpec, dedupe
+        from datamix.duplicates import DedupeSpec, NearSpec, dedupe
 
         spec = DedupeSpec(near=NearSpec(bands=bands, rows=rows, verify=verify))
         mask = np.ones(table.num_rows, bool)
@@ -360,7 +360,7 @@ def generated(num_records: int, seed: int = 7) -> Iterator[list[str]]:
 
 def out_of_core(num_records: int) -> None:
     """Sign and decide through files, as a build does; peak memory and the planted duplicates that were found."""
-    from datamix.dedupe import DedupeSpec, NearSpec, Signed, decide, sign
+    from datamix.duplicates import DedupeSpec, NearSpec, Signed, decide, sign
     from datamix.records import SCHEMAS
 
     spec = DedupeSpec(near=NearSpec())

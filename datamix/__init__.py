@@ -17,7 +17,7 @@ __all__ = ["Recipe", "__version__", "build", "dedupe", "open", "plan", "verify"]
 _PLACES = {  # imported when they are first asked for, so that `datamix --help` is instant
     "Recipe": ("datamix.recipe", "Recipe"),
     "build": ("datamix.python", "build"),
-    "dedupe": ("datamix.dedupe", "dedupe"),
+    "dedupe": ("datamix.duplicates", "dedupe"),
     "open": ("datamix.opening", "open_any"),
     "plan": ("datamix.python", "plan"),
     "verify": ("datamix.python", "verify"),

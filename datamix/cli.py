@@ -210,7 +210,7 @@ def dedupe(
     column: str | None,
 ) -> None:  # fmt: skip
     """Deduplicate files on their own, with the engine and the audit of a build."""
-    from .dedupe import DedupeSpec, NearSpec
+    from .duplicates import DedupeSpec, NearSpec
     from .deduplicate import deduplicate
 
     near = None if exact_only else NearSpec(threshold=threshold)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .contracts import Rows
-from .dedupe import Decision, DedupeSpec, Signed, decide, sign
+from .duplicates import Decision, DedupeSpec, Signed, decide, sign
 from .errors import DataError, RecipeError
 from .read import find, read
 from .recognise import Recognised, recognise

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from . import mix
 from .clean import STEPS, Step, require
 from .contracts import Receipt
-from .dedupe import DedupeSpec, NearSpec
+from .duplicates import DedupeSpec, NearSpec
 from .encode import EncodeSpec, TokenizerFiles
 from .errors import RecipeError
 from .identity import canonical

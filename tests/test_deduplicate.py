@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamix.dedupe import DedupeSpec, NearSpec
+from datamix.duplicates import DedupeSpec, NearSpec
 from datamix.deduplicate import deduplicate
 from datamix.errors import DataError, RecipeError
 

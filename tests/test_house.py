@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "datamix"
 FOUNDATION = {"errors", "contracts", "records", "identity"}
-ROOMS = {"read", "shape", "clean", "dedupe", "encode", "mix", "write", "load", "run"}
+ROOMS = {"read", "shape", "clean", "duplicates", "encode", "mix", "write", "load", "run"}
 HEAVY = {"transformers", "datasets", "torch", "ray", "matplotlib", "fastokens"}
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

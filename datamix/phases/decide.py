@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..contracts import Task
-from ..dedupe import ContaminationSpec, Decision, DedupeSpec, Signed, decide, leaked, overlap
+from ..duplicates import ContaminationSpec, Decision, DedupeSpec, Signed, decide, leaked, overlap
 from ..errors import DataError
 from ..identity import digest, key_ranks, salt
 from ..records import texts

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ..clean import Step
 from ..contracts import Engine, Receipt, Task
-from ..dedupe import DedupeSpec
+from ..duplicates import DedupeSpec
 from ..encode import EncodeSpec
 from ..errors import DataError, RecipeError
 from ..identity import digest

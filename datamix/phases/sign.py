@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from ..contracts import Task
-from ..dedupe import DedupeSpec, sign
+from ..duplicates import DedupeSpec, sign
 from ..identity import digest
 from ..records import RecordKind
 from .prepare import Window
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)

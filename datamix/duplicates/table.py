@@ -1,0 +1,76 @@
+"""``dedupe``: the same engine on one Arrow table in memory."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datamix.duplicates.decide import Decision, Signed, decide_columns
+from datamix.duplicates.loaded import Columns
+from datamix.duplicates.sign import sign
+from datamix.duplicates.spec import DedupeSpec, NearSpec
+from datamix.duplicates.texts import flat_texts
+from datamix.errors import RecipeError
+
+_SLICE_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Deduplicated:
+    """What ``dedupe`` made of a table; no text is copied before ``kept`` is asked for."""
+
+    table: pa.Table  # as it came
+    stays: pa.BooleanArray  # [num_rows]
+    removed: pa.Table  # row, method (exact | near), kept_row, similarity
+
+    @property
+    def kept(self) -> pa.Table:
+        """The rows that stay, in order."""
+        return self.table.filter(self.stays)
+
+
+def dedupe(
+    table: pa.Table,
+    column: str = "text",
+    spec: DedupeSpec | None = None,
+    *,
+    threads: int | None = None,
+) -> Deduplicated:
+    """Remove duplicate rows of a table by the text in one column; the default is exact and near at 0.8, verified.
+
+    Raises RecipeError where there is no such column, TypeError where it is not text.
+    """
+    if column not in table.column_names:
+        raise RecipeError(f"dedupe: no column {column!r}; the table has {', '.join(table.column_names)}.")
+    spec = spec or DedupeSpec(near=NearSpec())
+    num_threads = threads or len(os.sched_getaffinity(0))
+    parts = [
+        chunk.slice(start, _SLICE_ROWS)
+        for chunk in flat_texts(table.column(column))
+        for start in range(0, len(chunk), _SLICE_ROWS)
+    ]
+
+    def signed(part: pa.Array) -> pa.RecordBatch:
+        return sign(pa.RecordBatch.from_arrays([part], ["text"]), "text", spec)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        signatures = list(pool.map(signed, parts))
+    source = Signed("table", (), (), "text", 0)
+    columns = Columns(signatures, parts)
+    return _told(table, decide_columns([source], [columns], spec, threads=num_threads)[0])
+
+
+def _told(table: pa.Table, decision: Decision) -> Deduplicated:
+    removed: Any = np.flatnonzero(decision.fate)
+    audit = {
+        "row": removed,
+        "method": pa.array(["exact", "near"]).take(pa.array(decision.fate[removed] - 1)),
+        "kept_row": decision.kept_record[removed],
+        "similarity": decision.similarity[removed],
+    }
+    return Deduplicated(table, pa.array(decision.fate == 0), pa.table(audit))

@@ -1,0 +1,28 @@
+"""Signatures of records: each keeps its place, whatever it lacks."""
+
+import pyarrow as pa
+
+
+def test_records_without_system_turn_and_tools_keep_their_place_in_the_context() -> None:
+    from datamix.duplicates.texts import contexts
+    from datamix.records import SCHEMAS
+
+    def record(number: int, system: str | None, tools: str | None) -> dict[str, object]:
+        turns = [{"role": "system", "content": system}] if system else []
+        return {
+            "slice": 0,
+            "record": number,
+            "messages": [*turns, {"role": "user", "content": "q"}],
+            "tools": tools,
+        }
+
+    rows = [
+        record(0, None, None),
+        record(1, "s", None),
+        record(2, None, None),
+        record(3, None, "[]"),
+        record(4, "s", "[]"),
+    ]
+    found = contexts(pa.RecordBatch.from_pylist(rows, SCHEMAS["sft"]), "sft").to_pylist()
+    assert [text is None for text in found] == [True, False, True, False, False]
+    assert len({found[1], found[3], found[4]}) == 3
