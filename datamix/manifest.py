@@ -180,8 +180,16 @@ def _source(
         "share": {
             "asked": arranged.quota.shares[number] if number < len(arranged.quota.shares) else 0.0,
             **{unit: _share(own, emitted, unit) for unit in _AMOUNTS[1:]},
+            **_effective(recipe, own, emitted),
         },
     }
+
+
+def _effective(recipe: Recipe, own: Counter[str], emitted: Amounts) -> dict[str, float]:
+    """The share of the loss under the mean that the recipe says the trainer takes."""
+    if recipe.mix.loss_norm is None:
+        return {}
+    return {"effective": _share(own, emitted, "rows" if recipe.mix.loss_norm == "example" else "loss_tokens")}
 
 
 def _share(own: Counter[str], emitted: Amounts, unit: str) -> float:
@@ -212,7 +220,7 @@ def _mixture(
         "unit": recipe.mix.unit,
         "bound": counts["bound"],
         "max_prefix_deviation": counts["max_prefix_deviation"],
-        "binding": arranged.quota.binding,
+        "binding": arranged.quota.binding[0] if arranged.quota.binding else None,
         "stages": stages,
     }
 

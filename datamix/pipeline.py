@@ -8,13 +8,13 @@ it was, and one that changes only weights does only integers and the last copy.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import mix, translate
 from .contracts import Receipt
-from .dedupe import ContaminationSpec
+from .duplicates import ContaminationSpec
 from .encode import EncodeSpec, TokenizerFiles, find_tokenizer
 from .errors import DataError
 from .phases import arrange, decide, inputs
@@ -161,7 +161,7 @@ def mix_rows(recipe: Recipe, bench: Bench, decided: Decided, scale: float = 1.0)
         names=tuple(recipe.sources),
         bins=tuple(r.folder / "train.arrow" for r in packed),
         unit=recipe.mix.unit or "tokens",
-        quota=quota,
+        quota=replace(quota, notes=(), scarcity=None),  # words change no order
         max_epochs=tuple(s.max_epochs for s in recipe.sources.values()),
         seed=recipe.seed,
         scale=scale,
@@ -172,6 +172,7 @@ def mix_rows(recipe: Recipe, bench: Bench, decided: Decided, scale: float = 1.0)
 
 def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dict[str, Any]:
     """Build a training set; return its manifest. Raises DatamixError with what to do."""
+    from .planning import say_scarcity, say_scarcity_first
     from .publish import finished, hold, publish, set_key
 
     screen = screen or Screen(quiet=True)
@@ -179,9 +180,13 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
         bench = open_bench(options, screen)
         try:
             tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
-            sources = prepare_sources(recipe, bench, tokenizer, options.sample)
-            decided = decide_and_pack(recipe, bench, translate.encode_spec(recipe, tokenizer), sources)
+            encode = translate.encode_spec(recipe, tokenizer)
+            works = translate.source_works(recipe, encode, options.sample)
+            said = say_scarcity_first(recipe, bench, encode, works, screen)
+            decided = decide_and_pack(recipe, bench, encode, inputs.ready(bench, works))
             arranged = mix_rows(recipe, bench, decided)
+            if not said:
+                say_scarcity(arranged.quota, screen)
             done = finished(options.out, set_key(recipe, tokenizer, decided, arranged))
             if done is not None:
                 screen.say(

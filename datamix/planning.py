@@ -16,6 +16,7 @@ from typing import Any
 from . import mix, pipeline, translate
 from .contracts import Receipt, Task
 from .encode import EncodeSpec, find_tokenizer
+from .errors import RecipeError
 from .phases import encode, inputs, prepare
 from .phases.inputs import Bench, SourceWork
 from .phases.survey import Found
@@ -25,6 +26,7 @@ from .records import RecordKind
 from .run import Store
 
 _SAMPLE_RECORDS = 256
+_WORTH_A_LOOK_BYTES = 64 << 20
 _COMPRESSION = 3.0  # text bytes a stored byte, where a compressed file was not read whole
 _ROW_BYTES = {
     "pretrain": 4.0,
@@ -96,6 +98,35 @@ def make_plan(
     there = [_available(recipe, s) for s in sources]
     quota = translate.quota(recipe, there)
     return _told(recipe, options, sources, there, quota, batch)
+
+
+def say_scarcity_first(
+    recipe: Recipe, bench: Bench, spec: EncodeSpec, works: Sequence[SourceWork], screen: Screen
+) -> bool:
+    """Say what is scarce before the work of a build, from a sample of each source; returns whether it was looked for.
+
+    Small inputs are not sampled: they are prepared about as soon as a sample is, and the build says it then.
+    """
+    own = works[: len(recipe.sources)]
+    found = inputs.find_all(bench, own)
+    if sum(f.num_bytes for files in found for f in files) < _WORTH_A_LOOK_BYTES:
+        return False
+    sources = _look(recipe, replace(bench, screen=Screen(quiet=True)), spec, own, found)
+    try:
+        quota = translate.quota(recipe, [_available(recipe, s) for s in sources])
+    except RecipeError as error:
+        screen.say(f"By a sample of the sources this will stop before anything is written: {error}")
+        return True
+    say_scarcity(quota, screen, "~")
+    return True
+
+
+def say_scarcity(quota: mix.Quota, screen: Screen, about: str = "") -> None:
+    """Say which sources set the size, where more than half of another stays unused."""
+    from .summary import scarcity_text
+
+    if quota.scarcity is not None:
+        screen.say(scarcity_text(ladder(quota.scarcity), quota.unit, about))
 
 
 def _settled(
@@ -201,6 +232,7 @@ def _told(
 ) -> dict[str, Any]:  # fmt: skip
     unit = recipe.mix.unit or "tokens"
     lines: list[dict[str, Any]] = []
+    shares = _shares(recipe, sources, quota)
     for number, (source, can) in enumerate(zip(sources, there, strict=True)):
         taken = quota.taken[number]
         lines.append(
@@ -212,7 +244,8 @@ def _told(
                 "max_epochs": can.max_epochs,
                 "unused_share": max(0.0, 1 - quota.epochs[number]),
                 "effective": mix.effective_cost(can.cost, quota.epochs[number]),
-                "binds": quota.binding == source.name,
+                "shares": {unit: values[number] for unit, values in shares.items()},
+                "binds": source.name in quota.binding,
             }
         )
     tokens = sum(line["tokens"] * line["epochs"] for line in lines)
@@ -232,7 +265,9 @@ def _told(
             }
             for s in quota.stages
         ],
-        "binding": quota.binding,
+        "loss_norm": recipe.mix.loss_norm,
+        "binding": list(quota.binding),
+        "scarcity": None if quota.scarcity is None else ladder(quota.scarcity),
         "notes": list(quota.notes),
         "out_bytes": tokens * _ROW_BYTES[recipe.kind],
         "cache_bytes": cache,
@@ -241,6 +276,34 @@ def _told(
     if batch is not None:
         plan["batch"] = {s.name: quota.shares[i] * batch for i, s in enumerate(sources)}
     return plan
+
+
+def _shares(recipe: Recipe, sources: Sequence[SourcePlan], quota: mix.Quota) -> dict[str, tuple[float, ...]]:
+    """Each source's part of the finished set in every unit; ``effective``: of the loss, where the recipe says its mean."""
+
+    def parts(unit: str) -> tuple[float, ...]:
+        return tuple(getattr(s, unit) * e for s, e in zip(sources, quota.epochs, strict=True))
+
+    found = {unit: mix.shares(parts(unit)) for unit in ("records", "tokens", "loss_tokens")}
+    if recipe.mix.loss_norm is not None:
+        found["effective"] = mix.effective_shares(parts("rows"), parts("loss_tokens"), recipe.mix.loss_norm)
+    return found
+
+
+def ladder(scarcity: mix.Scarcity) -> dict[str, Any]:
+    """The ladder as plain values: epochs and unused shares by source."""
+    return {
+        "scarce": list(scarcity.scarce),
+        "ladder": [
+            {
+                "max_epochs": rung.max_epochs,
+                "total": rung.total,
+                "epochs": dict(zip(scarcity.names, rung.epochs, strict=True)),
+                "unused": dict(zip(scarcity.names, rung.unused, strict=True)),
+            }
+            for rung in scarcity.ladder
+        ],
+    }
 
 
 def _free(out: Path) -> int:

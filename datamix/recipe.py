@@ -194,6 +194,7 @@ class Mix(Model):
     weights: Literal["proportional", "unimax"] | Temperature | None = None
     stages: tuple[Stage, ...] = ()
     replay: Replay | None = None
+    loss_norm: Literal["token", "example"] | None = None
 
     @model_validator(mode="after")
     def _stages_add_up(self) -> Mix:

@@ -64,7 +64,7 @@ def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
         packed = f" Rows are packed by {packing['strategy']} and {packing['fill']:.1%} full."
     size = sum(o["bytes"] for o in manifest["outputs"])
     lines = [
-        _text(table).rstrip(),
+        _text(table),
         f"No prefix strays more than {mixture['max_prefix_deviation']:,.1f} {_UNITS[unit]} from the shares asked "
         f"(bound: {mixture['bound']:,.1f}).{packed}",
         f"The set:    {out}  ({short_bytes(size)})      check it: datamix verify {out}",
@@ -77,43 +77,18 @@ def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
 def _text(table: Table) -> str:
     buffer = StringIO()
     Console(file=buffer, width=160, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")
 
 
 def plan_table(plan: dict[str, Any]) -> str:
-    """The table that people otherwise compute by hand."""
+    """The tables that people otherwise compute by hand; what is scarce comes first."""
     unit = _UNITS[plan["unit"]]
-    title = f"{plan['name']}: {plan['kind']}, unit {unit}"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
-    table.add_column("source", no_wrap=True)
-    for name in (
-        "files",
-        "records",
-        "tokens",
-        "loss tokens",
-        "asked",
-        "take",
-        "epochs",
-        "of at most",
-        "unused",
-        "",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    for line in plan["sources"]:
-        about = "" if line["exact"] and line["stage"] == "after dedupe" else "~"
-        table.add_row(
-            line["name"],
-            f"{line['files']:,}",
-            *(about + short_count(line[name]) for name in ("records", "tokens", "loss_tokens")),
-            f"{line['asked']:.2%}",
-            about + short_count(line["taken"]),
-            f"{line['epochs']:.2f}",
-            f"{line['max_epochs']:g}",
-            f"{line['unused_share']:.0%}",
-            "binds" if line["binds"] else "",
-        )
     about = "" if plan["exact"] else "~"
-    lines = [_text(table).rstrip(), f"Size: {about}{plan['total']:,} {unit}."]
+    lines = [f"{plan['name']}: {plan['kind']}, unit {unit}", ""]
+    if plan["scarcity"] is not None:
+        lines += [scarcity_text(plan["scarcity"], plan["unit"], about), ""]
+    lines += [_text(_there_is(plan)), "", _text(_mixture(plan)), ""]
+    lines.append(f"Size: {about}{plan['total']:,} {unit}.")
     if len(plan["stages"]) > 1:
         lines += [
             f"Stage {s['name']}: {about}{short_count(s['size'])} ({_shares(s['weights'])})."
@@ -132,6 +107,78 @@ def plan_table(plan: dict[str, Any]) -> str:
             "Numbers with ~ are estimated from a sample, before duplicates are removed; --exact counts them."
         )
     return "\n".join(lines)
+
+
+def _there_is(plan: dict[str, Any]) -> Table:
+    """What the sources hold, once."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("there is", no_wrap=True)
+    for name in ("files", "records", "tokens", "loss tokens", "known"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in plan["sources"]:
+        table.add_row(
+            line["name"],
+            f"{line['files']:,}",
+            *(_about(line) + short_count(line[name]) for name in _UNITS),
+            line["stage"],
+        )
+    return table
+
+
+def _mixture(plan: dict[str, Any]) -> Table:
+    """What the mixture takes of it, and every source's share of the result in all three units."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("the mixture takes", no_wrap=True)
+    shares = [f"% of\n{name}" for name in _UNITS.values()]
+    if plan["loss_norm"] is not None:
+        shares.append(f"% of loss,\n{plan['loss_norm']} mean")
+    for name in ("asked", _UNITS[plan["unit"]], "epochs", "at most", "worth", "unused", *shares, ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in plan["sources"]:
+        table.add_row(
+            line["name"],
+            f"{line['asked']:.2%}",
+            _about(line) + short_count(line["taken"]),
+            f"{line['epochs']:.2f}",
+            f"{line['max_epochs']:g}",
+            _about(line) + short_count(line["effective"]),
+            f"{line['unused_share']:.0%}",
+            *(f"{_about(line)}{100 * share:.1f}" for share in line["shares"].values()),
+            "binds" if line["binds"] else "",
+        )
+    return table
+
+
+def _about(line: dict[str, Any]) -> str:
+    return "" if line["exact"] and line["stage"] == "after dedupe" else "~"
+
+
+_MAX_UNUSED = 5  # columns of the ladder
+
+
+def scarcity_text(scarcity: dict[str, Any], unit: str, about: str = "") -> str:
+    """Which sources set the size, and what more epochs of them would give."""
+    scarce, rungs = scarcity["scarce"], scarcity["ladder"]
+    most = sorted(
+        ((share, name) for name, share in rungs[0]["unused"].items() if share >= 0.005), reverse=True
+    )
+    idle = [name for name in rungs[0]["unused"] if name in [n for _, n in most[:_MAX_UNUSED]]]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("max_epochs", "size", "epochs", *(f"unused {name}" for name in idle)):
+        table.add_column(name, justify="right")
+    for rung in rungs:
+        table.add_row(
+            str(rung["max_epochs"]),
+            about + short_count(rung["total"]),
+            f"{max(rung['epochs'][name] for name in scarce):.2f}",
+            *(f"{rung['unused'][name]:.0%}" for name in idle),
+        )
+    said = f"{scarce[0]} sets" if len(scarce) == 1 else f"{', '.join(scarce[:-1])} and {scarce[-1]} set"
+    whose = "its max_epochs" if len(scarce) == 1 else "max_epochs of all of them"
+    return (
+        f"Scarce: {said} the size and would leave more than half of another source unused. With {whose} raised, "
+        f"in {_UNITS[unit]}:\n{_text(table)}"
+    )
 
 
 def _shares(weights: dict[str, float]) -> str:
@@ -155,4 +202,4 @@ def ladder_table(made: dict[Path, dict[str, Any]]) -> str:
         ]
         table.add_row(str(out), f"{manifest['packing']['rows']:,}", short_count(total), *shares)
     how = "Virtual sets: `datamix.open(SET)` reads one in order, `datamix export SET --to parquet` writes it out."
-    return f"{_text(table).rstrip()}\n{how}"
+    return f"{_text(table)}\n\n{how}"

@@ -1,11 +1,12 @@
 """Mixing: quotas, weights, the schedule and its recount. Integers only: this room never sees a token."""
 
 from datamix.mix.deviation import Deviation, deviation
-from datamix.mix.effective import effective_cost, effective_shares, row_weights, scaled_rows
+from datamix.mix.effective import effective_cost, effective_shares, row_weights, scaled_rows, shares
 from datamix.mix.order import caps, epoch_order
-from datamix.mix.quota import Available, Quota, Stage, StagePlan, quantity
+from datamix.mix.quota import Available, Quota, Rung, Scarcity, Stage, StagePlan, quantity
+from datamix.mix.scarcity import ladder
 from datamix.mix.schedule import schedule
-from datamix.mix.solve import Rung, ladder, solve
+from datamix.mix.solve import solve
 from datamix.mix.weights import Group, replay, source_weights, stage_weights, vary
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Group",
     "Quota",
     "Rung",
+    "Scarcity",
     "Stage",
     "StagePlan",
     "caps",
@@ -27,6 +29,7 @@ __all__ = [
     "row_weights",
     "scaled_rows",
     "schedule",
+    "shares",
     "solve",
     "source_weights",
     "stage_weights",

@@ -35,7 +35,11 @@ def effective_shares(
     rows: Sequence[float], loss_tokens: Sequence[float], loss_norm: LossNorm
 ) -> tuple[float, ...]:
     """Each source's part of the gradient: by loss tokens where tokens count alike, by rows where examples do."""
-    parts = loss_tokens if loss_norm == "token" else rows
+    return shares(loss_tokens if loss_norm == "token" else rows)
+
+
+def shares(parts: Sequence[float]) -> tuple[float, ...]:
+    """Parts of a whole as shares of it; all 0 where there is nothing."""
     total = math.fsum(parts)
     return tuple(p / total for p in parts) if total > 0 else tuple(0.0 for _ in parts)
 

@@ -71,6 +71,25 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """What one value of ``max_epochs`` of the scarce sources would give."""
+
+    max_epochs: int
+    total: int
+    epochs: tuple[float, ...]  # per source
+    unused: tuple[float, ...]  # per source, share of its cost that no row of the mixture holds
+
+
+@dataclass(frozen=True)
+class Scarcity:
+    """Sources whose caps set the size while more than half of another stays unused."""
+
+    names: tuple[str, ...]  # of all sources that are mixed
+    scarce: tuple[str, ...]
+    ladder: tuple[Rung, ...]
+
+
+@dataclass(frozen=True)
 class Quota:
     """The mixture in numbers, before any row is chosen."""
 
@@ -78,9 +97,12 @@ class Quota:
     stages: tuple[StagePlan, ...]
     taken: tuple[float, ...]  # cost per source
     epochs: tuple[float, ...]  # per source
-    binding: str | None  # the source whose cap sets the total
+    binding: tuple[
+        str, ...
+    ]  # sources whose caps set the total; none where a size was asked for and can be met
     notes: tuple[str, ...] = ()
     unit: str = "records"
+    scarcity: Scarcity | None = None
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -164,11 +186,10 @@ def rounded(x: float, up: bool) -> int:
     return (-(-whole // step) if up else whole // step) * step
 
 
-def reachable(most: Floats, shares: Floats) -> tuple[float, int]:
-    """The largest total within the caps, and the source that sets it: min over s of ``most_s / shares_s``."""
-    totals = np.divide(most, shares, out=np.full(len(most), np.inf), where=shares > 0)
-    binding = int(np.argmin(totals))
-    return float(totals[binding]), binding
+def limits(most: Floats, shares: Floats) -> Floats:
+    """The total at which the cap of each source is met: ``most_s / shares_s``. ``[num_sources]``."""
+    totals: Floats = np.divide(most, shares, out=np.full(len(most), np.inf), where=shares > 0)
+    return totals
 
 
 def fill(base: Floats, most: Floats, total: float) -> Floats:

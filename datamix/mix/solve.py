@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,24 +24,12 @@ from datamix.mix.quota import (
     allowed,
     fill,
     fixed_total,
+    limits,
     mean_shares,
     quantity,
-    reachable,
     stage_plans,
 )
-
-LADDER_EPOCHS = (1, 2, 4, 8)
-_UNUSED_WORTH_A_NOTE = 0.5
-
-
-@dataclass(frozen=True)
-class Rung:
-    """What one value of ``max_epochs`` of the scarce source would give."""
-
-    max_epochs: int
-    total: int
-    epochs: tuple[float, ...]  # per source
-    unused: tuple[float, ...]  # per source, share of its cost that no row of the mixture holds
+from datamix.mix.scarcity import first_met, scarcity
 
 
 def solve(
@@ -64,16 +52,17 @@ def solve(
     asked = _asked(sources, stages, size)
     plans = stage_plans(stages, 1.0 if asked is None else asked)
     most, shares = allowed(sources, plans), mean_shares(plans)
-    limit, binding = reachable(most, shares)
-    name: str | None = None
+    totals = limits(most, shares)
+    limit = float(totals.min())
+    binding: tuple[str, ...] = ()
     if asked is None:
-        name = sources[binding].name
+        binding = tuple(sources[i].name for i in first_met(totals))
         plans = _stretched(plans, math.floor(limit + ROUNDING))
     elif asked > limit + ROUNDING:
         if on_short == "error":
             raise RecipeError(too_large(Short(sources, stages, unit, asked, size), limit))
         if on_short == "shrink":
-            name = sources[binding].name
+            binding = tuple(sources[i].name for i in first_met(totals))
             plans = _stretched(plans, math.floor(limit + ROUNDING))
         else:
             plans = _reweighed(plans, sources, asked)
@@ -81,28 +70,11 @@ def solve(
     taken = mean_shares(plans) * total
     check_rows(sources, plans, taken, unit)
     epochs = tuple(float(t / s.cost) for t, s in zip(taken, sources, strict=True))
-    notes = _notes(sources, stages, unit, epochs, name)
+    notes = _repeat_notes(sources, epochs)
     if asked is not None and len(sources) > 1 and max(epochs) > 1 + ROUNDING:
         notes += _unimax_note(sources, total)
-    return Quota(total, plans, tuple(float(t) for t in taken), epochs, name, notes, unit)
-
-
-def ladder(sources: Sequence[Available], stages: Sequence[Stage]) -> tuple[Rung, ...]:
-    """What ``max_epochs`` of 1, 2, 4 and 8 for the source that binds would give; the other caps stay."""
-    asked = fixed_total(stages)
-    plans = stage_plans(stages, 1.0 if asked is None else asked)
-    shares = mean_shares(plans)
-    _, scarce = reachable(allowed(sources, plans), shares)
-    rungs = []
-    for epochs in LADDER_EPOCHS:
-        tried = [
-            replace(s, max_epochs=float(epochs), cap=None) if i == scarce else s
-            for i, s in enumerate(sources)
-        ]
-        total = math.floor(reachable(allowed(tried, plans), shares)[0] + ROUNDING)
-        used = tuple(float(w * total / s.cost) for w, s in zip(shares, sources, strict=True))
-        rungs.append(Rung(epochs, total, used, tuple(max(0.0, 1 - u) for u in used)))
-    return tuple(rungs)
+    scarce = scarcity(sources, stages, epochs) if binding else None
+    return Quota(total, plans, tuple(float(t) for t in taken), epochs, binding, notes, unit, scarce)
 
 
 def _check(sources: Sequence[Available], stages: Sequence[Stage]) -> None:
@@ -195,7 +167,7 @@ def _reweighed(
     need = mean_shares(current) * total
     if np.all(need <= most * (1 + 1e-9) + ROUNDING):
         return current
-    limit = reachable(most, mean_shares(plans))[0]
+    limit = float(limits(most, mean_shares(plans)).min())
     raise RecipeError(
         f"mix: on_short: reweigh cannot help: at a total of {quantity(total)} some stage has no source left to take over "
         f"what {', '.join(s.name for s, c in zip(sources, capped, strict=True) if c)} lack. Lower size to "
@@ -213,13 +185,7 @@ def _scaled(plan: StagePlan, factor: Floats) -> StagePlan | None:
     return replace(plan, weights=tuple(float(x) for x in start / start.sum()), ramp_to=ramp)
 
 
-def _notes(
-    sources: Sequence[Available],
-    stages: Sequence[Stage],
-    unit: str,
-    epochs: Sequence[float],
-    binding: str | None,
-) -> tuple[str, ...]:
+def _repeat_notes(sources: Sequence[Available], epochs: Sequence[float]) -> tuple[str, ...]:
     notes = []
     for source, used in zip(sources, epochs, strict=True):
         if used > WORTH_REPEATING:
@@ -228,14 +194,6 @@ def _notes(
                 f"{source.name} is used {used:.3g} times. Up to {WORTH_REPEATING} epochs repeats are nearly as good as "
                 f"fresh data (Muennighoff et al. 2023); {used:.3g} are worth about {worth:.3g}."
             )
-    if binding is not None:
-        idle = [
-            f"{(1 - used):.0%} of {s.name}"
-            for s, used in zip(sources, epochs, strict=True)
-            if 1 - used > _UNUSED_WORTH_A_NOTE
-        ]
-        if idle:
-            notes.append(_scarcity(sources, stages, unit, binding, ", ".join(idle)))
     return tuple(notes)
 
 
@@ -250,20 +208,4 @@ def _unimax_note(sources: Sequence[Available], total: int) -> tuple[str, ...]:
     return (
         f"This size repeats records. mix.weights: unimax (an equal share for all, up to their caps) would make it {parts}, "
         f"with at most {used:.3g} epochs.",
-    )
-
-
-def _scarcity(
-    sources: Sequence[Available], stages: Sequence[Stage], unit: str, binding: str, idle: str
-) -> str:
-    scarce = [s.name for s in sources].index(binding)
-    rungs = [
-        f"{r.max_epochs} -> {quantity(r.total)} {unit}, {r.epochs[scarce]:.3g} epochs of {binding}, unused "
-        + ", ".join(f"{u:.0%} of {s.name}" for s, u in zip(sources, r.unused, strict=True) if u > 0.005)
-        for r in ladder(sources, stages)
-    ]
-    return (
-        f"{binding} sets the size and leaves unused {idle}. With max_epochs of {binding} at "
-        + "; ".join(rungs)
-        + "."
     )

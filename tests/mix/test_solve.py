@@ -35,7 +35,7 @@ def parsed(size: str) -> int:
 
 def test_without_a_size_the_scarce_source_binds() -> None:
     quota = settle(None)
-    assert (quota.total, quota.binding) == (1_000_000, "medical")
+    assert (quota.total, quota.binding) == (1_000_000, ("medical",))
     assert quota.taken == pytest.approx((700_000, 300_000))
     assert quota.epochs == pytest.approx((7 / 90, 1))
     assert quota.shares == pytest.approx((0.7, 0.3))
@@ -44,7 +44,7 @@ def test_without_a_size_the_scarce_source_binds() -> None:
 
 def test_a_size_within_the_caps_is_taken_as_it_is() -> None:
     quota = settle(400_000)
-    assert (quota.total, quota.binding, quota.notes) == (400_000, None, ())
+    assert (quota.total, quota.binding, quota.notes) == (400_000, (), ())
 
 
 def test_a_size_in_epochs_of_a_source() -> None:
@@ -247,9 +247,9 @@ def test_unimax_is_offered_where_a_size_needs_repeats() -> None:
 
 
 def test_scarcity_is_noted_with_a_ladder() -> None:
-    note = settle(None).notes[0]
-    assert note.startswith("medical sets the size and leaves unused 92% of general.")
-    assert "4 -> 4M loss_tokens" in note
+    found = settle(None).scarcity
+    assert found is not None
+    assert (found.scarce, found.ladder) == (("medical",), ladder(BOTH, one(7, 3)))
     rungs = ladder(BOTH, one(7, 3))
     assert [(r.max_epochs, r.total) for r in rungs] == [
         (1, 10**6),
@@ -259,6 +259,23 @@ def test_scarcity_is_noted_with_a_ladder() -> None:
     ]
     assert rungs[3].epochs == pytest.approx((5.6 / 9, 8))
     assert rungs[3].unused == pytest.approx((1 - 5.6 / 9, 0))
+
+
+def test_the_members_of_a_group_bind_together_and_the_ladder_raises_all_of_them() -> None:
+    sources = [
+        Available("zh", 100, 10_000, 1, 900, 9),
+        Available("en", 300, 30_000, 1, 900, 9),
+        Available("medical", 9000, 900_000, 1, 900, 9),
+    ]
+    stages = one(0.7 * 10_000 / 40_000, 0.7 * 30_000 / 40_000, 0.3)
+    quota = solve(sources, stages, "tokens", None, "error")
+    assert quota.binding == ("zh", "en")
+    assert quota.scarcity is not None
+    assert quota.scarcity.scarce == ("zh", "en")
+    assert [r.total for r in quota.scarcity.ladder] == pytest.approx(
+        [57_142, 114_285, 228_571, 457_142], abs=1
+    )
+    assert quota.scarcity.ladder[2].epochs == pytest.approx((4, 4, 0.3 * 228_571 / 900_000), rel=1e-4)
 
 
 @pytest.mark.parametrize(

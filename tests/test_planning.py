@@ -1,0 +1,72 @@
+"""What `plan` and `build` say before the work: shares in every unit, what is scarce, what more epochs would give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small import MEDICAL, alpaca, datamix, recipe, write_jsonl
+
+from datamix.pipeline import Options
+from datamix.planning import make_plan, plan_text
+from datamix.progress import Screen
+from datamix.recipe import Recipe
+
+GROUPED = {
+    "groups": {"domain": {"weight": 0.9}},
+    "dedupe": None,
+    "validation": None,
+    "encode": {"max_length": 256, "pack": "none"},
+}
+
+
+@pytest.fixture
+def grouped(tmp_path: Path) -> Path:
+    """Plenty that is asked for little, and two small sources that share a large weight."""
+    path = recipe(
+        tmp_path,
+        **GROUPED,
+        sources={
+            "general": {"path": "general.jsonl", "weight": 0.1},
+            "medical": {"path": "medical.jsonl", "group": "domain"},
+            "nursing": {"path": "nursing.jsonl", "group": "domain"},
+        },
+    )
+    write_jsonl(tmp_path / "nursing.jsonl", alpaca(MEDICAL, 40))
+    return path
+
+
+def planned(path: Path, *overrides: str) -> dict[str, Any]:
+    options = Options(path.parent / "set", path.parent / "cache", 1)
+    return make_plan(Recipe.read(path, overrides), options, True, None, Screen(quiet=True))
+
+
+def test_a_plan_says_what_is_scarce_first_with_a_ladder_for_all_that_bind(grouped: Path) -> None:
+    plan = planned(grouped)
+    assert plan["binding"] == plan["scarcity"]["scarce"] == ["medical", "nursing"]
+    assert [line["binds"] for line in plan["sources"]] == [False, True, True]
+    rungs = plan["scarcity"]["ladder"]
+    assert [r["max_epochs"] for r in rungs] == [1, 2, 4, 8]
+    assert rungs[1]["total"] == pytest.approx(2 * plan["total"], abs=2)
+    text = plan_text(plan)
+    assert text.index("Scarce: medical and nursing set the size") < text.index("there is")
+    raised = planned(grouped, "sources.medical.max_epochs=2", "sources.nursing.max_epochs=2")
+    assert raised["total"] == rungs[1]["total"]
+
+
+def test_a_build_says_what_is_scarce_before_it_mixes(grouped: Path) -> None:
+    done = datamix("build", grouped, "-o", grouped.parent / "set", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "Scarce: medical and nursing set the size" in done.stderr.replace("\n", " ")
+
+
+def test_shares_stand_in_every_unit_and_as_the_trainer_averages(grouped: Path) -> None:
+    plan = planned(grouped, "mix.loss_norm=example")
+    for unit in ("records", "tokens", "loss_tokens", "effective"):
+        assert sum(line["shares"][unit] for line in plan["sources"]) == pytest.approx(1)
+    for line in plan["sources"]:  # nothing is packed: an example is a record
+        assert line["shares"]["effective"] == pytest.approx(line["shares"]["records"])
+        assert line["shares"]["loss_tokens"] == pytest.approx(line["asked"])
+    assert "% of loss" in plan_text(plan)
+    assert "effective" not in planned(grouped)["sources"][0]["shares"]
