@@ -94,21 +94,34 @@ class Words:
         self._sources = [_Source(s) for s in sources]
         self._at: dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]] | None = None
 
-    def fetch(self, file: int, record: int) -> dict[str, Any]:
-        """One record as its row of ``records.SCHEMAS``."""
+    def fetch_many(self, files: NDArray[np.int64], records: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Records as their rows of ``records.SCHEMAS``, in the order asked; one read a source."""
         if self._at is None:
-            self._at = {}
-            for number, source in enumerate(self._sources):
-                files, records = source.identities
-                for name in np.unique(files):
-                    rows = np.flatnonzero(files == name)
-                    self._at[int(name)] = (number, records[rows], rows)
-        number, known, rows = self._at[file]
-        place = int(np.searchsorted(known, record))
-        source = self._sources[number]
-        table = source.records.take(rows[place : place + 1], SCHEMAS[source.kind].names)
-        found: dict[str, Any] = table.to_pylist()[0]
+            self._at = self._places()
+        found: list[dict[str, Any]] = [{}] * len(files)
+        rows = np.empty(len(files), np.int64)
+        source_of = np.empty(len(files), np.int64)
+        for file in np.unique(files):
+            here = np.flatnonzero(files == file)
+            source_of[here], known, known_rows = self._at[int(file)]
+            rows[here] = known_rows[np.searchsorted(known, records[here])]
+        for number in np.unique(source_of):
+            here = np.flatnonzero(source_of == number)
+            source = self._sources[number]
+            table = source.records.take(rows[here], SCHEMAS[source.kind].names)
+            for place, record in zip(here.tolist(), table.to_pylist(), strict=True):
+                found[place] = record
         return found
+
+    def _places(self) -> dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Of each file: its source, its records in order, and their rows in that source."""
+        places: dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]] = {}
+        for number, source in enumerate(self._sources):
+            files, records = source.identities
+            for name in np.unique(files):
+                rows = np.flatnonzero(files == name)
+                places[int(name)] = (number, records[rows], rows)
+        return places
 
 
 class RowReader:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from datamix.records import Kind, row_schema
 
@@ -45,9 +47,9 @@ class SetInfo:
 class RecordSource(Protocol):
     """The words of the records that rows were made from, for formats that hold text."""
 
-    def fetch(self, file: int, record: int) -> dict[str, Any]:
-        """One record as its row of ``records.SCHEMAS``: ``{"text"}`` or ``{"messages", "tools", ...}``.
+    def fetch_many(self, files: NDArray[np.int64], records: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Records as their rows of ``records.SCHEMAS``, in the order asked: ``{"text"}`` or ``{"messages", ...}``.
 
-        ``file`` and ``record`` are those of a row's ``records``.
+        ``files`` and ``records`` ``[num_records]`` are those of the rows' ``records``.
         """
         ...

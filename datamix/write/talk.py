@@ -10,12 +10,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from datamix.errors import DataError
 from datamix.write.sets import RecordSource
 
 Message = dict[str, Any]
+_FETCH_RECORDS = 1024  # records in memory as Python objects at once
 _FROM = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 
@@ -30,10 +32,14 @@ def records_of(batch: pa.RecordBatch, records: RecordSource | None) -> Iterator[
             "this format holds text, and the set holds tokens: its prepared records are gone. "
             "Build the set again with this format among `write:`"
         )
-    for pieces in batch.column("records").to_pylist():
-        for piece in pieces:
-            if piece["start"] == 0:
-                yield records.fetch(piece["file"], piece["record"])
+    pieces = batch.column("records").flatten()
+    files, numbers, starts = (
+        pieces.field(n).to_numpy().astype(np.int64) for n in ("file", "record", "start")
+    )
+    begin = np.flatnonzero(starts == 0)
+    for first in range(0, len(begin), _FETCH_RECORDS):
+        some = begin[first : first + _FETCH_RECORDS]
+        yield from records.fetch_many(files[some], numbers[some])
 
 
 def plain_text(record: dict[str, Any]) -> str:

@@ -26,7 +26,10 @@ class Words:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def fetch(self, file: int, record: int) -> dict:
+    def fetch_many(self, files, records) -> list[dict]:
+        return [self._record(*at) for at in zip(files.tolist(), records.tolist(), strict=True)]
+
+    def _record(self, file: int, record: int) -> dict:
         if self.kind == "pretrain":
             return {"text": f"文本 {file}:{record}\n", "meta": None}
         turn = dict.fromkeys(("content", "reasoning", "tool_calls", "tool_call_id", "name", "train"))
