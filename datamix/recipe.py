@@ -119,8 +119,27 @@ class Near(Model):
     verify: bool = True
 
 
+class Fields(Model):
+    """Which words of a record are compared; absent: the rule of its kind."""
+
+    exact: Literal["prompt", "answer", "all"] | None = None
+    near: Literal["prompt", "answer", "all"] | None = None
+
+
+class Lines(Model):
+    """Lines or paragraphs that stand in more than ``max_documents`` documents are cut from all of them."""
+
+    max_documents: Annotated[int, Field(ge=1)]
+    unit: Literal["line", "paragraph"] = "line"
+    match: Literal["text", "words"] = "text"
+    min_chars: Annotated[int, Field(ge=1)] = 12
+
+
 class Dedupe(Model):
     exact: bool = True
+    normalize: bool = False
+    fields: Fields = Fields()
+    lines: Lines | None = None
     near: Annotated[Near | None, BeforeValidator(_near)] = None
     prefer: tuple[str, ...] = ()
     rank: Literal["first", "longest"] = "first"

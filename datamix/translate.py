@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from . import mix
 from .clean import STEPS, Step, require
 from .contracts import Receipt
-from .duplicates import DedupeSpec, NearSpec
+from .duplicates import DedupeSpec, DuplicateFields, LineSpec, NearSpec
 from .encode import EncodeSpec, TokenizerFiles
 from .errors import RecipeError
 from .identity import canonical
@@ -50,6 +50,7 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
                 max_length=recipe.encode.max_length,
                 overlong=recipe.encode.overlong or "drop",
                 dedupe=signing,
+                lines=line_spec(recipe),
                 limit=sample,
             )
         )
@@ -82,7 +83,21 @@ def dedupe_spec(recipe: Recipe) -> DedupeSpec | None:
             verify=asked.near.verify,
         )
     )
-    return DedupeSpec(exact=asked.exact, near=near, scope=asked.scope, keep=asked.keep, rank_by=asked.rank)
+    return DedupeSpec(
+        exact=asked.exact,
+        near=near,
+        scope=asked.scope,
+        keep=asked.keep,
+        rank_by=asked.rank,
+        fields=DuplicateFields(asked.fields.exact, asked.fields.near),
+        normalize=asked.normalize,
+    )
+
+
+def line_spec(recipe: Recipe) -> LineSpec | None:
+    """The recipe's ``dedupe.lines`` as the room takes it."""
+    asked = recipe.dedupe.lines if recipe.dedupe else None
+    return None if asked is None else LineSpec(asked.max_documents, asked.unit, asked.match, asked.min_chars)
 
 
 def encode_spec(recipe: Recipe, tokenizer: TokenizerFiles) -> EncodeSpec:

@@ -239,3 +239,21 @@ def test_records_of_earlier_files_are_removed_from_the_new_ones_only(tmp_path: P
     assert manifest["sources"]["general"]["removed_by"] == {"exact": 50}
     removed = pq.read_table(tmp_path / "set/removed/general.parquet").to_pylist()
     assert {r["kept_source"] for r in removed if r["reason"] == "exact"} == {"old.jsonl"}
+
+
+def test_lines_that_stand_in_many_documents_are_cut_from_all(tmp_path: Path) -> None:
+    notice = "版权所有 Copyright notice: all rights reserved."
+    texts = [
+        {"text": f"第 {i} 篇 about topic {i * 37 % 101}, written once.\n{notice}\nIts end {i}."}
+        for i in range(60)
+    ]
+    write_jsonl(tmp_path / "texts.jsonl", [*texts, {"text": notice}])
+    path = recipe(tmp_path, kind="pretrain", sources={"t": {"path": "texts.jsonl"}}, encode={"max_length": 64},
+                  dedupe={"exact": True, "lines": {"max_documents": 20}}, validation=None)  # fmt: skip
+    manifest = run(path, tmp_path / "set")
+    assert failed(tmp_path / "set") == []
+    assert manifest["sources"]["t"]["cleaned_by"] == {"repeated_lines": 1}
+    assert manifest["sources"]["t"]["mended_by"]["repeated_lines"] == 61
+    shown = datamix("inspect", tmp_path / "set", "--row", "0").stdout
+    assert "written once" in shown
+    assert "Copyright" not in shown

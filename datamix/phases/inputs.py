@@ -15,14 +15,14 @@ import pyarrow as pa
 
 from ..clean import Step
 from ..contracts import Engine, Receipt, Task
-from ..duplicates import DedupeSpec
+from ..duplicates import DedupeSpec, LineSpec
 from ..encode import EncodeSpec
 from ..errors import DataError, RecipeError
 from ..identity import digest
 from ..progress import Screen, run_tasks
 from ..records import RecordKind
 from ..shape import FORMATS, can_become
-from . import encode, prepare, sign, survey
+from . import encode, lines, prepare, sign, survey
 from .shards import PreparedPart, SlicePlace, SourceShards
 from .survey import Found, Wanted
 from .tokens import Shard
@@ -55,6 +55,7 @@ class SourceWork:
     max_length: int | None = None
     overlong: str = "drop"
     dedupe: DedupeSpec | None = None
+    lines: LineSpec | None = None  # repeated lines to cut, of all sources together
     limit: int | None = None
 
 
@@ -110,6 +111,7 @@ def ready(bench: Bench, works: Sequence[SourceWork], first_file: int = 0) -> lis
     prepared = _grouped(bench, "read", [[p.task for p in group] for group in parts])
     for work, files, receipts in zip(works, found, prepared, strict=True):
         check_source(work, files, receipts)
+    prepared = _without_lines(bench, works, kinds, prepared)
     windows = [prepare.windows(receipts) for receipts in prepared]
     rows = list(zip(works, kinds, windows, strict=True))
     encodings = [
@@ -139,6 +141,22 @@ def ready(bench: Bench, works: Sequence[SourceWork], first_file: int = 0) -> lis
         )  # fmt: skip
         first_file += len(found[number])
     return result
+
+
+def _without_lines(
+    bench: Bench, works: Sequence[SourceWork], kinds: Sequence[RecordKind], prepared: list[list[Receipt]]
+) -> list[list[Receipt]]:
+    """The prepared files without lines that stand in too many documents, where the recipe asks for it."""
+    spec = next((work.lines for work in works if work.lines is not None), None)
+    texts = [number for number, kind in enumerate(kinds) if kind == "text"]
+    if spec is None or not texts:
+        return prepared
+    windows = [w for number in texts for w in prepare.windows(prepared[number])]
+    counted = bench.run("lines", lines.count_tasks(windows, spec, bench.home))
+    found = bench.run("lines", [lines.common_task(counted, spec, bench.home)])[0]
+    cut = _grouped(bench, "lines", [lines.cut_tasks(prepared[n], found, spec, bench.home) for n in texts])
+    made = dict(zip(texts, cut, strict=True))
+    return [made.get(number, receipts) for number, receipts in enumerate(prepared)]
 
 
 def _grouped(bench: Bench, title: str, groups: Sequence[Sequence[Task]]) -> list[list[Receipt]]:
