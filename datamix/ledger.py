@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .phases import decide
 from .phases.inputs import Ready
 from .phases.prepare import read_batches
+from .phases.shards import used_records
 from .phases.tokens import open_batch
 
 if TYPE_CHECKING:
@@ -102,18 +103,10 @@ def _raw(raw: bytes) -> dict[str, str]:
         return {"raw": base64.b64encode(raw).decode(), "raw_encoding": "base64"}
 
 
-def used_records(decided: Decided, arranged: Arranged, number: int) -> NDArray[np.bool_]:
+def _used(decided: Decided, arranged: Arranged, number: int) -> NDArray[np.bool_]:
     """Which records of a source have a piece in the training set. ``[num_records]``."""
-    order = open_batch(arranged.order.folder / "order.arrow")
-    rows = np.unique(order.column("row").to_numpy()[order.column("source").to_numpy() == number])
-    bins = open_batch(decided.packed[number].folder / "train.arrow").column("rows")
-    offsets = bins.offsets.to_numpy()
-    record = bins.values.field("record").to_numpy()
-    taken = np.zeros(len(offsets) - 1, np.bool_)
-    taken[rows] = True
-    used = np.zeros(decided.sources[number].num_prepared, np.bool_)
-    used[record[np.repeat(taken, np.diff(offsets))]] = True
-    return used
+    order, bins = arranged.order.folder / "order.arrow", decided.packed[number].folder / "train.arrow"
+    return used_records(order, bins, number, decided.sources[number].num_prepared)
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ def account(decided: Decided, arranged: Arranged, number: int, references: Seque
     fates = [open_batch(decided.fates.folder / f"fates-{i}.arrow") for i in range(len(decided.sources))]
     fate = fates[number].column("fate").to_numpy()
     code = np.where(
-        used_records(decided, arranged, number), _USED, np.where(fate == decide.POOL, decide.UNUSED, fate)
+        _used(decided, arranged, number), _USED, np.where(fate == decide.POOL, decide.UNUSED, fate)
     )
     lines = sum(ready.count("cleaned_by").values()) + sum(ready.count("rejected_by").values())
     alone = lines + ready.num_prepared == sum(ready.file_records)  # every record gave one

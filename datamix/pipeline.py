@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import mix, translate
+from . import mix, references, translate
 from .contracts import Receipt
 from .duplicates import ContaminationSpec
 from .encode import EncodeSpec, TokenizerFiles, find_tokenizer
 from .errors import DataError
 from .phases import arrange, decide, inputs
-from .phases.inputs import Bench, Ready, SourceWork
-from .phases.survey import Wanted
+from .phases.inputs import Bench, Ready
 from .progress import Screen
 from .recipe import Recipe
 from .run import LocalEngine, default_workers
@@ -43,6 +42,7 @@ class Decided:
     sources: tuple[Ready, ...]
     fates: Receipt
     packed: tuple[Receipt, ...]
+    references: tuple[str, ...] = ()  # names of what else records were compared with
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ def prepare_sources(
 
 def decide_and_pack(recipe: Recipe, bench: Bench, encode: EncodeSpec, sources: Sequence[Ready]) -> Decided:
     """Fates, then rows."""
-    extra = _references(recipe, bench)
     asked = recipe.decontaminate
     split = recipe.validation
     contamination = None
@@ -86,9 +85,9 @@ def decide_and_pack(recipe: Recipe, bench: Bench, encode: EncodeSpec, sources: S
         ranks=translate.ranks(recipe),
         dedupe=translate.dedupe_spec(recipe),
         max_removed_share=recipe.dedupe.max_removed_share if recipe.dedupe else 1.0,
-        against=tuple(r.shards for r in extra["against"]),
+        against=references.against(recipe, bench),
         contamination=contamination,
-        evals=tuple(r.shards for r in extra["evals"]),
+        evals=references.evals(recipe, bench),
         split=None if split is None or split.path else decide.Split(split.share, split.records),
         held_out=len(recipe.sources) if split is not None and split.path else None,
         leak=(translate.signing_spec(recipe) if split else None),
@@ -108,33 +107,7 @@ def decide_and_pack(recipe: Recipe, bench: Bench, encode: EncodeSpec, sources: S
     packed = bench.run("pack", arrange.pack_tasks(packs, fates.key, bench.home))
     for ready, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
         _check_left(ready, fates, receipt)
-    return Decided(tuple(sources), fates, tuple(packed))
-
-
-def _references(recipe: Recipe, bench: Bench) -> dict[str, list[Ready]]:
-    """Sets that records are compared with: earlier files for dedupe, evaluation files for decontamination."""
-    against = recipe.dedupe.against if recipe.dedupe else ()
-    evals = recipe.decontaminate.against if recipe.decontaminate else ()
-    wanted = {
-        "against": [Wanted(path, (path,), recipe.base) for path in against],
-        "evals": [
-            Wanted(", ".join(e.path), e.path, recipe.base, e.format, None, tuple(sorted(e.columns.items())))
-            for e in evals
-        ],
-    }
-    kinds = {"against": recipe.kind, "evals": "prompt" if recipe.kind != "pretrain" else "pretrain"}
-    return {
-        name: inputs.ready(
-            bench,
-            [
-                SourceWork(
-                    w, kinds[name] if name == "against" else "native", dedupe=translate.signing_spec(recipe)
-                )
-                for w in group
-            ],
-        )
-        for name, group in wanted.items()
-    }
+    return Decided(tuple(sources), fates, tuple(packed), tuple(r.source.name for r in spec.against))
 
 
 def _check_left(ready: Ready, fates: Receipt, packed: Receipt) -> None:

@@ -134,8 +134,8 @@ def publish(
     _clear(out)
     listed = outputs.link(out, done) + outputs.finish(out, done)
     listed += ledger.write_rejects(out, decided.sources)
-    references = recipe.dedupe.against if recipe.dedupe else ()
-    accounts = [ledger.account(decided, arranged, n, references) for n in range(len(decided.sources))]
+    names = decided.references
+    accounts = [ledger.account(decided, arranged, n, names) for n in range(len(decided.sources))]
     listed += ledger.write_removed(out, decided, accounts)
     listed += _copy_tokenizer(out, tokenizer)
     kept.save(options.cache, key, kept.KeptSet(splits, _keys(decided, arranged)), out)

@@ -257,3 +257,14 @@ def test_lines_that_stand_in_many_documents_are_cut_from_all(tmp_path: Path) -> 
     shown = datamix("inspect", tmp_path / "set", "--row", "0").stdout
     assert "written once" in shown
     assert "Copyright" not in shown
+
+
+def test_records_of_an_earlier_set_are_not_trained_again(tmp_path: Path) -> None:
+    old = recipe(tmp_path / "old", sources={"general": {"path": "general.jsonl"}}, validation=None)
+    first = build(Recipe.read(old), Options(tmp_path / "first", tmp_path / "cache", workers=1))
+    path = recipe(tmp_path, dedupe={"exact": True, "against": ["first"]}, validation=None)
+    write_jsonl(tmp_path / "general.jsonl", alpaca(GENERAL, 500))
+    manifest = build(Recipe.read(path), Options(tmp_path / "second", tmp_path / "cache", workers=1))
+    used = first["sources"]["general"]["records"]["used"]
+    assert manifest["sources"]["general"]["removed_by"] == {"exact": used}
+    assert failed(tmp_path / "second") == []

@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..identity import digest, key_ranks, salt
 from ..records import texts
 from .prepare import read_batches
-from .shards import Identities, SourceShards, identities
+from .shards import Identities, SourceShards, identities, used_records
 from .tokens import measure
 
 _VERSION = 1
@@ -41,6 +41,22 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Records that new ones are compared with: files, or the records that an earlier set trains on."""
+
+    source: SourceShards
+    order: Path | None = None  # of the earlier set; None: every record
+    bins: Path | None = None
+    number: int = 0  # of the source in that order
+
+    def alive(self) -> NDArray[np.bool_] | None:
+        """The records in play, None for all."""
+        if self.order is None or self.bins is None:
+            return None
+        return used_records(self.order, self.bins, self.number, len(identities(self.source.parts).record))
+
+
+@dataclass(frozen=True)
 class DecideSpec:
     sources: tuple[SourceShards, ...]
     seed: int
@@ -48,7 +64,7 @@ class DecideSpec:
     ranks: tuple[int, ...]  # of each source: smaller keeps before the others
     dedupe: DedupeSpec | None = None
     max_removed_share: float = 1.0
-    against: tuple[SourceShards, ...] = ()  # removes from the sources, is never removed
+    against: tuple[Reference, ...] = ()  # removes from the sources, is never removed
     contamination: ContaminationSpec | None = None
     evals: tuple[SourceShards, ...] = ()
     split: Split | None = None
@@ -87,7 +103,7 @@ def task(spec: DecideSpec, home: Path) -> Task:
     plain = replace(
         spec,
         sources=tuple(replace(s, parts=(), shards=(), signatures=()) for s in spec.sources),
-        against=tuple(replace(s, parts=(), shards=(), signatures=()) for s in spec.against),
+        against=tuple(Reference(replace(r.source, parts=(), shards=(), signatures=())) for r in spec.against),
         evals=tuple(replace(s, parts=(), shards=(), signatures=()) for s in spec.evals),
     )
     places = [[p.places for p in s.parts] for s in spec.sources]
@@ -186,7 +202,7 @@ def _remove_duplicates(spec: DecideSpec, fates: Sequence[_Fates]) -> None:
     assert spec.dedupe is not None
     before = [int(own.alive.sum()) for own in fates]
     own_sources = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
-    others = [signed(s, -1, None, removable=False) for s in spec.against]
+    others = [signed(r.source, -1, r.alive(), removable=False) for r in spec.against]
     _apply(fates, decide([*own_sources, *others], spec.dedupe), None)
     for own, had in zip(fates, before, strict=True):
         lost = had - int(own.alive.sum())
@@ -194,7 +210,7 @@ def _remove_duplicates(spec: DecideSpec, fates: Sequence[_Fates]) -> None:
             raise DataError(
                 f"Deduplication would remove {lost:,} of the {had:,} records of source {own.name} "
                 f"({lost / had:.1%}, more than dedupe.max_removed_share {spec.max_removed_share:.0%}). "
-                f"{_blame(own, [s.name for s in (*spec.sources, *spec.against)])} "
+                f"{_blame(own, [s.name for s in (*spec.sources, *(r.source for r in spec.against))])} "
                 "If that is right, raise dedupe.max_removed_share; else keep this source's copies with "
                 f"`prefer: [{own.name}]`, or compare sources apart with `scope: within`."
             )

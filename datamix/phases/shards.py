@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..records import RecordKind
-from .tokens import Shard
+from .tokens import Shard, open_batch
 
 
 @dataclass(frozen=True)
@@ -104,3 +104,16 @@ class RecordStore:
             return pa.table({})
         order = np.argsort(np.concatenate(places), kind="stable")
         return pa.concat_tables(tables).take(pa.array(order))
+
+
+def used_records(order: Path, bins: Path, number: int, num_records: int) -> NDArray[np.bool_]:
+    """Which records of source ``number`` have a piece in an order. ``[num_records]``."""
+    held = open_batch(order)
+    rows = np.unique(held.column("row").to_numpy()[held.column("source").to_numpy() == number])
+    lists = open_batch(bins).column("rows")
+    offsets = lists.offsets.to_numpy()
+    taken = np.zeros(len(offsets) - 1, np.bool_)
+    taken[rows] = True
+    used = np.zeros(num_records, np.bool_)
+    used[lists.values.field("record").to_numpy()[np.repeat(taken, np.diff(offsets))]] = True
+    return used

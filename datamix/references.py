@@ -1,0 +1,78 @@
+"""What records are compared with beside each other: earlier files and sets for dedupe, evaluation files for decontamination."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import kept, translate
+from .errors import RecipeError
+from .identity import digest
+from .opening import read_manifest
+from .phases import inputs, prepare, sign
+from .phases.decide import Reference
+from .phases.inputs import Bench, SourceWork
+from .phases.rows import RowSet
+from .phases.shards import SourceShards
+from .phases.survey import Wanted
+from .recipe import Recipe
+from .run import Store
+
+
+def evals(recipe: Recipe, bench: Bench) -> tuple[SourceShards, ...]:
+    """The evaluation files, as what they natively are."""
+    asked = recipe.decontaminate.against if recipe.decontaminate else ()
+    wanted = [
+        Wanted(", ".join(e.path), e.path, recipe.base, e.format, None, tuple(sorted(e.columns.items())))
+        for e in asked
+    ]
+    return tuple(r.shards for r in inputs.ready(bench, [SourceWork(w, "native") for w in wanted]))
+
+
+def against(recipe: Recipe, bench: Bench) -> tuple[Reference, ...]:
+    """``dedupe.against``: files are read and signed; of a set that datamix built, the records it trains on."""
+    found: list[Reference] = []
+    for path in recipe.dedupe.against if recipe.dedupe else ():
+        manifest = read_manifest(Path(recipe.base, path)) if "://" not in path else None
+        if manifest is not None and "recipe_sha256" in manifest:
+            found += _earlier_set(recipe, bench, path, manifest.get("key", ""))
+        else:
+            wanted = Wanted(path, (path,), recipe.base)
+            work = SourceWork(wanted, recipe.kind, dedupe=translate.signing_spec(recipe))
+            found += [Reference(r.shards) for r in inputs.ready(bench, [work])]
+    return tuple(found)
+
+
+def _earlier_set(recipe: Recipe, bench: Bench, path: str, key: str) -> list[Reference]:
+    """The sources of an earlier set, signed as this recipe asks; its records lie in the cache that built it."""
+    held = kept.load(bench.home.parent, key) or kept.load(
+        Path(recipe.base, path).absolute().parent / ".datamix", key
+    )
+    if held is None:
+        raise RecipeError(
+            f"dedupe.against: the records of the set {path} are no longer in the cache that built it. Build it again (nothing "
+            "of it changes), or name its input files instead."
+        )
+    train = held.splits["train"]
+    return [_reference(recipe, bench, path, train, number) for number in range(len(train.sources))]
+
+
+def _reference(recipe: Recipe, bench: Bench, path: str, train: RowSet, number: int) -> Reference:
+    rows = train.sources[number]
+    if rows.source.kind != ("text" if recipe.kind == "pretrain" else recipe.kind):
+        raise RecipeError(
+            f"dedupe.against: the set {path} holds {rows.source.kind} records, which cannot be compared with those of a "
+            f"{recipe.kind} recipe. Name a set or files of the same kind."
+        )
+    spec = translate.signing_spec(recipe)
+    receipts = [Store(part.folder.parent.parent).find(part.folder.name) for part in rows.source.parts]
+    windows = prepare.windows([r for r in receipts if r is not None])
+    tasks = sign.tasks(path, windows, rows.source.kind, spec, bench.home) if spec else []
+    signed = bench.run("sign", tasks)
+    source = SourceShards(
+        f"{path}:{rows.source.name}",
+        rows.source.kind,
+        digest("earlier", rows.source.key, train.order and train.order.parent.name, [r.key for r in signed]),
+        rows.source.parts,
+        signatures=tuple(r.folder / "signatures.arrow" for r in signed),
+    )
+    return Reference(source, train.order, rows.bins, number)
