@@ -6,14 +6,14 @@ mapped file to its place in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.load.stores import Lists
+from datamix.load.stores import RowStore
 
 IGNORED = -100  # the label that no loss counts
 NewArray = Callable[[str, tuple[int, int]], NDArray[np.int64]]  # (name, shape) -> uninitialised
@@ -28,55 +28,73 @@ class Collation:
     packed: bool  # one row of all documents, instead of one row each
 
 
-def collate(rows: Lists, how: Collation, new: NewArray) -> None:
-    """Fill the arrays that ``new`` gives out with a batch.
+def collate(
+    rows: RowStore, columns: Sequence[str], places: NDArray[np.int64], how: Collation, new: NewArray
+) -> None:
+    """Fill the arrays that ``new`` gives out with the rows at ``places``.
 
     Padded: ``input_ids``, ``labels`` and, as the rows have them, ``attention_mask`` or ``position_ids``, each
     ``int64[num_rows, width]``. Packed: ``input_ids``, ``labels``, ``position_ids``, each ``int64[1, width]``; positions
     restart at each document, and the first label of each is ignored, for no document predicts the next.
     """
+    lengths = rows.num_tokens(places)
     if how.packed:
-        _join(rows, how, new)
+        _join(rows, columns, places, lengths, how, new)
     else:
-        _pad(rows, how, new)
+        _pad(rows, columns, places, lengths, how, new)
 
 
-def _pad(rows: Lists, how: Collation, new: NewArray) -> None:
-    lengths = [len(row) for row in rows["input_ids"]]
-    width = _rounded(max(lengths), how.multiple)
+def _pad(
+    rows: RowStore,
+    columns: Sequence[str],
+    places: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    how: Collation,
+    new: NewArray,
+) -> None:
+    width = _rounded(int(lengths.max()), how.multiple)
+    out = {name: new(name, (len(places), width)) for name in columns}
     fills = {"input_ids": how.filler_id, "labels": IGNORED}
-    for name, values in rows.items():
-        out = new(name, (len(lengths), width))
-        fill = fills.get(name, 0)
-        for i, row in enumerate(values):
-            out[i, : len(row)] = row
-            if len(row) < width:
-                out[i, len(row) :] = np.arange(width - len(row)) if name == "position_ids" else fill
+    for i in np.flatnonzero(lengths < width).tolist():
+        length = int(lengths[i])
+        for name, values in out.items():
+            tail = np.arange(width - length) if name == "position_ids" else fills.get(name, 0)
+            values[i, length:] = tail
+    begin = np.arange(len(places), dtype=np.int64) * width
+    rows.fill({name: values.reshape(-1) for name, values in out.items()}, places, begin)
 
 
-def _join(rows: Lists, how: Collation, new: NewArray) -> None:
-    lengths = [len(row) for row in rows["input_ids"]]
-    total = sum(lengths)
+def _join(
+    rows: RowStore,
+    columns: Sequence[str],
+    places: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    how: Collation,
+    new: NewArray,
+) -> None:
+    ends = np.cumsum(lengths)
+    total, begin = int(ends[-1]), ends - lengths
     width = _rounded(total, how.multiple)
-    ids, labels = new("input_ids", (1, width)), new("labels", (1, width))
-    positions = new("position_ids", (1, width))
-    ids[0, total:], labels[0, total:] = how.filler_id, IGNORED
-    positions[0, total:] = np.arange(width - total)
-    start = 0
-    for i, length in enumerate(lengths):
-        stop = start + length
-        ids[0, start:stop] = rows["input_ids"][i]
-        labels[0, start:stop] = rows["labels"][i]
-        positions[0, start:stop] = rows["position_ids"][i] if "position_ids" in rows else np.arange(length)
-        labels[0, start : start + 1] = IGNORED
-        start = stop
+    names = ("input_ids", "labels", "position_ids")
+    ids, labels, positions = (new(name, (1, width)).reshape(-1) for name in names)
+    ids[total:], labels[total:] = how.filler_id, IGNORED
+    positions[total:] = np.arange(width - total)
+    out = {"input_ids": ids, "labels": labels}
+    if "position_ids" in columns:
+        out["position_ids"] = positions
+    else:
+        positions[:total] = np.arange(total) - np.repeat(begin, lengths)
+    rows.fill(out, places, begin)
+    labels[begin[lengths > 0]] = IGNORED
 
 
 def _rounded(width: int, multiple: int) -> int:
     return -(-width // multiple) * multiple
 
 
-def numpy_batch(rows: Lists, how: Collation) -> dict[str, NDArray[Any]]:
+def numpy_batch(
+    rows: RowStore, columns: Sequence[str], places: NDArray[np.int64], how: Collation
+) -> dict[str, NDArray[Any]]:
     """A batch as plain numpy arrays, see ``collate``."""
     out: dict[str, NDArray[Any]] = {}
 
@@ -84,5 +102,5 @@ def numpy_batch(rows: Lists, how: Collation) -> dict[str, NDArray[Any]]:
         out[name] = np.empty(shape, np.int64)
         return out[name]
 
-    collate(rows, how, new)
+    collate(rows, columns, places, how, new)
     return out

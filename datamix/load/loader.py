@@ -62,7 +62,7 @@ class RowStream(IterableDataset):  # type: ignore[misc]
 
     def batch(self, start: int) -> Batch:
         """The batch of this rank in the window at row ``start``."""
-        rows = self.rows.lists(self.columns, self.deal.places(start, self.rank))
+        places = self.deal.places(start, self.rank)
         out: Batch = {}
 
         def new(name: str, shape: tuple[int, int]) -> NDArray[np.int64]:
@@ -70,7 +70,7 @@ class RowStream(IterableDataset):  # type: ignore[misc]
             array: NDArray[np.int64] = out[name].numpy()
             return array
 
-        collate(rows, self.how, new)
+        collate(self.rows, self.columns, places, self.how, new)
         return out
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from datamix.errors import DataError
 
-Lists = dict[str, list[NDArray[Any]]]  # column -> one array a row
+MODEL_COLUMNS: tuple[str, ...] = ("input_ids", "labels", "attention_mask", "position_ids")
 _KEPT_GROUPS = 4  # decoded row groups of Parquet in memory
 
 
@@ -32,8 +32,14 @@ class RowStore(Protocol):
 
     def __len__(self) -> int: ...
 
-    def lists(self, columns: Sequence[str], places: NDArray[np.int64]) -> Lists:
-        """The number lists of some rows, as views where the store can."""
+    def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of some rows. ``[num_rows]``."""
+        ...
+
+    def fill(
+        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
+    ) -> None:
+        """Copy the columns in ``out`` of each row to ``out[name][begin[i]:]``; flat arrays."""
         ...
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
@@ -60,18 +66,28 @@ class ArrowStore:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def lists(self, columns: Sequence[str], places: NDArray[np.int64]) -> Lists:
+    def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        ends = [self._edges(owner, row) for owner, row in self._locate(places)]
+        return np.array([b - a for a, b in ends], np.int64)
+
+    def fill(
+        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
+    ) -> None:
+        located = self._locate(places)
+        for column, values in out.items():
+            for (owner, row), at in zip(located, begin.tolist(), strict=True):
+                numbers, offsets = self._view(owner, column)
+                a, b = offsets[row], offsets[row + 1]
+                values[at : at + b - a] = numbers[a:b]
+
+    def _locate(self, places: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """The batch that holds each row, and its number there."""
         owners = np.searchsorted(self._starts, places, side="right") - 1
-        locals_ = places - self._starts[owners]
-        pairs = list(zip(owners.tolist(), locals_.tolist(), strict=True))
-        out: Lists = {}
-        for column in columns:
-            rows = []
-            for owner, i in pairs:
-                values, offsets = self._view(owner, column)
-                rows.append(values[offsets[i] : offsets[i + 1]])
-            out[column] = rows
-        return out
+        return list(zip(owners.tolist(), (places - self._starts[owners]).tolist(), strict=True))
+
+    def _edges(self, owner: int, row: int) -> tuple[int, int]:
+        _, offsets = self._view(owner, "input_ids")
+        return offsets[row], offsets[row + 1]
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
@@ -131,14 +147,28 @@ class ParquetStore:
     def __len__(self) -> int:
         return int(self._file_starts[-1])
 
-    def lists(self, columns: Sequence[str], places: NDArray[np.int64]) -> Lists:
-        found: dict[str, dict[int, NDArray[Any]]] = {column: {} for column in columns}
-        for place in np.unique(places).tolist():  # rising: each group is decoded once
-            group, i = self._find(place, tuple(columns))
-            for column, rows in found.items():
-                values, offsets = group.view(column)
-                rows[place] = values[offsets[i] : offsets[i + 1]]
-        return {column: [rows[place] for place in places.tolist()] for column, rows in found.items()}
+    def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        out = np.zeros(len(places), np.int64)
+        for i, group, row in self._rising(places):
+            _, offsets = group.view("input_ids")
+            out[i] = offsets[row + 1] - offsets[row]
+        return out
+
+    def fill(
+        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
+    ) -> None:
+        for i, group, row in self._rising(places):
+            for column, values in out.items():
+                numbers, offsets = group.view(column)
+                a, b = offsets[row], offsets[row + 1]
+                values[begin[i] : begin[i] + b - a] = numbers[a:b]
+
+    def _rising(self, places: NDArray[np.int64]) -> Iterator[tuple[int, _Group, int]]:
+        """The decoded group of each row, and its number there; in rising order, so that each group is decoded once."""
+        columns = tuple(name for name in MODEL_COLUMNS if name in self.columns)
+        for i in np.argsort(places, kind="stable").tolist():
+            group, row = self._find(int(places[i]), columns)
+            yield i, group, row
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
         parts: list[pa.Table] = []

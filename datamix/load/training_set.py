@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from datamix.errors import DataError
 from datamix.load.collate import Collation, numpy_batch
 from datamix.load.deal import Deal
-from datamix.load.stores import ArrowStore, ParquetStore, RowStore, open_store
+from datamix.load.stores import MODEL_COLUMNS, ArrowStore, ParquetStore, RowStore, open_store
 
 if TYPE_CHECKING:
     from datamix.load.loader import TorchLoader
 
 _READ_ROWS = 256
-MODEL_COLUMNS: tuple[str, ...] = ("input_ids", "labels", "attention_mask", "position_ids")
 Row = dict[str, Any]
 
 
@@ -96,10 +95,10 @@ class TrainingSet:
         self, batch_size: int, *, start: int = 0, pad_to_multiple_of: int = 1, packed: bool = False
     ) -> Iterator[dict[str, NDArray[Any]]]:
         """Numpy batches in order, from row ``start`` on; the last may be smaller. See ``collate`` for their arrays."""
-        how = self.collation(pad_to_multiple_of, packed)
+        how, columns = self.collation(pad_to_multiple_of, packed), self.model_columns()
         for low in range(start, len(self), batch_size):
             places = np.arange(low, min(low + batch_size, len(self)), dtype=np.int64)
-            yield numpy_batch(self.rows.lists(self.model_columns(), places), how)
+            yield numpy_batch(self.rows, columns, places, how)
 
     def torch(
         self,

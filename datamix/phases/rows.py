@@ -5,7 +5,7 @@ Tokens are copied once, from the memory map into the arrays of the batch. Memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from ..records import PIECE, SCHEMAS
 from ..write import SetInfo
+from .fill import AddressTable
 from .shards import RecordStore, SourceShards
-from .tokens import Pieces, TokenStore, list_buffers, open_batch
+from .tokens import Pieces, TokenStore, open_batch
 
 _BATCH_TOKENS = 1 << 21
 _BATCH_ROWS = 4096
@@ -67,11 +68,6 @@ class _Source:
     def pieces(self) -> Pieces:
         flat = self._bins.column("rows").values
         return Pieces(*(flat.field(n).to_numpy() for n in ("record", "start", "length")))
-
-    @cached_property
-    def row_tokens(self) -> NDArray[np.int64]:
-        tokens: NDArray[np.int64] = self._bins.column("tokens").to_numpy()
-        return tokens
 
     @cached_property
     def identities(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -153,15 +149,6 @@ class RowReader:
         source, row = self._order
         return source[places].astype(np.int64), row[places].astype(np.int64)
 
-    def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of the rows at some places."""
-        source_of, row_of = self.locate(places)
-        tokens = np.zeros(len(places), np.int64)
-        for number in np.unique(source_of):
-            here = source_of == number
-            tokens[here] = self._sources[number].row_tokens[row_of[here]]
-        return tokens
-
     def read(self, places: NDArray[np.int64]) -> pa.RecordBatch:
         """The rows at some places, in the order asked."""
         info, names = self._set.info, [s.name for s in self._sources]
@@ -178,16 +165,21 @@ class RowReader:
             columns["meta"] = view.meta(info.packed)
         return pa.RecordBatch.from_arrays([columns[n] for n in info.schema.names], schema=info.schema)
 
-    def lists(self, columns: Sequence[str], places: NDArray[np.int64]) -> dict[str, list[NDArray[Any]]]:
-        """The number lists of some rows, one array a row."""
-        batch = self.read(places)
-        found: dict[str, list[NDArray[Any]]] = {}
-        for name in columns:
-            values, offsets = list_buffers(batch.column(name))
-            found[name] = [
-                values[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-            ]
-        return found
+    @cached_property
+    def _addresses(self) -> AddressTable:
+        sources, info = self._set.sources, self._set.info
+        shards = [s.source.shards for s in sources]
+        return AddressTable([s.bins for s in sources], shards, info.kind == "sft", info.packed)
+
+    def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the rows at some places."""
+        return self._addresses.lengths(*self.locate(places))
+
+    def fill(
+        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
+    ) -> None:
+        """Copy the columns in ``out`` of each row to ``out[name][begin[i]:]``; flat arrays."""
+        self._addresses.fill(*self.locate(places), out, begin)
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
         """Rows ``start..stop`` as they are."""

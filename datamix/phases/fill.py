@@ -1,0 +1,176 @@
+"""Rows of a virtual set, straight from the mapped tokens into the arrays of a batch.
+
+Every buffer that a row is made of (bins, lengths, tokens, masks) has its address in a small table, so that one compiled
+call walks from places to tokens and copies each once, widened to int64. Cost of a batch: its tokens and about ten
+microseconds. A shard is mapped when a row first needs it; the table keeps what it maps alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numba import carray, njit  # type: ignore[attr-defined]
+from numba.core import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from .tokens import Shard, list_buffers, open_batch
+
+IGNORED = -100
+_NONE = np.empty(0, np.int64)
+
+
+class AddressTable:
+    """Where the numbers of every source of a split lie in memory."""
+
+    def __init__(
+        self, bins: Sequence[Path], shards: Sequence[Sequence[Shard]], masked: bool, packed: bool
+    ) -> None:
+        self._masked, self._packed = masked, packed
+        self._shards = [shard for group in shards for shard in group]
+        self._kept: list[Any] = []
+        self.bins = np.array([self._bins(path) for path in bins], np.int64).reshape(-1, 5)
+        self.first = np.cumsum([0, *(len(group) for group in shards)])  # [num_sources + 1] shards
+        begins = [np.cumsum([0, *(s.num_rows for s in group)])[:-1] for group in shards]
+        self.begin = np.concatenate(begins).astype(np.int64)  # [num_shards] first record, in its source
+        self.shards = np.zeros(
+            (len(self._shards), 11), np.int64
+        )  # addresses; the last says that they are there
+
+    def lengths(self, source: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each row. ``[num_rows]``."""
+        out = np.empty(len(row), np.int64)
+        _lengths(self.bins, source, row, out)
+        return out
+
+    def fill(
+        self,
+        source: NDArray[np.int64],
+        row: NDArray[np.int64],
+        out: Mapping[str, NDArray[np.int64]],
+        begin: NDArray[np.int64],
+    ) -> None:
+        """Write the columns in ``out`` of each row to ``out[name][begin[i]:]``; flat arrays, padding left alone."""
+        names = ("input_ids", "labels", "position_ids", "attention_mask")
+        arrays = tuple(out.get(name, _NONE) for name in names)
+        wanted = tuple(name in out for name in names)
+        table = self.bins, self.first, self.begin, self.shards
+        how = self._masked, self._packed
+        missing = _fill(table, source, row, arrays, wanted, how, begin)
+        while missing >= 0:
+            self._map(missing)
+            missing = _fill(table, source, row, arrays, wanted, how, begin)
+
+    def _bins(self, path: Path) -> list[int]:
+        batch = open_batch(path)
+        rows = batch.column("rows")
+        flat = rows.values
+        pieces = [flat.field(name).to_numpy() for name in ("record", "start", "length")]
+        tokens = batch.column("tokens").to_numpy().astype(np.int64, copy=False)
+        return [self._address(a) for a in (rows.offsets.to_numpy(), *pieces, tokens)]
+
+    def _map(self, index: int) -> None:
+        shard = self._shards[index]
+        self.shards[index, :4] = self._lists(open_batch(shard.tokens))
+        if shard.fitted is not None:
+            batch = open_batch(shard.fitted)
+            known = batch.column("row").to_numpy().astype(np.int64, copy=False)
+            self.shards[index, 4:10] = [self._address(known), len(known), *self._lists(batch)]
+        self.shards[index, 10] = 1
+
+    def _lists(self, batch: pa.RecordBatch) -> list[int]:
+        columns = ("ids", "mask") if self._masked else ("ids",)
+        found = [self._address(a) for name in columns for a in list_buffers(batch.column(name))]
+        return found if self._masked else [*found, 0, 0]
+
+    def _address(self, array: NDArray[Any]) -> int:
+        self._kept.append(array)
+        return int(array.ctypes.data)
+
+
+def _pointer(kind: Any) -> Any:
+    """A compiled cast of an address to a pointer to ``kind``."""
+
+    @intrinsic
+    def cast(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        pointer: Any = types.CPointer
+        return pointer(kind)(types.int64), generate
+
+    return cast
+
+
+_bytes, _ints, _longs = _pointer(types.uint8), _pointer(types.int32), _pointer(types.int64)
+
+
+@njit(nogil=True, cache=True)
+def _lengths(bins, source, row, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    for i in range(len(row)):
+        out[i] = carray(_longs(bins[source[i], 4]), (row[i] + 1,))[row[i]]
+
+
+@njit(nogil=True, cache=True)
+def _find(values, low, high, wanted):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The last place in ``low..high`` whose value is at most ``wanted``; ``low - 1`` where there is none."""
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] <= wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@njit(nogil=True, cache=True)
+def _fill(table, source, row, arrays, wanted, how, begin):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Fill the arrays; returns the index of a shard that must be mapped first, or -1 when all is written."""
+    bins, first, shard_begin, shards = table
+    ids_out, labels_out, positions_out, ones_out = arrays
+    want_ids, want_labels, want_positions, want_ones = wanted
+    masked, packed = how
+    for i in range(len(row)):
+        s, at = source[i], begin[i]
+        edges = carray(_ints(bins[s, 0]), (row[i] + 2,))
+        low, high = edges[row[i]], edges[row[i] + 1]
+        records = carray(_longs(bins[s, 1]), (high,))
+        starts, lengths = carray(_ints(bins[s, 2]), (high,)), carray(_ints(bins[s, 3]), (high,))
+        for piece in range(low, high):
+            k = _find(shard_begin, first[s], first[s + 1], records[piece])
+            if shards[k, 10] == 0:
+                return k
+            local, column = records[piece] - shard_begin[k], 0
+            if shards[k, 5] > 0:
+                known = carray(_longs(shards[k, 4]), (shards[k, 5],))
+                place = _find(known, 0, shards[k, 5], local)
+                if place >= 0 and known[place] == local:
+                    local, column = place, 6
+            n, start = lengths[piece], starts[piece]
+            a = carray(_ints(shards[k, column + 1]), (local + 1,))[local] + start
+            ids = carray(_ints(shards[k, column]), (a + n,))[a:]
+            if want_ids:
+                for j in range(n):
+                    ids_out[at + j] = ids[j]
+            if want_labels and masked:
+                b = carray(_ints(shards[k, column + 3]), (local + 1,))[local] + start
+                mask = carray(_bytes(shards[k, column + 2]), (b + n,))[b:]
+                for j in range(n):
+                    labels_out[at + j] = ids[j] if mask[j] else IGNORED
+            elif want_labels:
+                for j in range(n):
+                    labels_out[at + j] = ids[j]
+            if want_labels and packed and n > 0:
+                labels_out[at] = IGNORED
+            if want_positions:
+                for j in range(n):
+                    positions_out[at + j] = j
+            if want_ones:
+                for j in range(n):
+                    ones_out[at + j] = 1
+            at += n
+    return -1
