@@ -8,7 +8,7 @@ prefetched. Padded or joined rows go from the mapped file into the tensor with o
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from datamix.load.collate import Collation, collate
 from datamix.load.deal import Deal
 from datamix.load.stores import RowStore
 
+Identity = Mapping[str, str | None]  # content_sha256 (None of a virtual set) and key: either names the set
 Batch = dict[str, Any]  # name -> torch.int64 [num_rows, width]
 
 
@@ -37,11 +38,11 @@ class RowStream(IterableDataset):  # type: ignore[misc]
         how: Collation,
         deal: Deal,
         rank: int,
-        content_sha256: str,
+        identity: Identity,
     ) -> None:
         super().__init__()
         self.rows, self.columns, self.how, self.deal, self.rank = rows, tuple(columns), how, deal, rank
-        self.content_sha256 = content_sha256
+        self.identity = dict(identity)
         self.start = 0  # row where step 0 begins
         self.pin = False
         self._next: int | None = None  # step that this process takes next; None: its first
@@ -127,7 +128,7 @@ class TorchLoader:
         return {
             "rows": self._rows,
             "seed": self.dataset.deal.seed,
-            "content_sha256": self.dataset.content_sha256,
+            **self.dataset.identity,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -136,10 +137,12 @@ class TorchLoader:
         Raises:
             DataError: the state was taken on another set.
         """
-        if state["content_sha256"] != self.dataset.content_sha256:
+        own = self.dataset.identity
+        if not any(own[name] and own[name] == state.get(name) for name in own):
+            theirs, ours = (" / ".join(str(s.get(n))[:12] for n in own) for s in (state, own))
             raise DataError(
-                f"the state was taken on another set: its content is {state['content_sha256'][:12]}, this set's is "
-                f"{self.dataset.content_sha256[:12]}; open the set that the run began with"
+                f"the state was taken on another set: its {' / '.join(own)} is {theirs}, this set's is {ours}; open the set "
+                "that the run began with"
             )
         if state["seed"] != self.dataset.deal.seed:
             raise DataError(

@@ -129,7 +129,8 @@ class TrainingSet:
             )
         deal = Deal(len(self), batch_size, world_size, self.manifest["seed"] if seed is None else seed)
         how = self.collation(pad_to_multiple_of, packed)
-        stream = RowStream(self.rows, self.model_columns(), how, deal, rank, self.manifest["content_sha256"])
+        identity = {name: self.manifest.get(name) for name in ("content_sha256", "key")}
+        stream = RowStream(self.rows, self.model_columns(), how, deal, rank, identity)
         return TorchLoader(stream, num_workers, pin_memory)
 
     def datasets(self) -> Any:

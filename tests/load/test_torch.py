@@ -78,9 +78,21 @@ def test_a_state_of_another_set_or_seed_is_refused(make_set):
     loader = open_set(make_set(8)).torch(4)
     state = loader.state_dict()
     with pytest.raises(DataError, match="another set"):
-        loader.load_state_dict(state | {"content_sha256": "cd" * 32})
+        loader.load_state_dict(state | {"content_sha256": "cd" * 32, "key": "ef" * 32})
     with pytest.raises(DataError, match=r"torch\(\.\.\., seed=7\)"):
         loader.load_state_dict(state | {"seed": 7})
+
+
+def test_a_state_of_a_virtual_set_names_it_by_its_key(make_set):
+    virtual, other = open_set(make_set(8)), open_set(make_set(8, name="other"))
+    virtual.manifest = {**virtual.manifest, "content_sha256": None, "key": "12" * 32}
+    other.manifest = {**other.manifest, "content_sha256": None, "key": "34" * 32}
+    state = virtual.torch(4).state_dict()
+    with pytest.raises(DataError, match="another set"):
+        other.torch(4).load_state_dict(state)
+    written = open_set(make_set(8, name="written"))
+    written.manifest = {**written.manifest, "key": "12" * 32}  # exported since
+    written.torch(4).load_state_dict(state)
 
 
 @pytest.mark.parametrize(("batch_size", "rank", "world_size"), [(0, 0, 1), (1, 2, 2), (1, -1, 2)])
