@@ -16,7 +16,8 @@ from ..contracts import Receipt, Task
 from ..errors import DataError
 from .store import Store, carry
 
-
+# pyarrow imports pandas with the first list it converts: a quarter second, here paid once and not in every worker.
+_SHARED = ["pandas"]
 _SMALL_BYTES = 4 << 20  # a worker takes about a second to start; this much is done by then
 
 
@@ -52,6 +53,7 @@ class LocalEngine:
     def _in_pool(self, pending: list[tuple[int, Task]]) -> Iterator[tuple[int, Receipt]]:
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([*sorted({task.call.__module__ for _, task in pending}), *_SHARED])
             self._pool = ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_start_worker)
         futures: dict[Future[Receipt], tuple[int, Task]] = {}
         queue = iter(pending)
