@@ -22,6 +22,7 @@ from datamix.encode.template import Renderer, TemplateFailure
 
 Purpose = Literal["all", "assistant", "last_assistant", "prompt", "completion", "document"]
 _MAX_SHAPES = 1024
+_MAX_RENDERINGS = 4096  # of the beginnings of conversations: a few kilobytes each
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Draughtsman:
         self._restarts = restarts
         self.habits = habits(renderer, control)
         self._shapes: dict[Any, _Shape | str] = {}
+        self._renderings: dict[Any, Rendering] = {}
         self._parts: dict[int, tuple[Layout, Layout]] = {}  # by id of the layout, which is held
 
     def draw(self, conversation: Conversation, purpose: Purpose, given: int = 0) -> Drawn:
@@ -100,7 +102,9 @@ class Draughtsman:
 
     def _analyse(self, conversation: Conversation, purpose: Purpose, given: int) -> _Shape | str:
         try:
-            sketch = Sketch(conversation, self._renderer, self._control, slots=True)
+            if len(self._renderings) >= _MAX_RENDERINGS:
+                self._renderings.clear()
+            sketch = Sketch(conversation, self._renderer, self._control, slots=True, known=self._renderings)
             full = sketch.render(len(conversation.turns), purpose == "prompt")
             find = TurnFinder(sketch, full, self._control, self.habits).span
             layout = self._layout(_Job(conversation, purpose, given, sketch, full), find)

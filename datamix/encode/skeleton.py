@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from datamix.encode.control import RESERVED, ControlTokens, unescape
@@ -26,6 +27,7 @@ from datamix.encode.template import Renderer, TemplateFailure
 
 _NEWLINES = 7  # more than any template writes in a row
 _LEFT, _RIGHT = "\n" * _NEWLINES + "\u2003", "\u2003" + "\n" * _NEWLINES  # white space around a sentinel
+_JSON_LEFT, _JSON_RIGHT = _LEFT.replace("\n", "\\n"), _RIGHT.replace("\n", "\\n")
 _CORE = re.compile('\U000f5e00(\\d+)(\\\\?)"\U000f5e01')
 
 
@@ -69,10 +71,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Rendering:
-    """A conversation rendered with sentinels, cut into pieces."""
+    """A conversation rendered with sentinels, cut into pieces when they are asked for."""
 
     text: str
-    pieces: tuple[Piece, ...]
+    owners: tuple[int, ...]  # the turn of each sentinel
+
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Constants and slots in order. Raises TemplateFailure where the template cut a sentinel."""
+        return tuple(_pieces(self.text, self.owners))
 
     def slots(self) -> list[Piece]:
         """The pieces that are slots, in order."""
@@ -90,12 +97,20 @@ class Sketch:
     """A conversation ready to be rendered in part: the first turns, with or without generation prompt.
 
     With ``slots`` the slots hold sentinels; without, the texts themselves. The data's other strings are escaped.
+    ``known`` keeps what was rendered with sentinels: conversations that begin alike share it.
     """
 
     def __init__(
-        self, conversation: Conversation, renderer: Renderer, control: ControlTokens, slots: bool
+        self,
+        conversation: Conversation,
+        renderer: Renderer,
+        control: ControlTokens,
+        slots: bool,
+        known: dict[Any, Rendering] | None = None,
     ) -> None:
         self._renderer = renderer
+        self._shape = conversation.shape() if slots and known is not None else None
+        self._known = known if known is not None else {}
         owners: list[int] = []
 
         def exact(text: str) -> str:
@@ -116,8 +131,17 @@ class Sketch:
 
     def render(self, num_turns: int, generation_prompt: bool) -> Rendering:
         """The first turns of the conversation, in pieces. Raises TemplateFailure."""
+        key = None
+        if self._shape is not None:
+            turns, tools, kwargs = self._shape
+            key = (turns[:num_turns], tools, kwargs, generation_prompt)
+            if key in self._known:
+                return self._known[key]
         text = self._renderer.render(self.messages[:num_turns], self.tools, self.kwargs, generation_prompt)
-        return Rendering(text, tuple(_pieces(text, self.owners)))
+        found = Rendering(text, tuple(self.owners))
+        if key is not None:
+            self._known[key] = found
+        return found
 
     def leaves_out(self, full: Rendering) -> bool:
         """Whether the template does not write something that a turn says, thoughts of earlier turns aside."""
@@ -130,14 +154,14 @@ class Sketch:
         return not written | history >= set(range(len(self.owners)))
 
 
-def _pieces(text: str, owners: list[int]) -> list[Piece]:
+def _pieces(text: str, owners: Sequence[int]) -> list[Piece]:
     pieces: list[Piece] = []
     at = 0
     for match in _CORE.finditer(text):
         is_json = bool(match.group(2))
-        left, start = _padding(text[at : match.start()], is_json, before=True)
-        right, end = _padding(text[match.end() :], is_json, before=False)
-        start, end = match.start() - start, match.end() + end
+        left, width = _padding_before(text, at, match.start(), is_json)
+        right, end = _padding_after(text, match.end(), is_json)
+        start, end = match.start() - width, match.end() + end
         if start > at:
             pieces.append(Piece(at, start, text[at:start], None, -1))
         index = int(match.group(1))
@@ -152,16 +176,20 @@ def _pieces(text: str, owners: list[int]) -> list[Piece]:
     return pieces
 
 
-def _padding(text: str, is_json: bool, before: bool) -> tuple[str | None, int]:
-    """What was stripped on one side of a sentinel, and how many characters of padding are left there."""
-    newlines = ("\\n" if is_json else "\n") * _NEWLINES
-    whole = newlines + "\u2003" if before else "\u2003" + newlines
-    has: Callable[[str], bool] = text.endswith if before else text.startswith
-    if has(whole):
+def _padding_before(text: str, low: int, place: int, is_json: bool) -> tuple[str | None, int]:
+    """What was stripped before a sentinel at ``place``, and how many characters of padding are left there."""
+    whole = _JSON_LEFT if is_json else _LEFT
+    if text.endswith(whole, low, place):
         return "", len(whole)
-    if has("\u2003"):
-        return "\n", 1
-    return None, 0
+    return ("\n", 1) if text.endswith("\u2003", low, place) else (None, 0)
+
+
+def _padding_after(text: str, place: int, is_json: bool) -> tuple[str | None, int]:
+    """The same after a sentinel that ends at ``place``."""
+    whole = _JSON_RIGHT if is_json else _RIGHT
+    if text.startswith(whole, place):
+        return "", len(whole)
+    return ("\n", 1) if text.startswith("\u2003", place) else (None, 0)
 
 
 def common_prefix(a: str, b: str) -> int:
@@ -315,6 +343,8 @@ class TurnFinder:
     def _own_tail(self, turn: int, last: int, after: str) -> int:
         """How much of the text after a turn's last slot is the turn's: what also stands there when it is the last."""
         alone = self._sketch.render(turn + 1, generation_prompt=False)
+        if len(alone.text) >= last and self._full.text.startswith(alone.text):
+            return min(len(alone.text) - last, len(after))
         closing = next(piece.slot for piece in self._full.slots() if piece.end == last)
         ends = [
             piece.end
