@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from .strict_yaml import Document, Key
+from .strict_yaml import Key
 
 # Words of neighbouring tools, and what they are called here.
 _KINDS = {
@@ -64,17 +64,17 @@ _KEYS = {
 }
 
 
-def explain(error: ValidationError, root: type[BaseModel], name: str, document: Document | None) -> str:
-    """One line for each problem: where, which key, what was asked, what was found, what to do."""
-    lines: list[str] = []
+def explain(error: ValidationError, root: type[BaseModel]) -> list[tuple[Key, str]]:
+    """Each problem with its key: what was asked, what was found, what to do."""
+    problems: list[tuple[Key, str]] = []
     for problem in error.errors(include_url=False):
         key = tuple(part for part in problem["loc"] if not _is_branch(part))
-        line = document.line(key) if document else None
-        where = f"{name}, line {line}" if line else name
-        text = f"{where}: {'.'.join(map(str, key)) or 'the recipe'}: {_say(problem, root, key)}."
-        if text not in lines:
-            lines.append(text)
-    return "\n".join(lines)
+        if problem["type"] in ("model_type", "dict_type", "tuple_type") and any(
+            k == key for k, _ in problems
+        ):
+            continue  # another branch of the same union has said it better
+        problems.append((key, _say(problem, root, key)))
+    return problems
 
 
 def _is_branch(part: str | int) -> bool:

@@ -15,10 +15,11 @@ from typing import Any
 from . import mix, references, translate
 from .contracts import Receipt
 from .duplicates import ContaminationSpec
-from .encode import EncodeSpec, TokenizerFiles, find_tokenizer
+from .encode import EncodeSpec, TokenizerFiles
 from .errors import DataError
 from .phases import arrange, decide, inputs
 from .phases.inputs import Bench, Ready
+from .preflight import preflight
 from .progress import Screen
 from .recipe import Recipe
 from .run import LocalEngine, default_workers
@@ -149,10 +150,10 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
     from .publish import finished, hold, publish, set_key
 
     screen = screen or Screen(quiet=True)
+    tokenizer = preflight(recipe)
     with hold(options.out, recipe, options.overwrite):
         bench = open_bench(options, screen)
         try:
-            tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)
             said = say_scarcity_first(recipe, bench, encode, works, screen)

@@ -15,11 +15,12 @@ from typing import Any
 
 from . import mix, pipeline, translate
 from .contracts import Receipt, Task
-from .encode import EncodeSpec, find_tokenizer
+from .encode import EncodeSpec
 from .errors import RecipeError
 from .phases import encode, inputs, prepare
 from .phases.inputs import Bench, SourceWork
 from .phases.survey import Found
+from .preflight import preflight
 from .progress import Screen
 from .recipe import Recipe
 from .records import RecordKind
@@ -78,7 +79,7 @@ def make_plan(
     """The plan as plain values. Raises every recipe error that a build would raise before it reads much."""
     bench = pipeline.open_bench(options, screen)
     try:
-        tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
+        tokenizer = preflight(recipe)
         spec = translate.encode_spec(recipe, tokenizer)
         works = translate.source_works(recipe, spec, None)
         found = inputs.find_all(bench, works)

@@ -7,6 +7,7 @@ Schema (``schemas/recipe.schema.json``) is generated from these classes.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -268,6 +269,8 @@ class Recipe(Model):
     write: tuple[Output, ...] = (Output(name="parquet"),)
 
     _base: str = PrivateAttr(default=".")
+    _name: str = PrivateAttr(default="recipe")
+    _document: strict_yaml.Document | None = PrivateAttr(default=None)
 
     @property
     def base(self) -> str:
@@ -325,15 +328,18 @@ class Recipe(Model):
         try:
             recipe = cls.model_validate(value)
         except ValidationError as error:
-            raise RecipeError(explain(error, cls, name, document)) from None
+            raise RecipeError(told_all(name, document, explain(error, cls))) from None
         from .recipe_rules import broken_rules
 
         problems = broken_rules(recipe)
         if problems:
-            lines = [_told(name, document, key, text) for key, text in problems]
-            raise RecipeError("\n".join(lines))
-        recipe._base = base
+            raise RecipeError(told_all(name, document, problems))
+        recipe._base, recipe._name, recipe._document = base, name, document
         return recipe
+
+    def told_all(self, problems: Iterable[tuple[strict_yaml.Key, str]]) -> str:
+        """Problems of this recipe, one a line in the order of the file: file, line, key, what is wrong."""
+        return told_all(self._name, self._document, problems)
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default filled in, paths as written: what the manifest holds."""
@@ -352,7 +358,14 @@ DEFAULTS: dict[str, tuple[str, str, str]] = {  # kind -> mix.unit, encode.pack, 
 }
 
 
-def _told(name: str, document: strict_yaml.Document | None, key: strict_yaml.Key, text: str) -> str:
-    line = document.line(key) if document else None
-    where = f"{name}, line {line}" if line else name
-    return f"{where}: {'.'.join(map(str, key))}: {text}."
+def told_all(
+    name: str, document: strict_yaml.Document | None, problems: Iterable[tuple[strict_yaml.Key, str]]
+) -> str:
+    """``recipe.yaml, line 7: sources.a.path: there is no such file.``, one a line, in the order of the file."""
+    lines: dict[str, int] = {}
+    for key, text in problems:
+        line = document.line(key) if document else None
+        where = f"{name}, line {line}" if line else name
+        end = "" if text.endswith(("?", ".")) else "."
+        lines.setdefault(f"{where}: {'.'.join(map(str, key)) or 'the recipe'}: {text}{end}", line or 0)
+    return "\n".join(sorted(lines, key=lines.__getitem__))

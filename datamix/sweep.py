@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from . import mix, translate
-from .encode import find_tokenizer
+from .encode import TokenizerFiles
 from .errors import RecipeError
 from .phases.inputs import Bench
 from .pipeline import Decided, Options, decide_and_pack, mix_rows, open_bench, prepare_sources
+from .preflight import preflight
 from .progress import Screen
 from .publish import finished, hold, publish, set_key
 from .recipe import Recipe
@@ -51,7 +52,7 @@ def sweep(
         )
     bench = open_bench(options, screen or Screen(quiet=True))
     try:
-        tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
+        tokenizer = preflight(recipe)
         sources = prepare_sources(recipe, bench, tokenizer, options.sample)
         decided = decide_and_pack(recipe, bench, translate.encode_spec(recipe, tokenizer), sources)
         there = translate.available(recipe, decided.packed[: len(recipe.sources)], scale)
@@ -62,7 +63,7 @@ def sweep(
                 recipe, mix.vary(list(recipe.sources), weights, members, share), f"{name}-{share:g}", scale
             )
             out = options.out.with_name(f"{options.out.name}-{name}-{share:g}")
-            made[out] = _publish(rung, replace(options, out=out), bench, decided, scale)
+            made[out] = _publish(rung, replace(options, out=out), bench, tokenizer, decided, scale)
         return made
     finally:
         bench.engine.close()
@@ -81,8 +82,9 @@ def _rung(recipe: Recipe, weights: Sequence[float], suffix: str, scale: float) -
     return rung
 
 
-def _publish(rung: Recipe, options: Options, bench: Bench, decided: Decided, scale: float) -> dict[str, Any]:
-    tokenizer = find_tokenizer(rung.tokenizer, rung.base, rung.chat_template)
+def _publish(
+    rung: Recipe, options: Options, bench: Bench, tokenizer: TokenizerFiles, decided: Decided, scale: float
+) -> dict[str, Any]:
     with hold(options.out, rung, options.overwrite):
         arranged = mix_rows(rung, bench, decided, scale)
         done = finished(options.out, set_key(rung, tokenizer, decided, arranged))

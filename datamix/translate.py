@@ -126,33 +126,34 @@ def ranks(recipe: Recipe) -> tuple[int, ...]:
 def cleaning_steps(recipe: Recipe, source: str) -> tuple[Step, ...]:
     """The cleaning steps that a source goes through. Raises RecipeError for an unknown step or option."""
     steps = tuple(
-        Step(step.name, step_options(number, step), step.fields, step.sources)
-        for number, step in enumerate(recipe.clean)
+        Step(step.name, step_options(step), step.fields, step.sources)
+        for step in recipe.clean
         if not step.sources or source in step.sources
     )
     require(steps)
     return steps
 
 
-def step_options(number: int, step: CleanStep) -> Any:
-    """The options of one step as its own type."""
-    where = f"clean.{number}.{step.name}"
+def step_options(step: CleanStep) -> Any:
+    """The options of one cleaning step as its own type. Raises RecipeError."""
     if step.name not in STEPS:
         close = nearest(step.name, list(STEPS))
-        said = f"Did you mean {close}?" if close else f"The steps are {', '.join(STEPS)}."
-        raise RecipeError(f"{where}: no cleaning step has this name. {said}")
+        said = f"did you mean {close}?" if close else f"the steps are {', '.join(STEPS)}"
+        raise RecipeError(f"no cleaning step has this name; {said}")
     known = list(getattr(STEPS[step.name], "__dataclass_fields__", {}))
     unknown = [name for name in step.options if name not in known]
     if unknown:
         raise RecipeError(
-            f"{where}.{unknown[0]}: is not an option of this step. Its options: {', '.join(known) or 'none'}."
+            f"{unknown[0]!r} is not an option of this step; its options: {', '.join(known) or 'none'}"
         )
     try:
         return TypeAdapter(STEPS[step.name]).validate_python(step.options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"{where}.{name}: {first['msg']}; found {first['input']!r}.") from None
+        raise RecipeError(
+            f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}"
+        ) from None
 
 
 def groups(recipe: Recipe) -> dict[str, mix.Group]:

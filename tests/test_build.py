@@ -268,3 +268,29 @@ def test_records_of_an_earlier_set_are_not_trained_again(tmp_path: Path) -> None
     used = first["sources"]["general"]["records"]["used"]
     assert manifest["sources"]["general"]["removed_by"] == {"exact": used}
     assert failed(tmp_path / "second") == []
+
+
+def test_all_that_a_recipe_names_is_looked_for_before_any_work(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    text = (
+        "name: x\nkind: sft\ntokenizer: nowhere\nsources:\n  a: {path: generel.jsonl}\n  b: {path: '*.gz'}\n"
+        "clean:\n  - normalise: {unicode: NFC}\n  - length: {min_chars: two}\n"
+        "decontaminate: {against: [{path: exam.jsonl}]}\nencode: {max_length: 64}\nwrite: [parquet, megatorn]\n"
+    )
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        run(path, tmp_path / "set")
+    told = str(caught.value).splitlines()
+    wanted = {
+        3: "nowhere",
+        5: "general.jsonl",
+        6: "*.gz",
+        8: "normalize",
+        9: "min_chars",
+        10: "exam.jsonl",
+        12: "megatron",
+    }
+    for line, word in wanted.items():
+        assert any(f"line {line}:" in t and word in t for t in told), (line, word, told)
+    assert not (tmp_path / "set").exists()
+    assert not (tmp_path / "cache").exists()

@@ -24,11 +24,6 @@ _NOT_DATA = re.compile(
     re.IGNORECASE,
 )
 _DATA = re.compile(
-    r"(readme|licen[cs]e|copying|notice|changelog|sources)(\.[a-z-]+)*$|"
-    r"(dataset_infos?|state|dataset_dict)\.json$",
-    re.IGNORECASE,
-)
-_DATA = re.compile(
     r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.(gz|gzip|zst|zstd|xz|bz2|lz4))?$", re.IGNORECASE
 )
 
@@ -107,7 +102,7 @@ def _nearest(full: str) -> str:
     folder = full
     while folder and not os.path.isdir(folder):
         folder, missing = os.path.split(folder)
-    return _nearest_of(missing, folder, os.listdir(folder or "."))
+    return _nearest_of(missing, folder or ".", os.listdir(folder or "."))
 
 
 def _nearest_of(missing: str, folder: str, names: Iterable[str]) -> str:
