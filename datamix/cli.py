@@ -210,8 +210,8 @@ def dedupe(
     column: str | None,
 ) -> None:  # fmt: skip
     """Deduplicate files on their own, with the engine and the audit of a build."""
-    from .duplicates import DedupeSpec, NearSpec
     from .deduplicate import deduplicate
+    from .duplicates import DedupeSpec, NearSpec
 
     near = None if exact_only else NearSpec(threshold=threshold)
     spec = DedupeSpec(near=near, scope=scope, keep=keep, rank_by="longest" if longest else "first")

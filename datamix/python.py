@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from . import pipeline, planning
-from .recipe import Recipe
 from .audit import Check
 from .audit import verify as recount
+from .recipe import Recipe
 
 
 def build(
