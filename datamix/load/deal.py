@@ -8,6 +8,7 @@ whatever the number of ranks, the rows before a window are done and the rows aft
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamix.identity import mix64, permutation, salt
+
+_WINDOWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,15 @@ class Deal:
         order = permutation(size, mix64(np.array([start], np.uint64) ^ self._salt)[0])
         low, high = rank * size // self.world_size, (rank + 1) * size // self.world_size
         return start + order[low:high]
+
+    def walk(self, start: int, steps: range, rank: int) -> Iterator[NDArray[np.int64]]:
+        """``places`` of each of some steps counted from row ``start``; orders are made for many windows at once."""
+        for low in range(0, len(steps), _WINDOWS_AT_ONCE):
+            begin = start + np.array(steps[low : low + _WINDOWS_AT_ONCE], np.int64) * self.window
+            whole = begin[begin + self.window <= self.num_rows]
+            seeds = mix64(whole.astype(np.uint64) ^ self._salt)
+            orders = np.argsort(mix64(np.arange(self.window, dtype=np.uint64) ^ seeds[:, None]), axis=1)
+            own = orders[:, rank * self.batch_size : (rank + 1) * self.batch_size]
+            yield from whole[:, None] + own
+            for last in begin[len(whole) :].tolist():
+                yield self.places(last, rank)

@@ -57,13 +57,13 @@ class RowStream(IterableDataset):  # type: ignore[misc]
         number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         first = self._next if self._resumed and self._next is not None else number
         self._resumed = False
-        for step in range(first, len(self), stride):
+        steps = range(first, len(self), stride)
+        for step, places in zip(steps, self.deal.walk(self.start, steps, self.rank), strict=True):
             self._next = step + stride
-            yield self.batch(self.start + step * self.deal.window)
+            yield self.batch(places)
 
-    def batch(self, start: int) -> Batch:
-        """The batch of this rank in the window at row ``start``."""
-        places = self.deal.places(start, self.rank)
+    def batch(self, places: NDArray[np.int64]) -> Batch:
+        """The rows at some places as a batch."""
         out: Batch = {}
 
         def new(name: str, shape: tuple[int, int]) -> NDArray[np.int64]:

@@ -153,24 +153,28 @@ def _fill(table, source, row, arrays, wanted, how, begin):  # type: ignore[no-un
             n, start = lengths[piece], starts[piece]
             a = carray(_ints(shards[k, column + 1]), (local + 1,))[local] + start
             ids = carray(_ints(shards[k, column]), (a + n,))[a:]
+            # Loops over views from 0 on: plain index arithmetic keeps the compiler from using wide instructions.
             if want_ids:
+                view = ids_out[at : at + n]
                 for j in range(n):
-                    ids_out[at + j] = ids[j]
-            if want_labels and masked:
-                b = carray(_ints(shards[k, column + 3]), (local + 1,))[local] + start
-                mask = carray(_bytes(shards[k, column + 2]), (b + n,))[b:]
-                for j in range(n):
-                    labels_out[at + j] = ids[j] if mask[j] else IGNORED
-            elif want_labels:
-                for j in range(n):
-                    labels_out[at + j] = ids[j]
-            if want_labels and packed and n > 0:
-                labels_out[at] = IGNORED
+                    view[j] = ids[j]
+            if want_labels:
+                view = labels_out[at : at + n]
+                if masked:
+                    b = carray(_ints(shards[k, column + 3]), (local + 1,))[local] + start
+                    mask = carray(_bytes(shards[k, column + 2]), (b + n,))[b:]
+                    for j in range(n):
+                        view[j] = ids[j] if mask[j] else IGNORED
+                else:
+                    for j in range(n):
+                        view[j] = ids[j]
+                if packed and n > 0:
+                    view[0] = IGNORED
             if want_positions:
+                view = positions_out[at : at + n]
                 for j in range(n):
-                    positions_out[at + j] = j
+                    view[j] = j
             if want_ones:
-                for j in range(n):
-                    ones_out[at + j] = 1
+                ones_out[at : at + n] = 1
             at += n
     return -1

@@ -69,3 +69,18 @@ def test_no_rank_is_locked_to_one_source_of_a_regular_interleave(world):
         mine = [deal.places(step * deal.window, rank) for step in range(deal.num_steps(0))]
         share = sources[np.concatenate(mine)].mean()
         assert abs(share - 0.5) < 0.12
+
+
+@given(
+    num_rows=st.integers(0, 900),
+    batch_size=st.integers(1, 5),
+    world_size=st.integers(1, 5),
+    start=st.integers(0, 400),
+    stride=st.integers(1, 3),
+)
+def test_a_walk_deals_what_each_step_alone_would(num_rows, batch_size, world_size, start, stride):
+    deal = Deal(num_rows, batch_size, world_size, 7)
+    steps = range(stride - 1, deal.num_steps(start), stride)
+    for rank in {0, world_size - 1}:
+        walked = [places.tolist() for places in deal.walk(start, steps, rank)]
+        assert walked == [deal.places(start + step * deal.window, rank).tolist() for step in steps]
