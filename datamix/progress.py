@@ -20,6 +20,8 @@ from rich.progress import (
 from .contracts import Engine, Receipt, Task
 
 _LINE_SECONDS = 30.0
+_IN_BYTES = ("look", "read", "lines", "encode", "sign")  # phases whose work is counted in bytes of input
+_IN_ROWS = ("write",)
 
 
 class Watch(Protocol):
@@ -50,12 +52,12 @@ class Screen:
                 SpinnerColumn(),
                 TextColumn(f"{title:<9}"),
                 BarColumn(),
-                TextColumn("{task.percentage:>3.0f}% {task.fields[rate]:>11}"),
+                TextColumn("{task.percentage:>3.0f}% {task.fields[rate]:>12}"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
             ]
             with Progress(*columns, console=self.console) as bars:
-                yield _Bar(bars, bars.add_task(title, total=max(1, total), rate=""))
+                yield _Bar(bars, bars.add_task(title, total=max(1, total), rate=""), title)
         else:
             lines = _Lines(self.console, title, total)
             yield lines
@@ -68,14 +70,16 @@ class _Silent:
 
 
 class _Bar:
-    def __init__(self, bars: Progress, task: object) -> None:
-        self._bars, self._task = bars, task
+    def __init__(self, bars: Progress, task: object, title: str) -> None:
+        self._bars, self._task, self._title = bars, task, title
         self._start, self._done = time.monotonic(), 0
 
     def advance(self, weight: int, label: str) -> None:
         self._done += weight
         rate = self._done / max(1e-3, time.monotonic() - self._start)
-        self._bars.update(self._task, advance=weight, rate=f"{short_bytes(rate)}/s")  # type: ignore[arg-type]
+        said = f"{short_bytes(rate)}/s" if self._title in _IN_BYTES else ""
+        said = f"{short_count(rate)} rows/s" if self._title in _IN_ROWS else said
+        self._bars.update(self._task, advance=weight, rate=said)  # type: ignore[arg-type]
 
 
 class _Lines:

@@ -82,14 +82,14 @@ def test_a_new_file_costs_that_file_alone(tmp_path: Path) -> None:
     assert manifest["sources"]["general"]["records"]["read"] == 350
 
 
-def test_workers_hash_seed_locale_and_time_zone_change_no_byte(tmp_path: Path) -> None:
-    path = recipe(tmp_path)
+def test_workers_hash_seed_locale_time_zone_and_place_change_no_byte(tmp_path: Path) -> None:
     settings = [
         ("1", {"PYTHONHASHSEED": "0", "TZ": "UTC", "LC_ALL": "C"}),
         ("2", {"PYTHONHASHSEED": "7", "TZ": "Asia/Shanghai", "LC_ALL": "C.UTF-8"}),
     ]
     prints = []
     for number, (workers, environment) in enumerate(settings):
+        path = recipe(tmp_path / f"place{'/deeper' * number}")
         out = tmp_path / str(number) / "set"
         done = datamix("build", path, "-o", out, "--workers", workers, **environment)
         assert done.returncode == 0, done.stderr
