@@ -75,9 +75,12 @@ class LlamaFactory:
         names.append(write_json(folder, "dataset_info.json", entries))
         trained = [self._dataset(name) for name in texts if name.startswith("text/train/")]
         for stage in self._stages():
-            names.append(write_text(folder, f"{stage}.yaml", yaml(self._config(stage, None))))
+            settings = self._config(stage, trained) | {"template": "empty", "tokenized_path": "tokenized"}
+            names.append(write_text(folder, f"{stage}.yaml", yaml(settings)))
             text_stage = "pt" if self.info.kind == "pretrain" else stage
-            names.append(write_text(folder, f"{stage}_text.yaml", yaml(self._config(text_stage, trained))))
+            names.append(
+                write_text(folder, f"{text_stage}_text.yaml", yaml(self._config(text_stage, trained)))
+            )
         return [*names, write_text(folder, "README.md", self._readme())]
 
     def keeps(self) -> tuple[str, ...]:
@@ -86,7 +89,13 @@ class LlamaFactory:
 
     def command(self) -> str:
         """The stage of this kind, from tokens."""
-        return " ; ".join(f"llamafactory-cli train {stage}.yaml" for stage in self._stages())
+        return "\n".join(
+            f"llamafactory-cli train {stage}.yaml model_name_or_path=MODEL" for stage in self._stages()
+        )
+
+    def _from_text(self) -> Iterator[str]:
+        for stage in ("pt",) if self.info.kind == "pretrain" else self._stages():
+            yield f"llamafactory-cli train {stage}_text.yaml model_name_or_path=MODEL template=TEMPLATE"
 
     def _stages(self) -> tuple[str, ...]:
         if self.info.kind == "preference":
@@ -132,21 +141,19 @@ class LlamaFactory:
             return {"formatting": "sharegpt", "ranking": True, "columns": columns}
         return {"formatting": "sharegpt", "columns": columns | {"kto_tag": "label"}}
 
-    def _config(self, stage: str, texts: list[str] | None) -> dict[str, Any]:
+    def _config(self, stage: str, texts: list[str]) -> dict[str, Any]:
+        """Training from text; it asks for ``dataset`` even where ``tokenized_path`` makes it read none."""
         settings: dict[str, Any] = {
             "stage": stage,
             "do_train": True,
-            "model_name_or_path": "MODEL",
             "finetuning_type": "full",
+            "dataset_dir": ".",
+            "dataset": ",".join(texts),
             "cutoff_len": self.info.max_length,
             "num_train_epochs": 1,
             "disable_shuffling": True,
             "output_dir": "output",
         }
-        if texts is None:
-            settings |= {"tokenized_path": "tokenized", "template": "empty"}
-        else:
-            settings |= {"dataset_dir": ".", "dataset": ",".join(texts), "template": "TEMPLATE"}
         if self.info.packed:
             settings |= {"packing": True, "neat_packing": stage == "sft"}
         return settings
@@ -154,8 +161,8 @@ class LlamaFactory:
     def _readme(self) -> str:
         notes = [
             "`*.yaml` trains from `tokenized/`, token for token what the manifest counts. `*_text.yaml` trains from `text/` "
-            "with a template of LLaMA-Factory's (set `TEMPLATE`): it then tokenizes, masks and cuts by its own "
-            "rules, and the shares hold in records only. Put your model at `MODEL`.",
+            "with one of LLaMA-Factory's own templates: it then tokenizes, masks and cuts by its own "
+            "rules, and the shares hold in records only.",
             "`disable_shuffling: true` and one epoch keep our order. Splits `validation_SOURCE` are found by it in `tokenized/`.",
         ]
         if self.info.kind == "pretrain" and self.info.packed:
@@ -166,7 +173,8 @@ class LlamaFactory:
             )
         if len(self.info.stages) > 1:
             notes.append("Each stage is a dataset of its own: `tokenized_path: tokenized/stages/NAME`.")
-        return readme(f"{self.info.name} for LLaMA-Factory", self.command(), self.keeps(), notes)
+        commands = "\n".join((self.command(), *self._from_text()))
+        return readme(f"{self.info.name} for LLaMA-Factory", commands, self.keeps(), notes)
 
 
 def _numbered(batch: pa.RecordBatch, width: int, filler_id: int) -> pa.RecordBatch:

@@ -48,7 +48,7 @@ class Trl:
 
     def command(self) -> str:
         """The trainer of this kind."""
-        return " ; ".join(f"trl {t} --config {t}.yaml --model_name_or_path MODEL" for t in self._trainers())
+        return "\n".join(f"trl {t} --config {t}.yaml --model_name_or_path MODEL" for t in self._trainers())
 
     def _trainers(self) -> tuple[str, ...]:
         if self.info.kind == "preference":
