@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ import pyarrow.parquet as pq
 
 from . import __version__
 from .contracts import Receipt, Task
-from .encode import TokenizerFiles
 from .errors import DataError
 from .ledger import Account
 from .phases.inputs import Ready
@@ -26,7 +26,7 @@ from .phases.tokens import open_batch
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from .pipeline import Arranged, Decided
+    from .pipeline import Arranged, Decided, Made
 
 # Versions that can change a byte of a set.
 PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy", "matplotlib")
@@ -34,21 +34,23 @@ _LEDGER = ("cleaned", "removed", "dropped", "validation", "used", "unused")
 _AMOUNTS = ("rows", "records", "tokens", "loss_tokens")
 
 
-def make_manifest(
-    recipe: Recipe,
-    key: str,
-    sample: int | None,
-    tokenizer: TokenizerFiles,
-    decided: Decided,
-    arranged: Arranged,
-    accounts: Sequence[Account],
-    written: Sequence[tuple[Task, Receipt]],
-    outputs: Sequence[dict[str, Any]],
-    out: Path,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Written:
+    """What the files of a set came to."""
+
+    key: str  # of the set
+    sample: int | None
+    accounts: tuple[Account, ...]  # a source each
+    shards: tuple[tuple[Task, Receipt], ...]
+    outputs: tuple[dict[str, Any], ...]
+
+
+def make_manifest(made: Made, written: Written, out: Path) -> dict[str, Any]:
     """Everything that the contract names, from the receipts of the phases."""
+    recipe, tokenizer, decided, arranged = made.recipe, made.tokenizer, made.decided, made.arranged
+    outputs, accounts = written.outputs, written.accounts
     emitted = _planned(decided, arranged)
-    if recipe.write and _recounted(written) != emitted:
+    if recipe.write and _recounted(written.shards) != emitted:
         raise DataError(
             "The rows that were written are not the rows that were planned: a defect of datamix; please report it."
         )
@@ -59,8 +61,8 @@ def make_manifest(
         "seed": recipe.seed,
         "recipe": recipe.resolved(),
         "recipe_sha256": recipe.sha256(),
-        "key": key,
-        "sample": sample,
+        "key": written.key,
+        "sample": written.sample,
         "virtual": not recipe.write,
         "packages": {name: version(name) for name in PACKAGES},
         "tokenizer": {

@@ -54,6 +54,16 @@ class Arranged:
     order: Receipt
 
 
+@dataclass(frozen=True)
+class Made:
+    """A set as it was decided: everything but its files."""
+
+    recipe: Recipe
+    tokenizer: TokenizerFiles
+    decided: Decided
+    arranged: Arranged
+
+
 def open_bench(options: Options, screen: Screen) -> Bench:
     """The cache and the workers of one run."""
     home = options.cache / "store"
@@ -158,15 +168,15 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             works = translate.source_works(recipe, encode, options.sample)
             said = say_scarcity_first(recipe, bench, encode, works, screen)
             decided = decide_and_pack(recipe, bench, encode, inputs.ready(bench, works))
-            arranged = mix_rows(recipe, bench, decided)
+            made = Made(recipe, tokenizer, decided, mix_rows(recipe, bench, decided))
             if not said:
-                say_scarcity(arranged.quota, screen)
-            done = finished(options.out, set_key(recipe, tokenizer, decided, arranged))
+                say_scarcity(made.arranged.quota, screen)
+            done = finished(options.out, set_key(made))
             if done is not None:
                 screen.say(
                     f"{options.out} is already built from this recipe and these inputs: nothing to do."
                 )
                 return done
-            return publish(recipe, options, bench, tokenizer, decided, arranged)
+            return publish(made, options, bench)
         finally:
             bench.engine.close()

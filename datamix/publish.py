@@ -26,7 +26,7 @@ from .recipe import Recipe
 from .write import SetInfo
 
 if TYPE_CHECKING:
-    from .pipeline import Arranged, Decided, Options
+    from .pipeline import Arranged, Decided, Made, Options
 
 _VERSION = 1
 BUILDING = ".building"
@@ -98,10 +98,13 @@ def _manifest(out: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def set_key(recipe: Recipe, tokenizer: TokenizerFiles, decided: Decided, arranged: Arranged) -> str:
+def set_key(made: Made) -> str:
     """The fingerprint of a whole set: equal keys are equal bytes."""
-    phases = [arranged.order.key, decided.fates.key, *(p.key for p in decided.packed)]
-    return digest("set", _VERSION, recipe.sha256(), tokenizer.sha256, tokenizer.chat_template_sha256, phases)
+    phases = [made.arranged.order.key, made.decided.fates.key, *(p.key for p in made.decided.packed)]
+    tokenizer = made.tokenizer
+    return digest(
+        "set", _VERSION, made.recipe.sha256(), tokenizer.sha256, tokenizer.chat_template_sha256, phases
+    )
 
 
 def finished(out: Path, key: str) -> dict[str, Any] | None:
@@ -116,31 +119,25 @@ def finished(out: Path, key: str) -> dict[str, Any] | None:
     return said if whole else None
 
 
-def publish(
-    recipe: Recipe,
-    options: Options,
-    bench: Bench,
-    tokenizer: TokenizerFiles,
-    decided: Decided,
-    arranged: Arranged,
-) -> dict[str, Any]:
+def publish(made: Made, options: Options, bench: Bench) -> dict[str, Any]:
     """Write every format of every split, then the folder around them, then the manifest."""
-    from .manifest import make_manifest, save_manifest
+    from .manifest import Written, make_manifest, save_manifest
 
-    out, key = options.out, set_key(recipe, tokenizer, decided, arranged)
-    splits = row_sets(set_info(recipe, tokenizer, decided, arranged), decided, arranged)
-    tasks = outputs.emit_tasks(_written(recipe, splits), formats(recipe), key, out / BUILDING)
+    out, key, decided = options.out, set_key(made), made.decided
+    splits = row_sets(made)
+    tasks = outputs.emit_tasks(_written(made.recipe, splits), formats(made.recipe), key, out / BUILDING)
     done = list(zip(tasks, bench.run("write", tasks), strict=True))
     _clear(out)
     listed = outputs.link(out, done) + outputs.finish(out, done)
     listed += ledger.write_rejects(out, decided.sources)
-    names = decided.references
-    accounts = [ledger.account(decided, arranged, n, names) for n in range(len(decided.sources))]
+    accounts = [
+        ledger.account(decided, made.arranged, n, decided.references) for n in range(len(decided.sources))
+    ]
     listed += ledger.write_removed(out, decided, accounts)
-    listed += _copy_tokenizer(out, tokenizer)
-    kept.save(options.cache, key, kept.KeptSet(splits, _keys(decided, arranged)), out)
+    listed += _copy_tokenizer(out, made.tokenizer)
+    kept.save(options.cache, key, kept.KeptSet(splits, _keys(decided, made.arranged)), out)
     manifest = make_manifest(
-        recipe, key, options.sample, tokenizer, decided, arranged, accounts, done, listed, out
+        made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed)), out
     )
     with bench.screen.phase("report", 1) as watch:
         _write_report(out, manifest)
@@ -167,8 +164,9 @@ def _keys(decided: Decided, arranged: Arranged) -> tuple[str, ...]:
     return tuple(r.key for r in receipts)
 
 
-def row_sets(info: SetInfo, decided: Decided, arranged: Arranged) -> dict[str, RowSet]:
+def row_sets(made: Made) -> dict[str, RowSet]:
     """Every split as integers and names of files."""
+    info, decided, arranged = set_info(made), made.decided, made.arranged
     counts = arranged.order.counts
     train = RowSet(
         info,
@@ -185,8 +183,9 @@ def row_sets(info: SetInfo, decided: Decided, arranged: Arranged) -> dict[str, R
     return splits
 
 
-def set_info(recipe: Recipe, tokenizer: TokenizerFiles, decided: Decided, arranged: Arranged) -> SetInfo:
+def set_info(made: Made) -> SetInfo:
     """What every format must know of the set."""
+    recipe, tokenizer, decided, arranged = made.recipe, made.tokenizer, made.decided, made.arranged
     return SetInfo(
         name=recipe.name,
         kind=recipe.kind,

@@ -11,7 +11,7 @@ from . import mix, translate
 from .encode import TokenizerFiles
 from .errors import RecipeError
 from .phases.inputs import Bench
-from .pipeline import Decided, Options, decide_and_pack, mix_rows, open_bench, prepare_sources
+from .pipeline import Decided, Made, Options, decide_and_pack, mix_rows, open_bench, prepare_sources
 from .preflight import preflight
 from .progress import Screen
 from .publish import finished, hold, publish, set_key
@@ -86,6 +86,5 @@ def _publish(
     rung: Recipe, options: Options, bench: Bench, tokenizer: TokenizerFiles, decided: Decided, scale: float
 ) -> dict[str, Any]:
     with hold(options.out, rung, options.overwrite):
-        arranged = mix_rows(rung, bench, decided, scale)
-        done = finished(options.out, set_key(rung, tokenizer, decided, arranged))
-        return done or publish(rung, options, bench, tokenizer, decided, arranged)
+        made = Made(rung, tokenizer, decided, mix_rows(rung, bench, decided, scale))
+        return finished(options.out, set_key(made)) or publish(made, options, bench)
