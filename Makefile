@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test check format schemas clean
+.PHONY: help demo test test-torch check format schemas clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -13,6 +13,9 @@ demo: .venv/ready  ## build the sample training sets and verify them
 test: .venv/ready-dev  ## run the tests
 	@$(BIN)/python -m pytest
 
+test-torch: .venv-torch/ready  ## run the loader's tests with torch, and train from it
+	@.venv-torch/bin/python -m pytest tests/load tests/test_virtual.py tests/test_training.py
+
 check: .venv/ready-dev  ## format, lint and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
@@ -20,7 +23,7 @@ format: .venv/ready-dev  ## mend format and lint
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 clean:  ## take away what was built and the environment
-	rm -rf .venv .datamix demo
+	rm -rf .venv .venv-torch .datamix demo
 
 # The environment is made anew when the lock changes. One pip call a stage: quiet, and it says what it does.
 .venv/ready: requirements.lock pyproject.toml
@@ -33,4 +36,11 @@ clean:  ## take away what was built and the environment
 
 .venv/ready-dev: requirements-dev.lock .venv/ready
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+.venv-torch/ready: requirements-dev.lock requirements-torch.lock
+	@echo "Setting up .venv-torch (once, a few minutes) ..."
+	@test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
+	@.venv-torch/bin/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock -r requirements-torch.lock
+	@.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
