@@ -64,9 +64,7 @@ def train(loader: Any, max_steps: int, vocab_size: int, folder: Path) -> Seen:
     return seen
 
 
-@pytest.mark.parametrize(
-    "write", [[], ["parquet", "arrow"], ["parquet"]], ids=["virtual", "arrow", "parquet"]
-)
+@pytest.mark.parametrize("write", [[], ["parquet"]], ids=["virtual", "parquet"])
 def test_a_run_stopped_and_resumed_at_another_world_size_trains_every_row_once(
     tmp_path: Path, write: list[str]
 ) -> None:
