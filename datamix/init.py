@@ -18,7 +18,7 @@ from typing import Any
 from .contracts import Rows
 from .errors import DataError, RecipeError
 from .first_recipe import MADE_OF, Part, one_line, recipe_text
-from .read import find, read
+from .read import DOCUMENTS, find, read
 from .recognise import SAMPLE_RECORDS, Recognised, recognise
 from .records import Kind, RecordKind
 from .records import texts as texts_of
@@ -30,7 +30,7 @@ _MAX_REJECT_SHARE = 0.05  # of a source; more stops a build
 _NOT_DATA = re.compile(
     r"^(tokenizer[^/]*|special_tokens_map|added_tokens|vocab|.*config)\.json$|^merges\.txt$|\.(ya?ml|toml|lock|jinja)$"
 )
-_PROSE = ("text", "lines")
+_PROSE = (*DOCUMENTS, "lines", "warc")
 _TAKES: dict[Kind, tuple[RecordKind, ...]] = {
     "sft": ("sft", "preference"),
     "pretrain": ("text", "sft"),

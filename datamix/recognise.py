@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .contracts import Reject, Slice
-from .read import read, sniff
+from .read import DOCUMENTS, read, sniff
 from .shape import Detection, detect
 
 SAMPLE_RECORDS = 300
-_PROSE = ("text", "lines")
+_PROSE = (*DOCUMENTS, "lines", "warc")
 
 
 @dataclass(frozen=True)

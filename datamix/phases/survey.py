@@ -15,7 +15,7 @@ from typing import Any
 from ..contracts import Receipt, Slice, Task
 from ..errors import DataError
 from ..identity import digest
-from ..read import cut, file_state, find, read, sha256_of, sniff
+from ..read import DOCUMENTS, cut, file_state, find, read, sha256_of, sniff
 from ..shape import FORMATS, detect
 
 _VERSION = 1
@@ -60,7 +60,7 @@ class Found:
         from ..read import Sniff
 
         options = self.options
-        if self.container == "text":
+        if self.container in DOCUMENTS:
             options = tuple(sorted((*options, ("name", self.label))))  # what a kept `path` says
         seen = Sniff(self.container, self.compression, self.encoding, options, self.num_bytes)
         return cut(self.path, self.sha256, seen)

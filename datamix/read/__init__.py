@@ -13,14 +13,16 @@ from datamix.read.arrays import read_json
 from datamix.read.columnar import read_arrow, read_parquet
 from datamix.read.cutting import cut
 from datamix.read.documents import read_document
+from datamix.read.extracted import read_extracted, read_warc
 from datamix.read.jsonl import read_jsonl, read_lines
 from datamix.read.listing import find
 from datamix.read.sniffing import Sniff, sniff
 from datamix.read.storage import explained, file_state, sha256_of
 from datamix.read.tables import read_csv
 
-__all__ = ["Sniff", "cut", "file_state", "find", "read", "sha256_of", "sniff"]
+__all__ = ["DOCUMENTS", "Sniff", "cut", "file_state", "find", "read", "sha256_of", "sniff"]
 
+DOCUMENTS = ("text", "html", "pdf", "docx", "epub")  # containers whose files are one document each
 _READERS = {
     "jsonl": read_jsonl,
     "lines": read_lines,
@@ -29,6 +31,7 @@ _READERS = {
     "parquet": read_parquet,
     "arrow": read_arrow,
     "arrow_stream": read_arrow,
+    "warc": read_warc,
 }
 
 
@@ -45,6 +48,8 @@ def read(piece: Slice, chunk_records: int = 1024, limit: int | None = None) -> I
     with explained(piece.path):
         if piece.container == "text":
             chunks = read_document(piece)
+        elif piece.container in DOCUMENTS:
+            chunks = read_extracted(piece)
         else:
             chunks = _READERS[piece.container](piece, chunk_records)
         for rows in chunks:

@@ -11,11 +11,25 @@ from collections.abc import Iterator
 from datamix.contracts import Reject, Rows, Slice
 from datamix.read.blocks import stored_bytes, utf8_blocks
 from datamix.read.jsonl import restored
-from datamix.read.lines import MAX_RECORD_BYTES, Overflow
+from datamix.read.lines import MAX_RECORD_BYTES, LongLine, Overflow
 
 
 def read_document(piece: Slice) -> Iterator[Rows]:
     """The whole file as one row; a file of nothing but white space has none."""
+    raw = whole_file(piece)
+    if isinstance(raw, LongLine):
+        advice = f"{raw.detail}; `format: lines` reads each line as a document"
+        yield Rows([], [], [], [], [Reject(0, 1, "too_long", advice, raw.head)])
+        return
+    if not raw.strip():
+        return
+    restore = stored_bytes(piece.encoding)
+    rows = _document(raw, name_of(piece))
+    yield rows if restore is None else restored(rows, restore)
+
+
+def whole_file(piece: Slice) -> bytes | LongLine:
+    """The file's bytes, text as UTF-8; of a file above the bound what is known of it."""
     parts: list[bytes] = []
     num_bytes = 0
     overflow: Overflow | None = None
@@ -27,17 +41,12 @@ def read_document(piece: Slice) -> Iterator[Rows]:
             parts.append(block)
         else:
             overflow.add(block)
-    if overflow is not None:
-        long = overflow.close()
-        advice = f"{long.detail}; `format: lines` reads each line as a document"
-        yield Rows([], [], [], [], [Reject(0, 1, "too_long", advice, long.head)])
-        return
-    raw = b"".join(parts)
-    if not raw.strip():
-        return
-    restore = stored_bytes(piece.encoding)
-    rows = _document(raw, dict(piece.options).get("name", piece.path.rsplit("/", 1)[-1]))
-    yield rows if restore is None else restored(rows, restore)
+    return b"".join(parts) if overflow is None else overflow.close()
+
+
+def name_of(piece: Slice) -> str:
+    """The document's name: relative where the caller gives one."""
+    return dict(piece.options).get("name", piece.path.rsplit("/", 1)[-1])
 
 
 def _document(raw: bytes, name: str) -> Rows:

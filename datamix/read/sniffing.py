@@ -19,6 +19,7 @@ from datamix.read.blocks import codec_of
 from datamix.read.charset import detect_encoding
 from datamix.read.decompress import compression_of, open_stream
 from datamix.read.dialect import detect_dialect
+from datamix.read.extracted import NAMES, require_extractor
 from datamix.read.storage import explained, open_file, shown, size_of
 
 HEAD_BYTES = 256 << 10
@@ -39,7 +40,6 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _TEXT_FIRST = "Extract its text first, to .txt, .md or .jsonl files, and name those."
 _UNPACK_FIRST = "Unpack it first and name the files in it."
 _CANNOT = (
-    (b"%PDF-", "a PDF document", _TEXT_FIRST),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", _TEXT_FIRST),
     (b"{\\rtf", "an RTF document", _TEXT_FIRST),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK_FIRST),
@@ -51,8 +51,8 @@ _CANNOT = (
     (b"\x93NUMPY", "a NumPy array", "datamix reads text, not arrays."),
     (b"\x89PNG", "an image", "datamix reads text."),
     (b"\xff\xd8\xff", "an image", "datamix reads text."),
-    (b"WARC/1.", "a WARC archive", _TEXT_FIRST),
 )
+_PAGE = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype html|<html)", re.IGNORECASE | re.DOTALL)
 _CONTROL = bytes(b for b in range(32) if b not in b"\t\n\r\f\x1b\x08")
 
 
@@ -60,7 +60,7 @@ _CONTROL = bytes(b for b in range(32) if b not in b"\t\n\r\f\x1b\x08")
 class Sniff:
     """What a file holds and how to read it."""
 
-    container: str  # jsonl | json | csv | parquet | arrow | arrow_stream | text | lines
+    container: str  # jsonl | json | csv | parquet | arrow | arrow_stream | text | lines | html | pdf | docx | epub | warc
     compression: str | None  # gzip | zstd | xz | bz2 | lz4
     encoding: (
         str  # as Python names it; utf-8-sig where a byte order mark says so; utf-8 for binary containers
@@ -89,6 +89,8 @@ def sniff(path: str, declared: str | None = None) -> Sniff:
                 raise DataError(f"{shown(path)}: is compressed twice. Decompress it once.")
     _refuse(path, head)
     binary = _binary_container(head)
+    if binary in NAMES:
+        require_extractor(path, binary)
     if binary is not None:
         return Sniff(binary, compression, "utf-8", (), num_bytes)
     is_whole = len(head) < HEAD_BYTES
@@ -97,6 +99,9 @@ def sniff(path: str, declared: str | None = None) -> Sniff:
     container = _text_container(path, text, is_whole, declared)
     if container == "text":
         _refuse_binary(path, text)
+        if _PAGE.match(text):
+            container = "html"
+            require_extractor(path, container)
     options: tuple[tuple[str, str], ...] = ()
     if container == "csv":
         prefer = "\t" if _suffix(path) in ("tsv", "tab") else ","
@@ -136,9 +141,10 @@ def _refuse(path: str, head: bytes) -> None:
         if head.startswith(magic):
             raise DataError(f"{shown(path)}: is {kind}. {cure}")
     if head.startswith(b"PK\x03\x04"):
-        inside = head[30:200]
-        if b"word/" in head[:4096] or b"mimetypeapplication/epub" in inside or b"xl/" in head[:4096]:
-            raise DataError(f"{shown(path)}: is an Office document or e-book. {_TEXT_FIRST}")
+        if _binary_container(head):
+            return
+        if b"[Content_Types].xml" in head or b"mimetypeapplication/vnd" in head[30:200]:
+            raise DataError(f"{shown(path)}: is an Office document. {_TEXT_FIRST}")
         raise DataError(f"{shown(path)}: is a zip archive. {_UNPACK_FIRST}")
     if head[257:262] == b"ustar":
         raise DataError(f"{shown(path)}: is a tar archive. {_UNPACK_FIRST}")
@@ -155,6 +161,14 @@ def _binary_container(head: bytes) -> str | None:
         return "arrow"
     if head.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(head[4:8], "little") < 1 << 28:
         return "arrow_stream"
+    if head.startswith(b"%PDF-"):
+        return "pdf"
+    if head.startswith(b"WARC/1."):
+        return "warc"
+    if head.startswith(b"PK\x03\x04"):
+        if b"mimetypeapplication/epub" in head[30:200]:
+            return "epub"
+        return "docx" if b"word/document.xml" in head else None
     return None
 
 
@@ -166,8 +180,6 @@ def _refuse_binary(path: str, text: str) -> None:
             f"{shown(path)}: is neither text nor a known container: {control} of its first {len(head)} bytes are "
             "control characters. Leave it out of the recipe's paths."
         )
-    if re.match(r"\s*(<!doctype html|<html)", text[:1024], re.IGNORECASE):
-        raise DataError(f"{shown(path)}: is an HTML page. {_TEXT_FIRST}")
 
 
 def _suffix(path: str) -> str:
