@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from datamix.encode import Encoder, EncodeSpec, find_tokenizer
-from datamix.encode.engine import TokenizersEngine
+from datamix.encode.engine import PlainEncoder, TokenizersEngine
 from datamix.records import SCHEMAS
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "observation": "tool"}
@@ -124,7 +124,11 @@ def _encoder(tokenizer: Path, kind: str) -> Encoder:
 
 
 def _without_fast(encoder: Encoder) -> Encoder:
-    encoder.plain._fast = []
+    """The encoder with an engine of its own, which is never the fast one."""
+    spec = json.loads((Path(encoder.spec.tokenizer.folder) / "tokenizer.json").read_bytes())
+    plain = PlainEncoder(spec, encoder.control)
+    plain._fast = []
+    encoder.plain = encoder._documents._plain = plain
     return encoder
 
 

@@ -105,6 +105,10 @@ class Engine(Protocol):
         """Yield ``(index of the task, receipt)`` as tasks end, in any order."""
         ...
 
+    def warm(self, call: Callable[[Any], Any], spec: Any) -> None:
+        """Be told of work to come: every worker may call ``call(spec)``, which keeps what that work needs."""
+        ...
+
     def close(self) -> None: ...
 
 

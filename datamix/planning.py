@@ -8,7 +8,7 @@ encodes first, so that every number is the build's own.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ class _Lookup:
             if found is None:
                 raise _NotCached(task.label)
             yield index, found
+
+    def warm(self, call: Callable[[Any], Any], spec: Any) -> None:
+        pass
 
     def close(self) -> None:
         pass

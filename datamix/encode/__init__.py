@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from datamix.encode.encoder import Encoder, EncodeSpec, load
 from datamix.encode.files import TokenizerFiles, find_tokenizer
+from datamix.encode.lines import line_ends
 
-__all__ = ["EncodeSpec", "Encoder", "TokenizerFiles", "find_tokenizer", "load"]
+__all__ = ["EncodeSpec", "Encoder", "TokenizerFiles", "find_tokenizer", "line_ends", "load"]

@@ -9,25 +9,22 @@ reason: ``template`` (the chat template refuses it, or what is trained cannot be
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from datamix.encode.assemble import Assembly
 from datamix.encode.blind import sight
 from datamix.encode.control import ControlTokens, control_tokens
 from datamix.encode.conversation import Conversation, completions, conversations
-from datamix.encode.engine import PlainEncoder, vocabulary_size
+from datamix.encode.engine import PlainEncoder
 from datamix.encode.files import TokenizerFiles
 from datamix.encode.fim import Middle, find_marks
 from datamix.encode.inline import Parse
-from datamix.encode.lines import ends_of_lines
 from datamix.encode.plain import DocumentEncoder, frame_ids
 from datamix.encode.render import Draughtsman, Purpose
 from datamix.encode.special import holds_control, rows_to_look_at
@@ -72,6 +69,22 @@ class EncodeSpec:
         }
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What all encoders of one tokenizer share; its parsed JSON, a few hundred megabytes, is let go."""
+
+    control: ControlTokens
+    plain: PlainEncoder
+    around: dict[str, Any]  # of tokenizer.json, what decides the frame of documents
+
+
+@lru_cache(maxsize=2)
+def _opened(files: TokenizerFiles) -> _Opened:
+    spec = orjson.loads((Path(files.folder) / "tokenizer.json").read_bytes())
+    control = control_tokens(spec.get("added_tokens") or [])
+    return _Opened(control, PlainEncoder(spec, control), {"post_processor": spec.get("post_processor")})
+
+
 @lru_cache(maxsize=8)
 def load(spec: EncodeSpec) -> Encoder:
     """The encoder of a spec, built once a process. Raises RecipeError where the tokenizer cannot do what is asked."""
@@ -86,13 +99,12 @@ class Encoder:
         files = spec.tokenizer
         if files.chat_template is None and spec.kind != "pretrain":
             raise RecipeError(_no_template(files.name, f"a recipe of kind {spec.kind}"))
-        self._tokenizer_spec = orjson.loads((Path(files.folder) / "tokenizer.json").read_bytes())
-        self.control = control_tokens(self._tokenizer_spec.get("added_tokens") or [])
-        self.plain = PlainEncoder(self._tokenizer_spec, self.control)
+        opened = _opened(replace(files, chat_template=None, chat_template_sha256=None))
+        self.control, self.plain = opened.control, opened.plain
         middle = _middle(spec, self.control)
         self._documents = DocumentEncoder(self.plain, self.control, spec.special_text == "allow", middle)
         if spec.kind == "pretrain":
-            self._before, self._after = frame_ids(self._tokenizer_spec, files)
+            self._before, self._after = frame_ids(opened.around, files)
 
     @property
     def engine(self) -> str:
@@ -182,10 +194,6 @@ class Encoder:
         if self.spec.kind == "sft":
             return sft_batch(flat, trained, reasons)
         return prompt_batch(flat, reasons) if self.spec.kind == "prompt" else text_batch(flat, reasons)
-
-    def line_ends(self) -> NDArray[np.bool_]:
-        """``[vocab_size]``: whether a token's text ends a line or a sentence, where documents are best split."""
-        return ends_of_lines(self._decoder, vocabulary_size(self._tokenizer_spec))
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, control tokens spelled out."""

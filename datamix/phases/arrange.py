@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .. import mix
 from ..contracts import Bins, Task
-from ..encode import EncodeSpec, load
+from ..encode import EncodeSpec, line_ends
 from ..encode import pack as packing
 from ..identity import digest, permutation, salt
 from .decide import POOL, VALIDATION
@@ -142,7 +142,7 @@ def _split(
     long = records[lengths > spec.max_length]
     offsets, positions = np.zeros(len(long) + 1, np.int64), np.empty(0, np.int32)
     if len(long):
-        ends = load(spec.encode).line_ends()
+        ends = line_ends(spec.encode.tokenizer)
         found: list[NDArray[np.int32]] = [positions] * len(long)
         for batch, rows, places in TokenStore(spec.source.shards).batches(long):
             values, begin = list_buffers(batch.column("ids"))

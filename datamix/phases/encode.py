@@ -77,6 +77,11 @@ def fit_tasks(
     return made
 
 
+def warm(spec: EncodeSpec) -> None:
+    """Load the tokenizer into this process, before there is anything to encode."""
+    load(spec)
+
+
 def encode(spec: EncodeWindow, folder: Path) -> dict[str, Any]:
     """Encode a window; counts hold the sums that plans need."""
     encoder = load(spec.encode)

@@ -21,11 +21,14 @@ from ..errors import DataError, RecipeError
 from ..identity import digest
 from ..progress import Screen, run_tasks
 from ..records import RecordKind
+from ..run import Store
 from ..shape import FORMATS, can_become
 from . import encode, lines, prepare, sign, survey
 from .shards import PreparedPart, SlicePlace, SourceShards
 from .survey import Found, Wanted
 from .tokens import Shard
+
+_LARGE_BYTES = 16 << 20  # of input: less is encoded about as soon as workers have started
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def ready(bench: Bench, works: Sequence[SourceWork], first_file: int = 0) -> lis
         )
         for work, files, kind in zip(works, found, kinds, strict=True)
     ]
+    _warm(bench, works, found, [p.task for group in parts for p in group])
     prepared = _grouped(bench, "read", [[p.task for p in group] for group in parts])
     for work, files, receipts in zip(works, found, prepared, strict=True):
         check_source(work, files, receipts)
@@ -157,6 +161,16 @@ def _without_lines(
     cut = _grouped(bench, "lines", [lines.cut_tasks(prepared[n], found, spec, bench.home) for n in texts])
     made = dict(zip(texts, cut, strict=True))
     return [made.get(number, receipts) for number, receipts in enumerate(prepared)]
+
+
+def _warm(
+    bench: Bench, works: Sequence[SourceWork], found: Sequence[Sequence[Found]], reading: Sequence[Task]
+) -> None:
+    """Let workers load the tokenizer while this process reads; files that are read for the first time will be encoded."""
+    specs = [work.encode for work in works if work.encode is not None]
+    num_bytes = sum(file.num_bytes for files in found for file in files)
+    if specs and num_bytes >= _LARGE_BYTES and not all(Store(t.home).find(t.key) for t in reading):
+        bench.engine.warm(encode.warm, specs[0])
 
 
 def _grouped(bench: Bench, title: str, groups: Sequence[Sequence[Task]]) -> list[list[Receipt]]:

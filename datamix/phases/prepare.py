@@ -230,8 +230,8 @@ class Window:
         yield from read_batches(self.path, self.start, self.stop)
 
 
-def windows(receipts: Sequence[Receipt], window_bytes: int = 32 << 20) -> list[Window]:
-    """Cut prepared files into windows of about 32 MiB, by their batches: the same cuts on every machine."""
+def windows(receipts: Sequence[Receipt], window_bytes: int = 16 << 20) -> list[Window]:
+    """Cut prepared files into windows of about 16 MiB, by their batches: the same cuts on every machine."""
     made: list[Window] = []
     for receipt in receipts:
         batches = receipt.counts["batches"]

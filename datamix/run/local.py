@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from ..contracts import Receipt, Task
 from ..errors import DataError
@@ -27,6 +28,7 @@ class LocalEngine:
     def __init__(self, num_workers: int) -> None:
         self.num_workers = max(1, num_workers)
         self._pool: ProcessPoolExecutor | None = None
+        self._warming: list[Future[Any]] = []
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Receipt]]:
         """Yield ``(index, receipt)`` in the order tasks end; finished ones come first, at once."""
@@ -37,12 +39,19 @@ class LocalEngine:
                 pending.append((index, task))
             else:
                 yield index, done
-        small = self._pool is None and sum(task.weight for _, task in pending) < _SMALL_BYTES
-        if self.num_workers == 1 or len(pending) <= 1 or small:
+        small = len(pending) <= 1 or sum(task.weight for _, task in pending) < _SMALL_BYTES
+        waiting = self._pool is None or not all(future.done() for future in self._warming)
+        if self.num_workers == 1 or (small and waiting):
             for index, task in pending:
                 yield index, carry(task)
         else:
             yield from self._in_pool(pending)
+
+    def warm(self, call: Callable[[Any], Any], spec: Any) -> None:
+        """Start the workers now, and let each call ``call(spec)``, which keeps what later tasks will need."""
+        if self.num_workers > 1:
+            pool = self._started([call.__module__])
+            self._warming = [pool.submit(call, spec) for _ in range(self.num_workers)]
 
     def close(self) -> None:
         """Stop the workers; unfinished tasks are dropped."""
@@ -50,16 +59,21 @@ class LocalEngine:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _in_pool(self, pending: list[tuple[int, Task]]) -> Iterator[tuple[int, Receipt]]:
+    def _started(self, modules: list[str]) -> ProcessPoolExecutor:
+        """The workers; ``modules`` are imported once for all of them, where they do not run yet."""
         if self._pool is None:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([*sorted({task.call.__module__ for _, task in pending}), *_SHARED])
+            context.set_forkserver_preload([*modules, *_SHARED])
             self._pool = ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_start_worker)
+        return self._pool
+
+    def _in_pool(self, pending: list[tuple[int, Task]]) -> Iterator[tuple[int, Receipt]]:
+        pool = self._started(sorted({task.call.__module__ for _, task in pending}))
         futures: dict[Future[Receipt], tuple[int, Task]] = {}
         queue = iter(pending)
         try:
             for item in queue:
-                futures[self._pool.submit(carry, item[1])] = item
+                futures[pool.submit(carry, item[1])] = item
                 if len(futures) >= 2 * self.num_workers:
                     yield from _ended(futures)
             while futures:

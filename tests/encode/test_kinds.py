@@ -9,7 +9,7 @@ import pytest
 from encode_tokenizers import save, sentencepiece_bpe, unigram, word_piece
 from tokenizers import processors
 
-from datamix.encode import EncodeSpec, find_tokenizer, load
+from datamix.encode import EncodeSpec, find_tokenizer, line_ends, load
 from datamix.errors import RecipeError
 from datamix.records import TOKENS
 
@@ -146,7 +146,7 @@ def test_the_identity_of_a_spec_knows_no_paths(tokenizers: dict[str, Path], tmp_
 
 def test_tokens_that_end_lines_and_sentences_are_known(tokenizers: dict[str, Path]) -> None:
     encoder = make.encoder(tokenizers["chatml"], kind="pretrain")
-    ends = encoder.line_ends()
+    ends = line_ends(encoder.spec.tokenizer)
     assert len(ends) == encoder.spec.tokenizer.vocab_size
     assert [
         bool(ends[encoder.plain.encode([text]).ids[-1]]) for text in ("a.", "a\n", "好。", "a", "a ")
