@@ -220,23 +220,26 @@ def dedupe(
 
 @cli.command()
 @click.argument("out", type=_PATH)
+@click.argument("more", nargs=-1, metavar="")
 @click.option(
     "--to",
     "formats",
     multiple=True,
     required=True,
-    metavar="FORMAT",
-    help="megatron, llamafactory, trl, ...; name or name:key=value,...",
+    metavar="FORMAT...",
+    help="megatron llamafactory trl ...; an option as name:key=value.",
 )
 @click.option("--cache", type=_PATH, help="Where the build kept its data; default: .datamix beside OUT.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a processor.")
-def export(out: Path, formats: tuple[str, ...], cache: Path | None, workers: int | None) -> None:
-    """Write an already built set in further trainer formats."""
+def export(
+    out: Path, more: tuple[str, ...], formats: tuple[str, ...], cache: Path | None, workers: int | None
+) -> None:
+    """Write an already built set in further trainer formats: datamix export OUT --to megatron trl."""
     from .export import export as write
     from .export import parse_format
     from .progress import short_bytes
 
-    listed = write(out, [parse_format(f) for f in formats], cache, workers or 0, _screen())
+    listed = write(out, [parse_format(f) for f in (*formats, *more)], cache, workers or 0, _screen())
     for name in dict.fromkeys(entry["format"] for entry in listed):
         own = [entry for entry in listed if entry["format"] == name]
         kept = ", ".join(own[0]["keeps"]) or "nothing of the mixture"
