@@ -18,7 +18,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from .tokens import Shard, list_buffers, open_batch
+from .tokens import Shard, open_batch
 
 IGNORED = -100
 _NONE = np.empty(0, np.int64)
@@ -67,29 +67,35 @@ class AddressTable:
 
     def _bins(self, path: Path) -> list[int]:
         batch = open_batch(path)
-        rows = batch.column("rows")
-        flat = rows.values
-        pieces = [flat.field(name).to_numpy() for name in ("record", "start", "length")]
-        tokens = batch.column("tokens").to_numpy().astype(np.int64, copy=False)
-        return [self._address(a) for a in (rows.offsets.to_numpy(), *pieces, tokens)]
+        flat = batch.column("rows").values
+        pieces = [self._address(flat.field(name)) for name in ("record", "start", "length")]
+        return [self._offsets(batch.column("rows")), *pieces, self._address(batch.column("tokens"))]
 
     def _map(self, index: int) -> None:
         shard = self._shards[index]
         self.shards[index, :4] = self._lists(open_batch(shard.tokens))
         if shard.fitted is not None:
             batch = open_batch(shard.fitted)
-            known = batch.column("row").to_numpy().astype(np.int64, copy=False)
+            known = batch.column("row")
             self.shards[index, 4:10] = [self._address(known), len(known), *self._lists(batch)]
         self.shards[index, 10] = 1
 
     def _lists(self, batch: pa.RecordBatch) -> list[int]:
-        columns = ("ids", "mask") if self._masked else ("ids",)
-        found = [self._address(a) for name in columns for a in list_buffers(batch.column(name))]
+        names = ("ids", "mask") if self._masked else ("ids",)
+        columns = [batch.column(name) for name in names]
+        found = [at for column in columns for at in (self._address(column.values), self._offsets(column))]
         return found if self._masked else [*found, 0, 0]
 
-    def _address(self, array: NDArray[Any]) -> int:
-        self._kept.append(array)
-        return int(array.ctypes.data)
+    def _address(self, numbers: pa.Array) -> int:
+        """Where the first number lies; 0 where there is none."""
+        return self._keep(numbers.buffers()[1], numbers.offset * numbers.type.bit_width // 8)
+
+    def _offsets(self, lists: pa.ListArray) -> int:
+        return self._keep(lists.buffers()[1], lists.offset * lists.offsets.type.bit_width // 8)
+
+    def _keep(self, buffer: pa.Buffer | None, skipped: int) -> int:
+        self._kept.append(buffer)
+        return 0 if buffer is None else int(buffer.address) + skipped
 
 
 def _pointer(kind: Any) -> Any:

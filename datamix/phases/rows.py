@@ -133,7 +133,10 @@ class RowReader:
         if self._set.order is None:
             return None
         order = open_batch(self._set.order)
-        return order.column("source").to_numpy(), order.column("row").to_numpy()
+        sources, rows = (
+            order.column(name).buffers()[1] for name in ("source", "row")
+        )  # to_numpy loads pandas
+        return np.frombuffer(sources, np.uint16, len(order)), np.frombuffer(rows, np.int64, len(order))
 
     def __len__(self) -> int:
         return self._set.num_rows
