@@ -148,7 +148,11 @@ def verify(out: Path) -> None:
 @cli.command()
 @click.argument("path", type=_PATH)
 @click.option("--row", type=int, help="Show this row.")
-@click.option("--stats", is_flag=True, help="Lengths, shares and vocabulary of the set.")
+@click.option(
+    "--stats",
+    is_flag=True,
+    help="A set: lengths, shares, vocabulary. A file: what each cleaning step would do.",
+)
 @click.option("--removed", is_flag=True, help="Duplicates side by side with what was kept.")
 @click.option("--html", is_flag=True, help="A page of a hundred rows.")
 def inspect(path: Path, row: int | None, stats: bool, removed: bool, html: bool) -> None:

@@ -144,7 +144,7 @@ def test_what_is_asked_of_the_wrong_thing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="holds no manifest"):
         show(tmp_path, None, False, False)
     with pytest.raises(RecipeError, match="are for finished sets"):
-        show(path, None, True, False)
+        show(path, None, False, True)
     with pytest.raises(RecipeError, match="has no record of that number"):
         show(path, 7, False, False)
     path.write_text('{"nobody": 1}\n')
@@ -170,3 +170,26 @@ def test_a_page_of_rows_is_html(made: Callable[[str, str], Path]) -> None:
     assert page.startswith("<!doctype html>")
     assert "<mark>" in page
     assert page.count("<article>") == 73  # of 76 rows, those from row 3 on
+
+
+def test_stats_of_a_file_say_what_each_cleaning_step_would_do(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "你好", "input": "", "output": "你好，有什么可以帮你？"},
+        {"instruction": "Call me", "input": "", "output": "Write to ann@example.com or 13812345678 today."},
+        {"instruction": "Say it", "input": "", "output": "Say it"},
+        {"instruction": "邮箱？", "input": "", "output": "请发邮件到 bob@example.com，谢谢。"},
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*rows, {"output": 1}]))
+    lines = _plain(show(path, None, True, False)).splitlines()
+    assert lines[0].endswith("mine.jsonl: 4 sft records, 1 more do not fit")
+    assert "length  nothing" in lines
+    checks = lines[lines.index("sft_checks") + 1]
+    assert checks.split()[:5] == ["drop", "answer_equals_question", "1", "25.0%", "record"]
+    assert "record 2: Say it" in checks
+    email = next(line for line in lines if line.startswith("  mend email"))
+    assert email.split()[2:4] == ["2", "50.0%"]
+    assert "record 3" in email
+    assert "[EMAIL]" in email
+    assert not any(line.startswith("preference_checks") for line in lines)
+    assert path.read_text().count("\n") == 5

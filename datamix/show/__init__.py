@@ -30,10 +30,12 @@ def show(path: Path, row: int | None, stats: bool, removed: bool, html: bool = F
             raise RecipeError(
                 f"{path} holds no manifest.json, so it is not a finished set. Name a set, or a file of records."
             )
-        if stats or removed or html:
-            raise RecipeError(
-                f"{path} is a file of records; --stats, --removed and --html are for finished sets."
-            )
+        if removed or html:
+            raise RecipeError(f"{path} is a file of records; --removed and --html are for finished sets.")
+        if stats:
+            from .cleaning import show_cleaning
+
+            return show_cleaning(path)
         from .records import show_records
 
         return show_records(path, row)
