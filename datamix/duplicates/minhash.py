@@ -15,6 +15,7 @@ from numba import int64, njit, uint32, uint64
 from numpy.typing import NDArray
 
 from datamix.duplicates.alphabet import Alphabet
+from datamix.duplicates.simd import inner_kernel
 from datamix.duplicates.words import new_scratch, next_shingles
 from datamix.identity import mix64, salt
 
@@ -66,7 +67,7 @@ def _sign(addresses, lengths, ngram, alphabet, permutations, scratch, values, co
             values[text, p] = least[p]
 
 
-@njit(nogil=True, cache=True)
+@inner_kernel()
 def _lower(short, num_shingles, permutations, least):  # type: ignore[no-untyped-def]
     """Lower ``least`` to the smallest value of each permutation over ``short[:num_shingles]``."""
     multipliers, offsets = permutations[0], permutations[1]

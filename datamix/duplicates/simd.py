@@ -1,18 +1,25 @@
-"""Machine operations that numba lacks: 64 bytes as one vector, unaligned loads, reads at an address.
+"""What the kernels are made with: machine operations that numba lacks (64 bytes as one vector, unaligned loads, reads at
+an address), and ``inner_kernel`` for functions that only kernels call.
 
-Each is a few LLVM instructions, which LLVM turns into what the processor has (AVX-512, AVX2, NEON, plain words).
+Each operation is a few LLVM instructions, which LLVM turns into what the processor has (AVX-512, AVX2, NEON, plain words).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
 
 intrinsic: Any = _intrinsic
+
+# Nothing is compiled that Python would need to call it: the ways in of all inner kernels together took as long as a
+# tenth of the first start on a machine.
+_njit: Any = njit
+inner_kernel: Any = functools.partial(_njit, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 _copy: Any = cgutils.raw_memcpy
 _BLOCK = 64

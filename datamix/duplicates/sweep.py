@@ -18,7 +18,7 @@ from numba import float32, int32, int64, njit, uint32, uint64
 from numpy.typing import NDArray
 
 from datamix.duplicates.alphabet import Alphabet, alphabet
-from datamix.duplicates.simd import byte_at
+from datamix.duplicates.simd import byte_at, inner_kernel
 from datamix.duplicates.words import Scratch, new_scratch, next_shingles
 
 REMOVABLE, COUNTS = 1, 2  # bits of a role: may be removed; removes others when kept
@@ -98,7 +98,7 @@ def new_desk(ngram: int, max_shingles: int) -> Desk:
     return Desk(new_scratch(ngram), *tables, np.zeros(capacity + 1, np.uint32))
 
 
-@njit(nogil=True, cache=True)
+@njit(inline="always")
 def _scan(text, table, capacity, stamp, board, desk):  # type: ignore[no-untyped-def]
     """Walk the shingles of a text over a hash set and count distinct ones.
 
@@ -132,7 +132,7 @@ def _capacity(num_shingles):  # type: ignore[no-untyped-def]
     return capacity
 
 
-@njit(nogil=True, cache=True)
+@inner_kernel()
 def _jaccard(record, other, fresh, board, desk):  # type: ignore[no-untyped-def]
     """Exact Jaccard of two texts, or 0 where their sizes rule a match out; ``fresh``: ``desk.own`` is not filled yet."""
     candidates, marks = board.candidates, desk.marks
@@ -159,7 +159,7 @@ def _jaccard(record, other, fresh, board, desk):  # type: ignore[no-untyped-def]
     return hits / (this.distinct + that.distinct - hits)
 
 
-@njit(nogil=True, cache=True)
+@njit(inline="always")
 def _next_stamp(marks):  # type: ignore[no-untyped-def]
     stamp = marks[len(marks) - 1] + uint32(1)
     if stamp == 0:
@@ -170,7 +170,7 @@ def _next_stamp(marks):  # type: ignore[no-untyped-def]
     return stamp
 
 
-@njit(nogil=True, cache=True)
+@njit(inline="always")
 def _equal_bytes(left, right, num_perm):  # type: ignore[no-untyped-def]
     equal = 0
     for i in range(num_perm):
@@ -178,7 +178,7 @@ def _equal_bytes(left, right, num_perm):  # type: ignore[no-untyped-def]
     return equal
 
 
-@njit(nogil=True, cache=True)
+@inner_kernel()
 def _found(record, since, board):  # type: ignore[no-untyped-def]
     """Kept records from ``since`` on that share a bucket, latest first, each once with its number of buckets.
 
@@ -211,7 +211,7 @@ def _found(record, since, board):  # type: ignore[no-untyped-def]
         count += 1
 
 
-@njit(nogil=True, cache=True)
+@njit(inline="always")
 def _look(record, since, enough, board, desk):  # type: ignore[no-untyped-def]
     """Count near matches of a record among those kept from ``since`` on, up to ``enough``.
 
@@ -272,7 +272,7 @@ def sweep(members, since, settling, board, desk):  # type: ignore[no-untyped-def
                 _insert(record, board)
 
 
-@njit(nogil=True, cache=True)
+@inner_kernel()
 def _insert(record, board):  # type: ignore[no-untyped-def]
     bucket = board.candidates[record].exact
     if bucket >= 0:
@@ -328,7 +328,7 @@ def group(start, stop, candidates, near, owners):  # type: ignore[no-untyped-def
     return members, ends[1:]
 
 
-@njit(nogil=True, cache=True)
+@inner_kernel()
 def _root(parents, member):  # type: ignore[no-untyped-def]
     while parents[member] != member:
         parents[member] = parents[parents[member]]

@@ -17,7 +17,7 @@ from numba import int64, njit, uint8, uint32, uint64
 from numpy.typing import NDArray
 
 from datamix.duplicates.alphabet import SINGLE, WORD
-from datamix.duplicates.simd import copy_bytes, eight_bytes, lowest_bit, wide_mask, word_mask
+from datamix.duplicates.simd import copy_bytes, eight_bytes, inner_kernel, lowest_bit, wide_mask, word_mask
 
 WINDOW_BYTES = 1 << 15
 _ODD_A = uint64(0x9E3779B97F4A7C15)
@@ -82,7 +82,7 @@ def _decode(window, at):  # type: ignore[no-untyped-def]
     return high | (third << uint32(6)) | fourth, at + 4
 
 
-@njit(nogil=True, cache=True)
+@inner_kernel()
 def _mixed_run(window, start, end, alphabet, scratch, count):  # type: ignore[no-untyped-def]
     """Words of a run that holds characters outside ASCII; returns the new number of words."""
     words, starts = scratch.words, scratch.starts
@@ -126,7 +126,7 @@ def _mixed_run(window, start, end, alphabet, scratch, count):  # type: ignore[no
     return count
 
 
-@njit(nogil=True, cache=True)
+@njit(inline="always")
 def _window_words(scratch, stop, last, alphabet, count):  # type: ignore[no-untyped-def]
     """Append the words of ``window[:stop]``; returns their number and the bytes used.
 
@@ -181,7 +181,7 @@ def _fill_window(window, address, left):  # type: ignore[no-untyped-def]
     return stop
 
 
-@njit(nogil=True, cache=True)
+@njit(inline="always")
 def _combine(words, count, ngram, shingles):  # type: ignore[no-untyped-def]
     """Shingles of ``words[:count]``: a polynomial of each n words, mixed. Blocks of 256 stay in registers and L1."""
     num_shingles = count - ngram + 1
@@ -201,7 +201,7 @@ def _combine(words, count, ngram, shingles):  # type: ignore[no-untyped-def]
     return num_shingles
 
 
-@njit(nogil=True, cache=True)
+@inner_kernel(cache=True)
 def next_shingles(text, position, ngram, alphabet, scratch):  # type: ignore[no-untyped-def]
     """Shingles of the next window of a text into ``scratch.shingles``.
 
