@@ -175,6 +175,12 @@ class Validation(Model):
         return self
 
 
+class FillInTheMiddle(Model):
+    """Documents cut in three and written prefix, suffix, middle: for code models."""
+
+    rate: Share = 0.5  # of the documents
+
+
 class Encode(Model):
     max_length: Annotated[int, Field(ge=8)] | None = None
     pack: Literal["none", "concat", "best_fit"] | None = None
@@ -182,6 +188,7 @@ class Encode(Model):
     overlong: Literal["split", "drop_turns", "truncate", "truncate_prompt", "drop"] | None = None
     special_text: Literal["text", "reject", "allow"] = "text"
     inline_tags: Literal["parse", "text"] = "parse"
+    fim: FillInTheMiddle | None = None
 
 
 class Epochs(Model):

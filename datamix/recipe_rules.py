@@ -98,6 +98,10 @@ def _kind_rules(recipe: Recipe) -> list[tuple[Key, str]]:
         found.append(
             (("encode", "pack"), "is 'concat', which cuts conversations; sft takes none or best_fit")
         )
+    if recipe.encode.fim is not None and recipe.kind != "pretrain":
+        found.append(
+            (("encode", "fim"), f"cuts documents; a {recipe.kind} recipe has conversations: leave it out")
+        )
     if recipe.mix.replay and (recipe.mix.stages or recipe.mix.weights):
         found.append((("mix", "replay"), "stands instead of weights and stages; keep one of them"))
     return found

@@ -109,6 +109,8 @@ def encode_spec(recipe: Recipe, tokenizer: TokenizerFiles) -> EncodeSpec:
         special_text=recipe.encode.special_text,
         inline_tags=recipe.encode.inline_tags,
         chat_kwargs=canonical(recipe.chat_template_kwargs),
+        fim_rate=recipe.encode.fim.rate if recipe.encode.fim else 0.0,
+        fim_seed=recipe.seed if recipe.encode.fim else 0,
     )
 
 

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from datamix.encode.encoder import Encoder, EncodeSpec, load
+from datamix.encode.fertility import fertility, read_alphabet
 from datamix.encode.files import TokenizerFiles, find_tokenizer
 from datamix.encode.lines import line_ends
 
-__all__ = ["EncodeSpec", "Encoder", "TokenizerFiles", "find_tokenizer", "line_ends", "load"]
+__all__ = [
+    "EncodeSpec",
+    "Encoder",
+    "TokenizerFiles",
+    "fertility",
+    "find_tokenizer",
+    "line_ends",
+    "load",
+    "read_alphabet",
+]

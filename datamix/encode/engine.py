@@ -99,7 +99,7 @@ class PlainEncoder:
             self._truths.append(TokenizersEngine(_dumped(continued)))
         self.restarts_after_control = not _prefixes_first_only(plain)
         self._is_control = np.zeros(vocabulary_size(spec), np.bool_)
-        unknown = _unknown_id(spec)
+        unknown = unknown_id(spec)
         self._is_control[[token.id for token in control.tokens if token.id != unknown]] = True
         self._fast = self._fast_engines(continued if continued != plain else None, control)
         self._chars_to_prove = _CHECK_CHARS
@@ -211,7 +211,8 @@ def _parts(merge: str | list[str]) -> tuple[str, str, str]:
     return left, right, left + right
 
 
-def _unknown_id(spec: dict[str, Any]) -> int | None:
+def unknown_id(spec: dict[str, Any]) -> int | None:
+    """The id that stands for what the vocabulary lacks, None where there is none."""
     model = spec["model"]
     if isinstance(model["vocab"], list):
         unknown = model.get("unk_id")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from functools import cache
 from pathlib import Path
 
 import encode_batches as make
 import numpy as np
-import pyarrow as pa
 import pytest
-from encode_tokenizers import byte_level, save, sentencepiece_bpe
+from encode_tokenizers import byte_level, save, sentencepiece_bpe, unigram, word_piece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from datamix.encode import EncodeSpec, find_tokenizer, load
 from datamix.encode.control import control_tokens
-from datamix.encode.fertility import Fertility, byte_tokens, fertility
+from datamix.encode.fertility import Alphabet, alphabet, fertility
 from datamix.encode.fim import cut, find_marks
 from datamix.errors import RecipeError
 
@@ -46,30 +48,46 @@ def test_marks_are_found_by_the_names_of_their_families() -> None:
     assert find_marks(control_tokens([])) is None
 
 
-@pytest.mark.parametrize("kind", ["byte level", "sentencepiece"])
+@pytest.mark.parametrize("kind", ["byte level", "sentencepiece", "unigram", "word piece"])
 def test_unknown_domains_show_in_tokens_and_bytes(kind: str) -> None:
-    tokenizer = byte_level() if kind == "byte level" else sentencepiece_bpe(["<unk>"])
-    is_byte = byte_tokens(tokenizer.get_vocab(), tokenizer.get_vocab_size(), kind == "byte level")
+    made = {
+        "byte level": byte_level,
+        "sentencepiece": lambda: sentencepiece_bpe(["<unk>"]),
+        "unigram": lambda: unigram(["<unk>"]),
+        "word piece": lambda: word_piece(["[UNK]", "[CLS]", "[SEP]"]),
+    }
+    tokenizer = made[kind]()
+    known = alphabet(json.loads(tokenizer.to_str()))
     counted = {}
-    for name, text in (("known", "The patient was given aspirin."), ("strange", "ქართული ენა")):
-        ids = np.array(tokenizer.encode(text).ids, np.int32)
-        counted[name] = fertility(pa.array([text]), ids, is_byte, None)
-    assert counted["known"].byte_share == 0
-    assert counted["strange"].byte_share > 0.8
-    assert counted["strange"].tokens_per_char > 2 > 1 > counted["known"].tokens_per_char
-    both = counted["known"] + counted["strange"]
-    assert both.num_chars == len("The patient was given aspirin.ქართული ენა")
-    assert (Fertility().tokens_per_char, Fertility().byte_share, Fertility().unknown_share) == (0, 0, 0)
+    for name, text in (("known", "The patient was given aspirin twice a day; 患者每天服用两次阿司匹林"), ("strange", "ქართული ენა")):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        counted[name] = fertility(np.bincount(ids, minlength=len(known.is_byte)), known)
+        if kind == "byte level":
+            assert counted[name].num_chars == len(text)
+    assert counted["known"].byte_share == counted["known"].unknown_share == 0
+    assert 0 < counted["known"].tokens_per_char < 1
+    if kind in ("byte level", "sentencepiece"):
+        assert counted["strange"].byte_share > 0.8
+        assert counted["strange"].tokens_per_char > 2
+    else:
+        assert counted["strange"].unknown_share > 0.3
+    none = fertility(np.zeros(len(known.is_byte), np.int64), known)
+    assert (none.tokens_per_char, none.byte_share, none.unknown_share) == (0, 0, 0)
 
 
-def test_the_byte_level_alphabet_is_told_apart_exactly() -> None:
-    from tokenizers import pre_tokenizers
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=st.text(max_size=40))
+def test_the_characters_of_any_text_are_counted_without_decoding_it(text: str) -> None:
+    text = text.encode("utf-8", "ignore").decode()
+    tokenizer, known = _byte_level_alphabet()
+    ids = np.array(tokenizer.encode(text).ids, np.int64)
+    assert fertility(np.bincount(ids, minlength=len(known.is_byte)), known).num_chars == len(text)
 
-    alphabet = {char: at for at, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    low = {split.pre_tokenize_str(chr(byte))[0][0] for byte in range(0x80)}
-    found = byte_tokens(alphabet, 256, True)
-    assert {char for char, at in alphabet.items() if not found[at]} == low
+
+@cache
+def _byte_level_alphabet() -> tuple[Tokenizer, Alphabet]:
+    tokenizer = byte_level()
+    return tokenizer, alphabet(json.loads(tokenizer.to_str()))
 
 
 def test_documents_are_filled_in_the_middle_as_asked(tmp_path: Path) -> None:
