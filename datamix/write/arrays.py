@@ -74,14 +74,16 @@ def as_tokens(ids: NDArray[np.generic], dtype: np.dtype[Any]) -> NDArray[np.gene
     Raises:
         DataError: an id does not fit.
     """
-    if len(ids):
-        lowest, highest = int(ids.min()), int(ids.max())
-        if lowest < 0 or highest > np.iinfo(dtype).max:
-            raise DataError(
-                f"token id {lowest if lowest < 0 else highest} does not fit {dtype.name}, the dtype for the "
-                "tokenizer's stated vocabulary; the rows were made with another tokenizer than the one beside them"
-            )
-    return ids.astype(dtype, copy=False)
+    # a negative id is past every limit when it is seen as unsigned: one pass finds both
+    unsigned = ids.view(f"<u{ids.dtype.itemsize}")
+    signed_limit = (1 << 8 * ids.dtype.itemsize - 1) - 1
+    if len(ids) and int(unsigned.max()) > min(int(np.iinfo(dtype).max), signed_limit):
+        wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        raise DataError(
+            f"token id {wrong} does not fit {dtype.name}, the dtype for the "
+            "tokenizer's stated vocabulary; the rows were made with another tokenizer than the one beside them"
+        )
+    return unsigned.view(dtype) if unsigned.itemsize == dtype.itemsize else unsigned.astype(dtype)
 
 
 def rechunk(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.Table]:
@@ -89,19 +91,24 @@ def rechunk(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.Tab
 
     However the rows came cut, the tables are the same: files cut by them have the same bytes.
     """
+    return map(_table, regroup(batches, num_rows))
+
+
+def regroup(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[list[pa.RecordBatch]]:
+    """The same rows in lists of slices that hold exactly ``num_rows`` together (the last may hold fewer)."""
     waiting: list[pa.RecordBatch] = []
     held = 0
     for batch in batches:
         start = 0
         while held + len(batch) - start >= num_rows:
             stop = start + num_rows - held
-            yield _table([*waiting, batch.slice(start, stop - start)])
+            yield [*waiting, batch.slice(start, stop - start)]
             waiting, held, start = [], 0, stop
         if start < len(batch):
             waiting.append(batch.slice(start))
             held += len(batch) - start
     if held:
-        yield _table(waiting)
+        yield waiting
 
 
 def _table(batches: list[pa.RecordBatch]) -> pa.Table:

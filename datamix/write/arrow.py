@@ -24,7 +24,8 @@ from datamix.write.names import make_room, split_folder, write_json
 from datamix.write.sets import SetInfo
 from datamix.write.staged import Convert, by_stage, stage_files
 
-_CHUNK_ROWS = 1024
+_CHUNK_TOKENS = 1 << 18  # a chunk stays in the processor's cache between its copy and its file
+_MAX_CHUNK_ROWS = 1024
 _READ_BYTES = 1 << 22
 
 
@@ -79,7 +80,7 @@ class ArrowFolder:
                 pa.OSFile(str(make_room(folder, name)), "wb") as raw,
                 pa.ipc.new_stream(raw, schema) as writer,
             ):
-                for table in rechunk(rows, _CHUNK_ROWS):
+                for table in rechunk(rows, chunk_rows(self.info)):
                     writer.write_table(table)
             names.append(name)
         return names
@@ -99,11 +100,16 @@ class ArrowFolder:
         return [self.below + name for name in written]
 
 
-def write_stream(path: Path, batches: Iterable[pa.RecordBatch], empty: pa.Schema) -> None:
-    """Write rows as one Arrow stream file, of schema ``empty`` where there are none."""
+def chunk_rows(info: SetInfo) -> int:
+    """Rows a record batch of the file: about a quarter of a million tokens at full length."""
+    return max(1, min(_MAX_CHUNK_ROWS, _CHUNK_TOKENS // (info.max_length or 1)))
+
+
+def write_stream(path: Path, batches: Iterable[pa.RecordBatch], empty: pa.Schema, num_rows: int) -> None:
+    """Write rows as one Arrow stream file of batches of ``num_rows``, of schema ``empty`` where there are none."""
     schema, rows = first_schema(batches, empty)
     with pa.OSFile(str(path), "wb") as raw, pa.ipc.new_stream(raw, schema) as writer:
-        for table in rechunk(rows, _CHUNK_ROWS):
+        for table in rechunk(rows, num_rows):
             writer.write_table(table)
 
 

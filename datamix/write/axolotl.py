@@ -46,7 +46,6 @@ class Axolotl:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the config and the README."""
         settings: dict[str, Any] = {
-            "base_model": "MODEL",
             "datasets": [
                 self._dataset(name)
                 for split, names in split_names(folder, "*/*.parquet").items()
@@ -62,6 +61,9 @@ class Axolotl:
             "shuffle_merged_datasets": False,
             "curriculum_sampling": True,
             "num_epochs": 1,
+            "micro_batch_size": 1,
+            "gradient_accumulation_steps": 8,
+            "learning_rate": 1e-5,
             "sequence_len": self.info.max_length,
             "output_dir": "output",
         }
@@ -78,7 +80,7 @@ class Axolotl:
 
     def command(self) -> str:
         """Training."""
-        return "axolotl train config.yaml --base_model MODEL"
+        return "axolotl train config.yaml --base-model MODEL"
 
     def _dataset(self, name: str) -> dict[str, Any]:
         kind = "passthrough" if self.info.kind == "preference" else None

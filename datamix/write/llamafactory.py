@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from datamix.records import Kind
 from datamix.write.arrays import Ragged, ragged
-from datamix.write.arrow import ArrowFolder, write_stream
+from datamix.write.arrow import ArrowFolder, chunk_rows, write_stream
 from datamix.write.names import make_room, split_folder, write_json, write_text
 from datamix.write.readme import readme, yaml
 from datamix.write.sets import RecordSource, SetInfo
@@ -54,7 +54,8 @@ class LlamaFactory:
                 f"text/{split}/{index:05d}{suffix}.jsonl",
             ]
             with make_room(folder, pair[1]).open("wb") as text:
-                write_stream(make_room(folder, pair[0]), map(convert, self._beside(run, text)), empty)
+                rows = map(convert, self._beside(run, text))
+                write_stream(make_room(folder, pair[0]), rows, empty, chunk_rows(self.info))
             names += pair
         return names
 

@@ -8,10 +8,11 @@ own. Layout: ``u64 header bytes | header as JSON | tensors``. Rows are held unti
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,12 @@ from numpy.typing import NDArray
 
 from datamix.errors import DataError
 from datamix.records import Kind
-from datamix.write.arrays import Ragged, ragged, rechunk
+from datamix.write.arrays import Ragged, ragged, regroup
 from datamix.write.names import make_room, split_folder
 from datamix.write.sets import SetInfo
 from datamix.write.tokens import IGNORED
+
+_BUFFER_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,10 @@ class Safetensors:
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard as one or more files; return their names."""
         written = []
-        for number, tensors in enumerate(self._files(batches)):
+        for number, rows in enumerate(self._files(batches)):
             name = f"{split_folder(self.split)}/{index:05d}-{number:03d}.safetensors"
             with make_room(folder, name).open("wb") as stream:
-                stream.write(encode_header(tensors))
-                for tensor in tensors.values():
-                    stream.write(np.ascontiguousarray(tensor).data)
+                self._write(rows, stream)
             written.append(name)
         return written
 
@@ -59,61 +60,62 @@ class Safetensors:
         """How it is read."""
         return 'safetensors.torch.load_file("train/00000-000.safetensors", device="cuda")'
 
-    def _files(self, batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, NDArray[np.int32]]]:
+    @property
+    def _columns(self) -> dict[str, int | None]:
+        """The padded columns and what fills them; None: places that count up."""
+        filled: dict[str, int | None] = {"input_ids": self.info.filler_id, "labels": IGNORED}
+        return filled | {"position_ids": None} if self.info.packed else filled
+
+    def _files(self, batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
         width = self.info.max_length or 1
-        num_tensors = 3 if self.info.packed else 2
-        num_rows = max(1, self.shard_bytes // (4 * width * num_tensors))
+        num_rows = max(1, self.shard_bytes // (4 * width * len(self._columns)))
         empty = True
-        for table in rechunk(batches, num_rows):
-            (batch,) = table.to_batches()
-            yield self._tensors(batch)
+        for rows in regroup(batches, num_rows):
+            yield rows
             empty = False
         if empty:
-            yield self._tensors(pa.RecordBatch.from_pylist([], schema=self.info.schema))
+            yield [pa.RecordBatch.from_pylist([], schema=self.info.schema)]
 
-    def _tensors(self, batch: pa.RecordBatch) -> dict[str, NDArray[np.int32]]:
-        ids = ragged(batch, "input_ids")
+    def _write(self, rows: list[pa.RecordBatch], stream: BinaryIO) -> None:
+        """One tensor after another, a few rows at a time through one buffer: pages are touched once."""
         width = self.info.max_length or 1
-        if len(ids.lengths) and int(ids.lengths.max()) > width:
+        lengths = np.concatenate([ragged(batch, "input_ids").lengths for batch in rows])
+        if len(lengths) and int(lengths.max()) > width:
             raise DataError(
-                f"a row of {int(ids.lengths.max())} tokens stands in a set of max_length {width}; the set and its "
+                f"a row of {int(lengths.max())} tokens stands in a set of max_length {width}; the set and its "
                 "manifest do not belong together"
             )
-        tensors = {
-            "input_ids": _padded(ids, width, self.info.filler_id),
-            "labels": _padded(ragged(batch, "labels"), width, IGNORED),
-        }
-        if self.info.packed:
-            tensors["position_ids"] = _padded_positions(ragged(batch, "position_ids"), width)
-        tensors["lengths"] = ids.lengths.astype(np.int32)
-        return tensors
+        shapes: dict[str, tuple[int, ...]] = {name: (len(lengths), width) for name in self._columns}
+        shapes |= {"lengths": (len(lengths),)}
+        stream.write(encode_header(shapes))
+        step = max(1, _BUFFER_VALUES // width)
+        for name, fill in self._columns.items():
+            for batch in rows:
+                for start in range(0, len(batch), step):
+                    stream.write(_padded(ragged(batch.slice(start, step), name), width, fill).data)
+        stream.write(lengths.astype("<i4").data)
 
 
-def _padded(column: Ragged, width: int, fill: int) -> NDArray[np.int32]:
-    out = np.full((len(column.lengths), width), fill, np.int32)
-    out[np.arange(width) < column.lengths[:, None]] = column.flat
-    return out
-
-
-def _padded_positions(column: Ragged, width: int) -> NDArray[np.int32]:
-    places = np.arange(width, dtype=np.int32)
+def _padded(column: Ragged, width: int, fill: int | None) -> NDArray[np.int32]:
+    """Rows ``[num_rows, width]``: filled up with ``fill``, or with 0, 1, 2, ..."""
     lengths = column.lengths.astype(np.int32)[:, None]
-    out = np.broadcast_to(places, (len(lengths), width)) - lengths
-    out[places < lengths] = column.flat
+    values: NDArray[np.int32] = column.flat.astype(np.int32, copy=False)
+    if (lengths == width).all():
+        return values.reshape(-1, width)
+    places = np.arange(width, dtype=np.int32)
+    out = np.full((len(lengths), width), fill, np.int32) if fill is not None else places - lengths
+    out[places < lengths] = values
     return out
 
 
-def encode_header(tensors: dict[str, NDArray[np.int32]]) -> bytes:
+def encode_header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     """The head of a safetensors file of int32 tensors that follow in this order, padded to 8 bytes."""
     described: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for name, tensor in tensors.items():
-        described[name] = {
-            "dtype": "I32",
-            "shape": list(tensor.shape),
-            "data_offsets": [start, start + tensor.nbytes],
-        }
-        start += tensor.nbytes
+    for name, shape in shapes.items():
+        stop = start + 4 * math.prod(shape)
+        described[name] = {"dtype": "I32", "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
     text = json.dumps(described, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

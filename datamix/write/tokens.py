@@ -21,7 +21,7 @@ def write_ids(batch: pa.RecordBatch, stream: BinaryIO, dtype: np.dtype[Any]) -> 
 
 def write_mask(batch: pa.RecordBatch, stream: BinaryIO) -> None:
     """Append one byte a token: 1 where its label counts."""
-    stream.write((ragged(batch, "labels").flat != IGNORED).astype(np.uint8).data)
+    stream.write((ragged(batch, "labels").flat != IGNORED).view(np.uint8).data)
 
 
 class Ends:
