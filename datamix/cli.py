@@ -117,6 +117,7 @@ def build(
     from .pipeline import Options
     from .pipeline import build as run_build
     from .recipe import Recipe
+    from .remarks import remarks
     from .summary import closing
 
     if engine == "ray":
@@ -129,6 +130,8 @@ def build(
     screen = _screen()
     manifest = run_build(read, options, screen)
     click.echo(closing(manifest, out, options.cache))
+    for line in remarks(manifest):
+        click.echo(line)
 
 
 @cli.command()
@@ -284,7 +287,7 @@ def sweep(
     read = Recipe.read(recipe, overrides)
     out = output or Path(read.name)
     options = Options(out, cache or _cache(out), workers or 0, overwrite=overwrite)
-    click.echo(ladder_table(make(read, vary, options, scale, _screen())))
+    click.echo(ladder_table(make(read, vary, options, scale, _screen()), scale))
 
 
 @cli.command()

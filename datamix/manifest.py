@@ -175,6 +175,7 @@ def _source(
         "removed_by": settled.reasons.get("removed", {}),
         "dropped_by": settled.reasons.get("dropped", {}),
         "unused_by": settled.reasons.get("unused", {}),
+        "noticed": _noticed(ready),
         "truncated": packed["truncated"],
         "available": available,
         "emitted": {name: own[name] for name in _AMOUNTS},
@@ -185,6 +186,14 @@ def _source(
             **_effective(recipe, own, emitted),
         },
     }
+
+
+def _noticed(ready: Ready) -> dict[str, int]:
+    """What encoding met, by its name; of the chat template's refusals also what it said. Counted before deduplication."""
+    total: Counter[str] = Counter()
+    for receipt in ready.encoded:
+        total.update(receipt.counts["found"])
+    return dict(sorted(total.items()))
 
 
 def _effective(recipe: Recipe, own: Counter[str], emitted: Amounts) -> dict[str, float]:

@@ -294,3 +294,15 @@ def test_all_that_a_recipe_names_is_looked_for_before_any_work(tmp_path: Path) -
         assert any(f"line {line}:" in t and word in t for t in told), (line, word, told)
     assert not (tmp_path / "set").exists()
     assert not (tmp_path / "cache").exists()
+
+
+def test_what_the_template_refused_is_said_in_its_own_words(tmp_path: Path) -> None:
+    path = recipe(tmp_path, chat_template="picky.jinja")
+    template = (tmp_path / "tokenizer" / "chat_template.jinja").read_text()
+    refusal = "{% for m in messages %}{% if '(1' in (m.content or '') %}{{ raise_exception('no ones') }}{% endif %}{% endfor %}"
+    (tmp_path / "picky.jinja").write_text(refusal + template)
+    made = datamix("build", path, "-o", tmp_path / "out")
+    assert made.returncode == 0, made.stderr
+    assert "records of general: the chat template refuses them: no ones (111)." in made.stdout
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["sources"]["general"]["noticed"] == {"template: no ones": 111}
