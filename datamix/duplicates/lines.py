@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamix.duplicates.sign import keys128
 from datamix.errors import RecipeError
-from datamix.identity import fixed_binary
+from datamix.identity import content_keys, fixed_binary
 
 _SEPARATORS = {"line": "\n", "paragraph": "\n\n"}
 _KEY = np.dtype([("high", ">u8"), ("low", ">u8")])
@@ -101,7 +100,7 @@ def _keys(lines: pa.ListArray, spec: LineSpec) -> NDArray[np.void]:
     flat = pc.utf8_trim_whitespace(lines.flatten())
     if spec.match == "words":
         flat = pc.utf8_trim_whitespace(pc.replace_substring_regex(pc.utf8_lower(flat), r"[^\pL\pM]+", " "))
-    return fixed_binary(keys128(flat)).view(_KEY).reshape(-1)
+    return fixed_binary(content_keys(flat)).view(_KEY).reshape(-1)
 
 
 def _long_enough(lines: pa.ListArray, spec: LineSpec) -> NDArray[np.bool_]:

@@ -11,18 +11,15 @@ Cost: half a microsecond a record and 12 ns a word on one core; threads scale.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 from numpy.typing import NDArray
 
 from datamix.duplicates.alphabet import alphabet
 from datamix.duplicates.spec import DedupeSpec, NearSpec
 from datamix.duplicates.texts import contexts, near_texts, places
-from datamix.identity import fixed_binary
+from datamix.identity import content_keys, fixed_binary
 from datamix.records import RecordKind, identity_texts, texts
 
 
@@ -31,7 +28,7 @@ def sign(batch: pa.RecordBatch, kind: RecordKind, spec: DedupeSpec) -> pa.Record
     exact_fields, near_fields = spec.fields.of(kind)
     columns: dict[str, pa.Array] = {}
     whole = identity_texts(batch, kind) if exact_fields == "all" else texts(batch, kind, exact_fields)
-    columns["exact"] = keys128(normalized(whole) if spec.normalize else whole)
+    columns["exact"] = content_keys(normalized(whole) if spec.normalize else whole)
     if spec.near is not None:
         compared = near_texts(batch, kind, near_fields)
         columns |= near_columns(compared, contexts(batch, kind), spec.near)
@@ -50,7 +47,7 @@ def near_columns(compared: pa.Array, context: pa.Array, near: NearSpec) -> dict[
     values, num_shingles = signatures(*places(compared), near.ngram, bands * rows, alphabet())
     salts = np.zeros(len(compared), np.uint64)
     if context.null_count < len(context):
-        salts = fixed_binary(keys128(context)).view(np.uint64)[:, 0].copy()
+        salts = fixed_binary(content_keys(context)).view(np.uint64)[:, 0].copy()
         salts[pc.is_null(context).to_numpy(zero_copy_only=False)] = 0
     return signature_columns(values, num_shingles, salts, bands)
 
@@ -75,19 +72,6 @@ def normalized(array: pa.Array) -> pa.Array:
     """Texts in NFKC, lower case, each run of white space one space: ``" Ａ\\n b" -> "a b"``."""
     folded = pc.utf8_lower(pc.utf8_normalize(array, "NFKC"))
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(folded, r"\s+", " "))
-
-
-def keys128(array: pa.Array) -> pa.Array:
-    """One 128-bit xxh3 hash a text, as FixedSizeBinary(16): ``identity.content_keys`` without copying the texts."""
-    addresses, lengths = places(array)
-    values: Any = array.buffers()[2] if len(array) else None
-    if values is None:
-        return _fixed(np.frombuffer(xxhash.xxh3_128_digest(b"") * len(array), np.uint8).reshape(-1, 16))
-    memory = memoryview(values)
-    starts = (addresses - values.address).tolist()
-    hash128 = xxhash.xxh3_128_digest
-    digests = [hash128(memory[s : s + n]) for s, n in zip(starts, lengths.tolist(), strict=True)]
-    return _fixed(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16))
 
 
 def _fixed(rows: NDArray[np.uint8]) -> pa.Array:
