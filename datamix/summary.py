@@ -185,21 +185,33 @@ def _shares(weights: dict[str, float]) -> str:
     return ", ".join(f"{name} {weight:.1%}" for name, weight in weights.items() if weight)
 
 
-def ladder_table(made: dict[Path, dict[str, Any]]) -> str:
-    """One line a rung of a sweep: shares reached, rows, epochs."""
+def ladder_table(made: dict[Path, dict[str, Any]], scale: float = 1.0) -> str:
+    """One line a rung of a sweep: its size, then the share and epochs of every source and the share of every group."""
     first = next(iter(made.values()))
-    unit = first["mixture"]["unit"]
+    unit, said = first["mixture"]["unit"], first["recipe"]["sources"]
+    groups: dict[str, list[str]] = {}
+    for name, source in said.items():
+        groups.setdefault(source["group"] or "", []).append(name)
+    several = {group: names for group, names in groups.items() if group and len(names) > 1}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("set", no_wrap=True)
-    for name in ("rows", _UNITS[unit], *first["recipe"]["sources"]):
+    for name in ("rows", _UNITS[unit], *said, *(f"all of {group}" for group in several)):
         table.add_column(name, justify="right", no_wrap=True)
+    totals = []
     for out, manifest in made.items():
         sources = manifest["sources"]
-        total = sum(s["emitted"][unit] for s in sources.values())
-        shares = [
-            f"{sources[n]['share'][unit]:.2%} x{sources[n]['epochs']:.2f}"
-            for n in manifest["recipe"]["sources"]
-        ]
-        table.add_row(str(out), f"{manifest['packing']['rows']:,}", short_count(total), *shares)
-    how = "Virtual sets: `datamix.open(SET)` reads one in order, `datamix export SET --to parquet` writes it out."
-    return f"{_text(table)}\n\n{how}"
+        totals.append(sum(s["emitted"][unit] for s in sources.values()))
+        table.add_row(
+            str(out),
+            f"{manifest['packing']['rows']:,}",
+            short_count(totals[-1]),
+            *(f"{sources[n]['share'][unit]:.2%} x{sources[n]['epochs'] / scale:.2f}" for n in said),
+            *(f"{sum(sources[n]['share'][unit] for n in names):.2%}" for names in several.values()),
+        )
+    lines = [_text(table), "", f"Shares are of {_UNITS[unit]}; x is how often each record is used."]
+    if first["recipe"]["mix"]["size"] is None and max(totals) > 1.1 * min(totals):
+        lines.append("Every set is as large as its caps allow. For sets of one size, give mix.size.")
+    lines.append(
+        "Virtual sets: `datamix.open(SET)` reads one, `datamix export SET --to parquet` writes it out."
+    )
+    return "\n".join(lines)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from . import mix, translate
-from .encode import TokenizerFiles
 from .errors import RecipeError
 from .phases.inputs import Bench
-from .pipeline import Decided, Made, Options, decide_and_pack, mix_rows, open_bench, prepare_sources
+from .pipeline import Made, Options, decide_and_pack, mix_rows, open_bench, prepare_sources
 from .preflight import preflight
 from .progress import Screen
 from .publish import finished, hold, publish, set_key
@@ -57,14 +56,18 @@ def sweep(
         decided = decide_and_pack(recipe, bench, translate.encode_spec(recipe, tokenizer), sources)
         there = translate.available(recipe, decided.packed[: len(recipe.sources)], scale)
         weights = translate.weights(recipe, there)
-        made: dict[Path, dict[str, Any]] = {}
-        for share in shares:
+        rungs: dict[Path, Made] = {}
+        for share in shares:  # all are mixed before any is published: a rung that cannot be is told at once
             rung = _rung(
                 recipe, mix.vary(list(recipe.sources), weights, members, share), f"{name}-{share:g}", scale
             )
             out = options.out.with_name(f"{options.out.name}-{name}-{share:g}")
-            made[out] = _publish(rung, replace(options, out=out), bench, tokenizer, decided, scale)
-        return made
+            try:
+                rungs[out] = Made(rung, tokenizer, decided, mix_rows(rung, bench, decided, scale))
+            except RecipeError as error:
+                advice = f"Or leave {share:g} out of the ladder."
+                raise RecipeError(f"--vary {name}={share:g}: {error} {advice}") from None
+        return {out: _publish(made, replace(options, out=out), bench) for out, made in rungs.items()}
     finally:
         bench.engine.close()
 
@@ -82,9 +85,6 @@ def _rung(recipe: Recipe, weights: Sequence[float], suffix: str, scale: float) -
     return rung
 
 
-def _publish(
-    rung: Recipe, options: Options, bench: Bench, tokenizer: TokenizerFiles, decided: Decided, scale: float
-) -> dict[str, Any]:
-    with hold(options.out, rung, options.overwrite):
-        made = Made(rung, tokenizer, decided, mix_rows(rung, bench, decided, scale))
+def _publish(made: Made, options: Options, bench: Bench) -> dict[str, Any]:
+    with hold(options.out, made.recipe, options.overwrite):
         return finished(options.out, set_key(made)) or publish(made, options, bench)

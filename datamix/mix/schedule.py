@@ -9,6 +9,7 @@ Cost: 10 bytes a row for the result and 8 a row of the sources while it runs; 5 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from datamix.contracts import Schedule
 from datamix.errors import RecipeError
 from datamix.mix import rule
 from datamix.mix.order import Costs, num_allowed
-from datamix.mix.quota import Floats, Quota, StagePlan, mean_shares, quantity, segments
+from datamix.mix.quota import Floats, Quota, StagePlan, mean_shares, quantity, rounded, segments
 from datamix.mix.walk import Passes, Rows, Stretch
 
 _MAX_SOURCES = 1 << 16
@@ -64,7 +65,7 @@ def schedule(
             stage_ends.append(out.num_rows)
         nominal, total = float(stops[-1]), total + given
     source, row = out.arrays()
-    _check_none_at_zero(passes, quota, used or [0] * len(costs))
+    _check_none_at_zero(passes, quota, max_epochs, used or [0] * len(costs))
     return Schedule(source, row, np.array(stage_ends, np.int64))
 
 
@@ -125,16 +126,31 @@ def _check(costs: Sequence[Costs], quota: Quota, max_epochs: Sequence[float], na
             raise ValueError(f"source {name} has {len(cost)} rows: at most 2,147,483,647 can be mixed")
 
 
-def _check_none_at_zero(passes: Passes, quota: Quota, used: Sequence[int]) -> None:
+def _check_none_at_zero(
+    passes: Passes, quota: Quota, max_epochs: Sequence[float], used: Sequence[int]
+) -> None:
     half = max(int(c.max()) for c in passes.costs if len(c)) / 2
     for i, name in enumerate(passes.names):
         if quota.shares[i] > 0 and passes.num_used(i) <= used[i]:
             largest = int(passes.costs[i].max())
+            enough = _enough(quota, i, largest, half)
             raise RecipeError(
                 f"mix: source {name} would get no row: its share of {quantity(quota.total)} {quota.unit} is "
                 f"{quota.taken[i]:.3g} and its rows hold up to {largest}. A size that works is "
-                f"{quantity(_enough(quota, i, largest, half), up=True)}; or give {name} a larger weight, or remove it."
+                f"{quantity(enough, up=True)}{_raised(passes, quota, max_epochs, rounded(enough, up=True))}; or give {name} "
+                f"a larger weight, or remove it."
             )
+
+
+def _raised(passes: Passes, quota: Quota, max_epochs: Sequence[float], total: float) -> str:
+    """The caps that a larger total needs raised."""
+    needs = [
+        (name, share * total / int(cost.sum(dtype=np.int64)), cap)
+        for name, share, cost, cap in zip(passes.names, quota.shares, passes.costs, max_epochs, strict=True)
+        if share > 0
+    ]
+    short = [f"max_epochs of {name} at {math.ceil(need)}" for name, need, cap in needs if need > cap]
+    return f" with {' and '.join(short)}" if short else ""
 
 
 def _enough(quota: Quota, source: int, row: int, half: float) -> float:
