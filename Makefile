@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-torch check format schemas clean
+.PHONY: help demo test test-torch test-formats test-trainers check format schemas clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -16,6 +16,14 @@ test: .venv/ready-dev  ## run the tests
 test-torch: .venv-torch/ready  ## run the loader's tests with torch, and train from it
 	@.venv-torch/bin/python -m pytest tests/load tests/test_virtual.py tests/test_training.py
 
+test-formats: .venv-formats/ready  ## read our files with the formats' own readers
+	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/write/test_readers.py
+
+test-trainers: .venv/ready .venv-formats/ready .venv-llamafactory/ready .venv-axolotl/ready  ## train two steps with every trainer from our folders
+	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/formats/test_trl.py tests/write/test_trl_trains.py
+	@.venv-llamafactory/bin/python -m pytest -m trainers tests/formats/test_llamafactory.py
+	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-axolotl/bin/python -m pytest -m trainers tests/formats/test_axolotl.py
+
 check: .venv/ready-dev  ## format, lint and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
@@ -23,7 +31,7 @@ format: .venv/ready-dev  ## mend format and lint
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 clean:  ## take away what was built and the environment
-	rm -rf .venv .venv-torch .datamix demo
+	rm -rf .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .datamix demo
 
 # The environment is made anew when the lock changes. One pip call a stage: quiet, and it says what it does.
 .venv/ready: requirements.lock pyproject.toml
@@ -43,4 +51,11 @@ clean:  ## take away what was built and the environment
 	@test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
 	@.venv-torch/bin/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock -r requirements-torch.lock
 	@.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# Readers and trainers, each with its own pins: made once, several gigabytes in all, used by their tests alone.
+.venv-%/ready: tests/formats/requirements-%.txt
+	@echo "Setting up .venv-$* (once, some minutes) ..."
+	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip install -q --disable-pip-version-check --no-deps -r $<
 	@touch $@

@@ -1,7 +1,8 @@
 """Axolotl: the three columns that it takes as tokenized already, a row a document, and its YAML.
 
 It gives packed rows positions of its own, so documents are handed over one by one and packed again by it, in
-order and with their borders. Pairs are messages, tokenized by the TRL trainer inside it.
+order and with their borders. Pairs are messages, rendered by it through the tokenizer's template: it takes the last
+turn of an answer alone, so answers of several turns are refused.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from datamix.errors import RecipeError
+from datamix.errors import DataError, RecipeError
 from datamix.records import Kind
 from datamix.write.names import write_text
 from datamix.write.readme import readme, yaml
 from datamix.write.sets import SetInfo
-from datamix.write.shapes import documents, select
+from datamix.write.shapes import documents
 from datamix.write.staged import StagedFiles, split_names
 
 
@@ -40,7 +42,7 @@ class Axolotl:
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard, a file a stage; return the names."""
         paired = self.info.kind == "preference"
-        convert = select("prompt", "chosen", "rejected") if paired else documents
+        convert = _pairs if paired else documents
         return StagedFiles(self.info, self.split, index, folder).parquet(batches, convert)
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
@@ -68,7 +70,7 @@ class Axolotl:
             "output_dir": "output",
         }
         if self.info.kind == "preference":
-            settings["rl"] = "dpo"
+            settings |= {"rl": "dpo", "chat_template": "tokenizer_default"}
         elif self.info.packed:
             settings |= {"sample_packing": True, "sample_packing_sequentially": True}
         names = [write_text(folder, "config.yaml", yaml({k: v for k, v in settings.items() if v != []}))]
@@ -83,7 +85,7 @@ class Axolotl:
         return "axolotl train config.yaml --base-model MODEL"
 
     def _dataset(self, name: str) -> dict[str, Any]:
-        kind = "passthrough" if self.info.kind == "preference" else None
+        kind = "chat_template.default" if self.info.kind == "preference" else None
         return {"path": name, "ds_type": "parquet", "type": kind}
 
     def _readme(self) -> str:
@@ -93,3 +95,15 @@ class Axolotl:
             "Delete its `last_run_prepared` folder when the set changes: it keys what it prepared by names.",
         )
         return readme(f"{self.info.name} for Axolotl", self.command(), self.keeps(), notes)
+
+
+def _pairs(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """``messages`` (the prompt's), ``chosen`` and ``rejected`` of one turn each."""
+    for name in ("chosen", "rejected"):
+        turns = pc.max(pc.list_value_length(batch.column(name))).as_py()
+        if turns is not None and turns != 1:
+            raise DataError(
+                f"a {name} completion has {turns} turns, and Axolotl takes the last alone; write `trl` or `parquet`"
+            )
+    names = {"messages": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    return pa.RecordBatch.from_pydict({name: batch.column(ours) for name, ours in names.items()})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
-pytest.importorskip("trl", reason="needs tests/formats/requirements-trl.txt")
+pytest.importorskip("trl", reason="needs tests/formats/requirements-formats.txt")
 if pytest.importorskip("transformers").__version__ < "5.20":
-    pytest.skip("another trainer's TRL; needs tests/formats/requirements-trl.txt", allow_module_level=True)
+    pytest.skip("another trainer's TRL; needs tests/formats/requirements-formats.txt", allow_module_level=True)
 
 CPU = (
     "--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu", "true", "--bf16", "false",
@@ -47,7 +47,7 @@ def test_packed_documents_have_the_logits_they_have_alone(run, alone_equal, name
         pair = wanted[2 * step : 2 * step + 2]
         for column in ("input_ids", "labels", "position_ids"):
             assert given[column][0].tolist() == [value for row in pair for value in row[column]]
-    alone_equal(model, attention, seen[0], [[n for row in wanted[:2] for n in row["seq_lengths"]]])
+    alone_equal(model, seen[0], [[n for row in wanted[:2] for n in row["seq_lengths"]]])
 
 
 def test_pairs_reach_the_reward_model(run):

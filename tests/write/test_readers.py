@@ -1,4 +1,4 @@
-"""Each format through its own reader: every token compared (environment: tests/formats/requirements.txt)."""
+"""Each format through its own reader: every token compared (environment: tests/formats/requirements-formats.txt)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def reader(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        pytest.skip(f"{name} cannot be imported here ({error}); see tests/formats/requirements.txt")
+        pytest.skip(f"{name} cannot be imported here ({error}); see tests/formats/requirements-formats.txt")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Notes what a trainer's model is given: put this folder on PYTHONPATH and a file's name in WATCH_MODEL.
 
 Python imports a module of this name before anything else, in the processes that launchers start too. Every call of a
-model from outside, with gradients on, appends its tensors; the file is a list of dicts that ``torch.load`` reads.
+model from outside, with gradients on, appends its tensors and the logits; the file is a list that ``torch.load`` reads.
 """
 
 import importlib.abc
@@ -32,15 +32,19 @@ def _watch(model_class):
     seen, inside = [], [False]
 
     def call(self, *positional, **given):
-        outermost = not inside[0]
-        if outermost and torch.is_grad_enabled():
-            seen.append({name: value.clone() for name, value in given.items() if torch.is_tensor(value)})
-            torch.save(seen, os.environ["WATCH_MODEL"])
+        if inside[0] or not torch.is_grad_enabled():
+            return torch.nn.Module.__call__(self, *positional, **given)
         inside[0] = True
         try:
-            return torch.nn.Module.__call__(self, *positional, **given)
+            tensors = {name: value.clone() for name, value in given.items() if torch.is_tensor(value)}
+            output = torch.nn.Module.__call__(self, *positional, **given)
         finally:
-            inside[0] = not outermost
+            inside[0] = False
+        if torch.is_tensor(getattr(output, "logits", None)):
+            tensors["logits"] = output.logits.detach().clone()
+        seen.append(tensors)
+        torch.save(seen, os.environ["WATCH_MODEL"])
+        return output
 
     model_class.__call__ = call
 

@@ -1,0 +1,83 @@
+"""Axolotl trains two steps from our folder: what reaches the model is what stands in the set, in our order."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
+pytest.importorskip("axolotl", reason="needs tests/formats/requirements-axolotl.txt")
+
+CPU = (
+    "--max-steps",
+    "2",
+    "--micro-batch-size",
+    "2",
+    "--gradient-accumulation-steps",
+    "1",
+    "--bf16",
+    "false",
+    "--optimizer",
+    "adamw_torch",
+)
+
+
+@pytest.fixture
+def run(make_set, rows, tiny_model, train):
+    """``run("sft", "encode.pack=none")`` -> the set's rows, what reached the model, the model's folder."""
+
+    def make(name, *changes, more=()):
+        out = make_set(name, "axolotl", *changes)
+        model = tiny_model(out)
+        seen = train(out / "axolotl", model, "axolotl train ", *CPU, *more)
+        assert len(seen) == 2
+        return rows(out), seen, model
+
+    return make
+
+
+def documents(wanted):
+    """Ids and labels of every document, in order."""
+    for row in wanted:
+        start = 0
+        for length in row.get("seq_lengths", [len(row["input_ids"])]):
+            yield row["input_ids"][start : start + length], row["labels"][start : start + length]
+            start += length
+
+
+@pytest.mark.parametrize("name", ["sft", "pretrain"])
+def test_rows_reach_the_model(run, name):
+    wanted, seen, _ = run(name, "encode.pack=none")
+    for place, row in enumerate(wanted[:4]):
+        given, i = seen[place // 2], place % 2
+        length = len(row["input_ids"])
+        assert given["input_ids"][i, :length].tolist() == row["input_ids"]
+        assert given["labels"][i, :length].tolist() == row["labels"]
+        assert set(given["labels"][i, length:].tolist()) <= {-100}
+
+
+@pytest.mark.parametrize("name", ["sft", "pretrain"])
+def test_documents_are_packed_again_in_our_order(run, alone_equal, name):
+    wanted, seen, model = run(name)
+    expected = documents(wanted)
+    for given in seen:
+        for i in range(2):
+            numbers = given["attention_mask"][i]
+            for number in range(1, int(numbers.max()) + 1):
+                inside = numbers == number
+                ids, labels = next(expected)
+                assert given["input_ids"][i][inside].tolist() == ids
+                assert given["labels"][i][inside].tolist() == labels
+                assert given["position_ids"][i][inside].tolist() == list(range(len(ids)))
+    masks = [row[row > 0] for row in seen[0]["attention_mask"]]
+    alone_equal(model, seen[0], [mask.unique(return_counts=True)[1].tolist() for mask in masks])
+
+
+def test_pairs_reach_the_model(run):
+    wanted, seen, _ = run("preference")
+    given = seen[0]
+    got = [
+        ids[mask == 1].tolist() for ids, mask in zip(given["input_ids"], given["attention_mask"], strict=True)
+    ]
+    for i, row in enumerate(wanted[:2]):
+        both = row["prompt_ids"] + row["chosen_completion_ids"]
+        assert got[i][: len(both)] == both
