@@ -67,7 +67,7 @@ def fit_tasks(
     made: list[Task] = []
     for task, receipt in encoded:
         spec: EncodeWindow = task.spec
-        if max_length is None or spec.encode.kind == "pretrain" or receipt.counts["longest"] <= max_length:
+        if max_length is None or overlong == "split" or receipt.counts["longest"] <= max_length:
             continue
         work = FitWindow(
             spec.window, spec.record_kind, spec.encode, receipt.folder / "tokens.arrow", max_length, overlong
