@@ -70,9 +70,11 @@ def _kind(kind: str | None) -> RecordKind | None:
 def _check_file(path: str, kind: RecordKind | None) -> Iterator[Problem]:
     seen = recognise(path)
     spec = _spec(seen, kind)
+    if not seen.values:
+        yield from _check_unread(path, seen)
+        return
     if spec is None:
-        if seen.values or seen.rejects:
-            yield Problem(path, None, None, "", f"is in nobody's format: {seen.fields()}")
+        yield Problem(path, None, None, "", f"is in nobody's format: {seen.fields()}")
         return
     strict = kind is not None and spec.format in _OWN[spec.kind]
     validator = jsonschema_rs.Draft202012Validator(json.loads(schema_text(spec.kind))) if strict else None
@@ -84,6 +86,15 @@ def _check_file(path: str, kind: RecordKind | None) -> Iterator[Problem]:
         return
     for rows in read(seen.piece):
         yield from _check_rows(path, rows, spec, validator)
+
+
+def _check_unread(path: str, seen: Recognised) -> Iterator[Problem]:
+    """Of a file whose first records cannot be read, or that has none."""
+    if not seen.rejects:
+        yield Problem(path, None, None, "", "holds no records")
+    for rows in read(seen.piece):
+        for reject in rows.rejects:
+            yield Problem(path, reject.record, reject.line, "", f"{reject.reason}: {reject.detail}")
 
 
 def _spec(seen: Recognised, kind: RecordKind | None) -> ShapeSpec | None:

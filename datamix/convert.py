@@ -7,6 +7,7 @@ unless it is told to be lossy. The target appears only when it is whole.
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,11 +37,15 @@ class Converted:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.num_records:,} records of {self.source} ({self.format_from}) "
-            f"-> {self.num_rows:,} rows of {self.target} ({self.format_to})"
+            f"{_counted(self.num_records, 'record')} of {self.source} ({self.format_from}) "
+            f"-> {_counted(self.num_rows, 'row')} of {self.target} ({self.format_to})"
         ]
         lines += [f"  lost: {what}: {num:,}" for what, num in self.lost.items()]
         return "\n".join(lines)
+
+
+def _counted(num: int, what: str) -> str:
+    return f"{num:,} {what}{'s' * (num != 1)}"
 
 
 def convert(source: str, target: str, to: str, lossy: bool = False) -> Converted:
@@ -50,13 +55,17 @@ def convert(source: str, target: str, to: str, lossy: bool = False) -> Converted
     the source is unreadable or in nobody's format.
     """
     if to not in FORMATS:
-        raise RecipeError(f"--to {to}: there is no such format. Formats: {', '.join(FORMATS)}.")
+        near = difflib.get_close_matches(to, FORMATS, n=1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise RecipeError(f"--to {to}: there is no such format.{meant} Formats: {', '.join(FORMATS)}.")
     paths = find([source], ".")
     if len(paths) != 1:
         raise RecipeError(f"{source}: is {len(paths):,} files; convert takes one at a time.")
     if Path(paths[0]).resolve() == Path(target).resolve():
         raise RecipeError(f"{target}: is the source itself; choose another name for the target.")
     seen = recognise(paths[0])
+    if not seen.values and not seen.rejects:
+        raise DataError(f"{source}: it holds no records, so there is nothing to convert.")
     if seen.detection is None:
         raise DataError(
             f"{source}: its records are in nobody's format: {seen.fields()}. Rename its fields to those of a known "
@@ -92,7 +101,7 @@ class _Conversion:
         """The rows of the target, a chunk at a time; losses are counted on the way."""
         for rows in read(self.seen.piece):
             shaped = shape(rows, 0, self.spec)
-            rejected = [*rows.rejects, *shaped.rejects]
+            rejected = sorted([*rows.rejects, *shaped.rejects], key=lambda reject: reject.record)
             self.counts["records"] += len(rows.values) + len(rows.rejects)
             if rejected:
                 self.lost["records that do not fit their own format (left out)"] += len(rejected)

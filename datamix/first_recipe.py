@@ -64,7 +64,7 @@ def recipe_text(parts: list[Part], kind: Kind, paths: Sequence[str], base: str) 
         lines += [f"  # {line[2:]}" for part in others for line in _source(part, kind, base)]
     if unused:
         lines += ["", "# Found, but not used:"]
-        lines += [f"#   {_shown(part, base)}: {part.problem}" for part in unused]
+        lines += [f"#   {_shown(part, base)}: {one_line(part.problem, 300)}" for part in unused]
     return "\n".join([*lines, "", *_settings(kind)]) + "\n"
 
 

@@ -52,9 +52,13 @@ def init(paths: Sequence[str], kind: str | None = None, base: str = ".") -> str:
     chosen = wanted or _common_kind(parts)
     parts = sorted((_for_kind(part, chosen) for part in parts), key=lambda part: bool(part.problem))
     if not any(not part.problem for part in parts):
-        told = "; ".join(f"{part.paths[0]}: {part.problem}" for part in parts[:5]) or "there are no files"
-        raise RecipeError(f"Nothing that was found can be a source of a {chosen} recipe: {told}.")
+        told = "; ".join(_told(part) for part in parts[:5]) or "there are no files"
+        raise RecipeError(f"Nothing that was found can be a source of a recipe of kind {chosen}: {told}.")
     return recipe_text(_named(parts), chosen, paths, base)
+
+
+def _told(part: Part) -> str:
+    return f"{part.paths[0]}: {part.problem.removeprefix(part.paths[0] + ': ').rstrip('.')}"
 
 
 def _wanted(kind: str | None) -> Kind | None:
@@ -209,7 +213,7 @@ def _merged(group: list[Part], folder: str, suffix: str) -> Part:
     """Several parts as one, named by their folder where that means the same files."""
     paths = tuple(p for part in group for p in part.paths)
     for shorter in (folder, os.path.join(folder, f"*{suffix}")):
-        if not group[0].problem and tuple(find([shorter], ".")) == paths:
+        if not group[0].problem and _holds(shorter) == paths:
             paths = (shorter,)
             break
     total = sum(part.num_records for part in group)
@@ -218,6 +222,14 @@ def _merged(group: list[Part], folder: str, suffix: str) -> Part:
     return replace(
         group[0], name=name, paths=paths, num_records=total, estimated=estimated, num_files=len(group)
     )
+
+
+def _holds(path: str) -> tuple[str, ...]:
+    """The files that a folder or glob means; none where it means no files."""
+    try:
+        return tuple(find([path], "."))
+    except RecipeError:
+        return ()
 
 
 def _common_kind(parts: list[Part]) -> Kind:

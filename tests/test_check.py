@@ -211,3 +211,12 @@ def test_what_the_program_writes_holds_to_the_published_schema(
 def test_the_schemas_refuse_what_does_not_fit(kind: str, row: dict[str, Any]) -> None:
     jsonschema_rs.meta.validate(schema(kind))
     assert not jsonschema_rs.Draft202012Validator(schema(kind)).is_valid(row)
+
+
+def test_a_file_without_records_is_named_and_a_torn_one_says_where(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "torn.json").write_text('[{"text": "a')
+    assert [(problem.line, problem.reason) for problem in check([str(tmp_path)])] == [
+        (None, "holds no records"),
+        (1, "truncated: the file ends inside it"),
+    ]

@@ -12,6 +12,7 @@ import yaml
 
 from datamix.errors import RecipeError
 from datamix.init import init
+from datamix.recipe import Recipe
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -123,3 +124,23 @@ def test_the_recipe_of_the_samples_builds_as_it_stands(tmp_path: Path, kind: str
     manifest = build(read, Options(tmp_path / "out", tmp_path / "cache", workers=1))
     assert manifest["kind"] == kind
     assert all(source["emitted"]["rows"] for source in manifest["sources"].values())
+
+
+def test_documents_below_a_folder_of_folders_only_are_one_source(tmp_path: Path) -> None:
+    for name in ("a/x", "b/y"):
+        folder = tmp_path / "mixed" / name
+        folder.mkdir(parents=True)
+        (folder / "doc.txt").write_text("A sentence about spring.\n")
+        (folder.parent / "vocabulary.bin.json").write_text('{"some": "thing"}')
+    (tmp_path / "mixed" / "a" / "data.jsonl").write_text('{"text": "春天来了"}\n')
+    text = init([str(tmp_path / "mixed")], None, str(tmp_path))
+    assert "kind: pretrain" in text
+
+
+def test_what_a_file_holds_never_spoils_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "good.jsonl").write_text('{"text": "春天来了"}\n')
+    (tmp_path / "odd.json").write_text('[{"a\\u0000\\u2028\\u0007\\nb: [": 1}]')
+    written = tmp_path / "recipe.yaml"
+    written.write_text(init([str(tmp_path)], None, str(tmp_path)))
+    assert list(Recipe.read(written).sources) == ["good"]
+    assert "odd.json: nobody's format" in written.read_text()
