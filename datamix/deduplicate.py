@@ -30,6 +30,16 @@ from .shape import ShapeSpec, native_kinds, shape
 
 _METHODS = np.array(["", "exact", "near"])
 _COLUMNAR = ("parquet", "arrow", "arrow_stream")
+_COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")  # what is written so where the name asks for it
+_SUFFIXES = {
+    ".jsonl": ("jsonl",),
+    ".ndjson": ("jsonl",),
+    ".json": ("json", "jsonl"),
+    ".csv": ("csv",),
+    ".tsv": ("csv",),
+    ".parquet": ("parquet",),
+    ".arrow": ("arrow", "arrow_stream"),
+}
 
 
 @dataclass(frozen=True)
@@ -135,20 +145,36 @@ def _targets(files: Sequence[_Input], target: Path) -> list[Path]:
     for file, path in zip(files, targets, strict=True):
         if any(Path(f.seen.path).resolve() == path.resolve() for f in files):
             raise RecipeError(f"{path}: is one of the inputs. Choose another name with -o.")
-        if path.suffix in (".gz", ".zst", ".xz", ".bz2", ".lz4"):
-            raise RecipeError(
-                f"{path}: is written uncompressed. Leave {path.suffix} away ({file.seen.path})."
-            )
+        _check_name(file, path)
     return targets
 
 
+def _check_name(file: _Input, path: Path) -> None:
+    """Raise RecipeError where a name promises what is not written."""
+    container, columnar = file.seen.piece.container, file.seen.piece.container in _COLUMNAR
+    if path.suffix == ".xz" or (columnar and path.suffix in _COMPRESSED):
+        raise RecipeError(
+            f"{path}: {file.seen.path} is not written as {path.suffix}. Name it {path.with_suffix('').name}."
+        )
+    plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
+    as_named = plain.suffix in Path(file.seen.path).suffixes
+    if not as_named and container not in _SUFFIXES.get(plain.suffix, (container,)):
+        raise RecipeError(
+            f"{path}: {file.seen.path} is {container} and stays {container}. Name it {plain.with_suffix('').name}"
+            f"{Path(_plain_name(file.seen)).suffix}, or deduplicate into a folder."
+        )
+
+
 def _plain_name(seen: Recognised) -> str:
+    """The name in a folder: compressed as before, if that can be written."""
     path = Path(seen.path)
-    return path.stem if seen.piece.compression and path.suffix != ".parquet" else path.name
+    writable = seen.piece.container not in _COLUMNAR and path.suffix in _COMPRESSED
+    return path.stem if seen.piece.compression and path.suffix != ".parquet" and not writable else path.name
 
 
 def _audit_path(target: Path, whole: bool) -> Path:
-    return target.with_name(target.stem + ".removed.parquet") if whole else target / "removed.parquet"
+    plain = target.with_suffix("") if target.suffix in _COMPRESSED else target
+    return plain.with_name(plain.stem + ".removed.parquet") if whole else target / "removed.parquet"
 
 
 def _spooled(file: _Input, spool: Path, number: int, spec: DedupeSpec) -> tuple[NDArray[np.int64], Signed]:

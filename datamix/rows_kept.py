@@ -16,15 +16,19 @@ from numpy.typing import NDArray
 from .contracts import Rows, Slice
 
 _WIDE = ("utf-16", "utf-32")
+_BUFFER_BYTES = 1 << 20
 
 
 class KeptWriter:
-    """One text file that records are copied to. JSON Lines, JSON and text keep their bytes; tables come out as UTF-8."""
+    """One text file that records are copied to, compressed as its suffix says (.gz, .zst, .bz2, .lz4).
+
+    JSON Lines, JSON and text keep their bytes; tables come out as UTF-8.
+    """
 
     def __init__(self, path: Path, piece: Slice) -> None:
         self.path = path
         self._piece = piece
-        self._stream = path.open("wb")
+        self._stream = pa.output_stream(str(path), compression="detect", buffer_size=_BUFFER_BYTES)
         self._num_written = 0
 
     def copy(self, chunks: Iterable[Rows], gone: set[int]) -> int:

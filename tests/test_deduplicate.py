@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamix.duplicates import DedupeSpec, NearSpec
 from datamix.deduplicate import deduplicate
+from datamix.duplicates import DedupeSpec, NearSpec
 from datamix.errors import DataError, RecipeError
 
 SPEC = DedupeSpec(near=NearSpec())
@@ -70,7 +70,9 @@ def test_json_arrays_csv_parquet_and_compressed_lines_stay_what_they_are(tmp_pat
     assert json.loads((out / "array.json").read_text(encoding="utf-8")) == [rows[0], rows[2]]
     assert (out / "table.csv").read_text(encoding="utf-8") == f'id,text\n1,{LONG}\n3,"another, one"\n'
     assert pq.read_table(out / "rows.parquet").to_pylist() == [rows[0], rows[2]]
-    assert [json.loads(line) for line in (out / "packed.jsonl").read_bytes().splitlines()] == [
+    assert [
+        json.loads(line) for line in gzip.decompress((out / "packed.jsonl.gz").read_bytes()).splitlines()
+    ] == [
         rows[0],
         rows[2],
     ]
@@ -92,3 +94,22 @@ def test_an_input_is_never_overwritten(tmp_path: Path):
         deduplicate([source], source, SPEC)
     with pytest.raises(RecipeError, match="one of the inputs"):
         deduplicate([source], str(tmp_path), SPEC)
+
+
+def test_the_suffix_of_the_target_says_how_it_is_compressed(tmp_path: Path):
+    source = lines(tmp_path / "in.jsonl", [{"text": "一二三"}, {"text": "一二三"}, {"text": LONG}])
+    done = deduplicate([source], str(tmp_path / "out.jsonl.gz"), SPEC)
+    assert gzip.decompress(done.target.read_bytes()).count(b"\n") == 2
+    assert done.audit.name == "out.removed.parquet"
+    assert done.target.read_bytes()[4:8] == bytes(4)  # no clock in it
+    again = deduplicate([str(done.target)], str(tmp_path / "folder"), SPEC)
+    assert gzip.decompress((again.target / "out.jsonl.gz").read_bytes()).count(b"\n") == 2
+
+
+def test_a_name_that_promises_another_container_is_refused(tmp_path: Path):
+    pq.write_table(pa.table({"text": ["a b", "a b"]}), tmp_path / "rows.parquet")
+    with pytest.raises(RecipeError, match=r"rows.parquet is parquet and stays parquet. Name it out.parquet"):
+        deduplicate([str(tmp_path / "rows.parquet")], str(tmp_path / "out.jsonl"), SPEC)
+    source = lines(tmp_path / "in.jsonl", [{"text": "一二三"}])
+    with pytest.raises(RecipeError, match=r"not written as .xz. Name it out.jsonl."):
+        deduplicate([source], str(tmp_path / "out.jsonl.xz"), SPEC)
