@@ -20,7 +20,7 @@ test-formats: .venv-formats/ready  ## read our files with the formats' own reade
 	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/write/test_readers.py
 
 test-trainers: .venv/ready .venv-formats/ready .venv-llamafactory/ready .venv-axolotl/ready  ## train two steps with every trainer from our folders
-	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/formats/test_trl.py tests/write/test_trl_trains.py
+	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/formats/test_trl.py tests/formats/test_transformers.py tests/write/test_trl_trains.py
 	@.venv-llamafactory/bin/python -m pytest -m trainers tests/formats/test_llamafactory.py
 	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-axolotl/bin/python -m pytest -m trainers tests/formats/test_axolotl.py
 

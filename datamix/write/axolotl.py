@@ -77,8 +77,8 @@ class Axolotl:
         return [*names, write_text(folder, "README.md", self._readme())]
 
     def keeps(self) -> tuple[str, ...]:
-        """Sequential packing keeps order and borders."""
-        return ("ratio", "order", "isolation")
+        """Sequential packing keeps the order; documents it packed see each other unless flash attention runs."""
+        return ("ratio", "order") if self.info.packed else ("ratio", "order", "isolation")
 
     def command(self) -> str:
         """Training."""
@@ -89,11 +89,16 @@ class Axolotl:
         return {"path": name, "ds_type": "parquet", "type": kind}
 
     def _readme(self) -> str:
-        notes = (
+        notes = [
             "The config keeps our order: no shuffle of the merged set, `curriculum_sampling`, one pass. Rows longer than "
             "`sequence_len` would be dropped: leave it at what the set was made for.",
-            "Delete its `last_run_prepared` folder when the set changes: it keys what it prepared by names.",
-        )
+            "Learning rate and batch size are ours to start with and yours to change. Delete its `last_run_prepared` folder when the set changes: it keys what it prepared by names.",
+        ]
+        if self.info.packed:
+            notes.append(
+                "It packs the documents again, in order, with positions that restart. Set `flash_attention: true`: with sdpa and "
+                "eager attention its packed documents see each other."
+            )
         return readme(f"{self.info.name} for Axolotl", self.command(), self.keeps(), notes)
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from datamix.errors import RecipeError
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import readme
+from datamix.write.readme import UNSEEN, readme
 from datamix.write.sets import RecordSource, SetInfo
 from datamix.write.staged import StagedFiles
 from datamix.write.talk import conversation, plain_text, records_of, sharegpt, sole_text, tools_of
@@ -52,6 +52,7 @@ class MedicalGpt:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
         notes = (
+            UNSEEN,
             "It shuffles and tokenizes what it reads; shares hold over one pass, as far as nothing is cut: give it the "
             f"length that the set was made for ({self.info.max_length}).",
             "`dpo_training.py` and `orpo_training.py` read the same pairs; they shuffle without a seed.",

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datamix.records import Kind
 from datamix.write.arrays import rechunk
 from datamix.write.names import make_room, write_text
-from datamix.write.readme import readme
+from datamix.write.readme import UNSEEN, readme
 from datamix.write.sets import RecordSource, SetInfo
 from datamix.write.talk import plain_text, records_of
 
@@ -51,6 +51,7 @@ class Nanochat:
             _write_texts(folder / _LAST, _read_texts(parts))
             written.append(_LAST)
         notes = (
+            UNSEEN,
             "Put the shards where nanochat looks for them (`~/.cache/nanochat/base_data`, or its current name).",
             f"The last file is its validation: `{_LAST}` holds ours. A set without validation loses its "
             "last shard to it: set `validation:` in the recipe.",

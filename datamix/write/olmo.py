@@ -67,8 +67,8 @@ class Olmo:
         return [write_json(folder, "dtype.json", {"dtype": self.dtype.name, "labels_mask_dtype": "bool"})]
 
     def keeps(self) -> tuple[str, ...]:
-        """Its loader shuffles instances; documents stay apart with ``generate_doc_lengths``."""
-        return ("ratio", "isolation")
+        """Its loader shuffles instances and joins documents; what ``generate_doc_lengths`` does no test of ours has run."""
+        return ("ratio",)
 
     def command(self) -> str:
         """How it is read."""

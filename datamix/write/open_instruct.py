@@ -16,7 +16,7 @@ from datamix.errors import RecipeError
 from datamix.records import Kind
 from datamix.write.arrow import ArrowFolder
 from datamix.write.names import write_text
-from datamix.write.readme import readme
+from datamix.write.readme import UNSEEN, readme
 from datamix.write.sets import SetInfo
 from datamix.write.shapes import documents, pairs
 
@@ -45,6 +45,7 @@ class OpenInstruct:
         """Write the datasets' states and the README."""
         names = ArrowFolder(self.info, self.split).finish(shards, folder)
         notes = (
+            UNSEEN,
             "Any words do for the mixer list: with a config hash it loads the cached dataset as it is. (For pairs, its cache of "
             "reference log-probabilities still resolves the names in `--mixer_list`.)",
             "It shuffles, and joins the rows of a batch with their borders kept. A stage is its own dataset: "
@@ -54,8 +55,8 @@ class OpenInstruct:
         return [*names, write_text(folder, "README.md", text)]
 
     def keeps(self) -> tuple[str, ...]:
-        """It shuffles; rows are documents."""
-        return ("ratio", "isolation")
+        """It shuffles, and joins the rows of a batch with borders that no test of ours has run."""
+        return ("ratio",)
 
     def command(self) -> str:
         """Training from the cache."""

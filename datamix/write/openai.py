@@ -12,7 +12,7 @@ import pyarrow as pa
 from datamix.errors import RecipeError
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import readme
+from datamix.write.readme import UNSEEN, readme
 from datamix.write.sets import RecordSource, SetInfo
 from datamix.write.staged import StagedFiles
 from datamix.write.talk import conversation, openai_messages, records_of, tools_of
@@ -42,6 +42,7 @@ class OpenAi:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
         notes = (
+            UNSEEN,
             "One shard is one upload; join shards with `cat train/*.jsonl` where a job wants a single file.",
             "A turn that is not to be trained carries `weight: 0`. The service shuffles and renders the "
             "conversations with a template of its own.",

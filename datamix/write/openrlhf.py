@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import readme
+from datamix.write.readme import UNSEEN, readme
 from datamix.write.sets import SetInfo
 from datamix.write.staged import StagedFiles
 
@@ -32,6 +32,7 @@ class OpenRlhf:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
         notes = (
+            UNSEEN,
             "`reward.py` is yours: a function `reward_func(queries, prompts, labels)`; `labels` are our references.",
             "Its sampler shuffles prompts.",
         )
@@ -39,8 +40,8 @@ class OpenRlhf:
         return [write_text(folder, "README.md", text)]
 
     def keeps(self) -> tuple[str, ...]:
-        """It shuffles."""
-        return ("ratio",)
+        """It shuffles; one prompt a row."""
+        return ("ratio", "isolation")
 
     def command(self) -> str:
         """Training from references."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import readme
+from datamix.write.readme import UNSEEN, readme
 from datamix.write.sets import RecordSource, SetInfo
 from datamix.write.staged import StagedFiles
 from datamix.write.talk import Message, conversation, openai_messages, plain_text, records_of, tools_of
@@ -43,6 +43,7 @@ class Swift:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
         notes = (
+            UNSEEN,
             "Give it the length that the set was made for; a longer row is dropped by `--truncation_strategy delete`.",
             "Add `--packing true` for short rows: it packs in windows of its own, with documents kept apart under "
             "flash attention.",
@@ -51,8 +52,8 @@ class Swift:
         return [write_text(folder, "README.md", text)]
 
     def keeps(self) -> tuple[str, ...]:
-        """Unshuffled, one example a row."""
-        return ("ratio", "order", "isolation") if self.info.kind != "pretrain" else ("ratio", "order")
+        """One example a row; its order is as its options say, which no test of ours has run."""
+        return ("ratio", "isolation")
 
     def command(self) -> str:
         """Training without a shuffle."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import readme, yaml
+from datamix.write.readme import UNSEEN, readme, yaml
 from datamix.write.sets import SetInfo
 from datamix.write.shapes import select
 from datamix.write.staged import StagedFiles
@@ -44,6 +44,7 @@ class Torchtune:
         if self.info.packed:
             dataset |= {"max_seq_len": self.info.max_length, "filler_id": self.info.filler_id}
         notes = (
+            UNSEEN,
             "`dataset.yaml` holds the lines for your recipe's config. `shuffle: False` and one epoch keep our order.",
             "The component reads the folder's files in order of their names; a stage is its files `-s0-...`, `-s1-...`.",
         )
@@ -55,8 +56,8 @@ class Torchtune:
         ]
 
     def keeps(self) -> tuple[str, ...]:
-        """Unshuffled; packed rows carry their borders."""
-        return ("ratio", "order", "isolation")
+        """Every row once; its order and its block mask no test of ours has run."""
+        return ("ratio",) if self.info.packed else ("ratio", "isolation")
 
     def command(self) -> str:
         """Training with the component on the path."""

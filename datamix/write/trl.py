@@ -48,7 +48,10 @@ class Trl:
 
     def command(self) -> str:
         """The trainer of this kind."""
-        return "\n".join(f"trl {t} --config {t}.yaml --model_name_or_path MODEL" for t in self._trainers())
+        rewards = " --reward_funcs rewards.score" if self.info.kind == "prompt" else ""
+        return "\n".join(
+            f"trl {t} --config {t}.yaml --model_name_or_path MODEL{rewards}" for t in self._trainers()
+        )
 
     def _trainers(self) -> tuple[str, ...]:
         if self.info.kind == "preference":
@@ -73,27 +76,34 @@ class Trl:
         if trainer == "sft":
             settings |= {"packing": False, "max_length": None if self.info.packed else self.info.max_length}
             settings["padding_free"] = self.info.packed
+        elif trainer == "grpo":
+            del settings["train_sampling_strategy"]  # it samples by itself
+            settings["shuffle_dataset"] = False
         elif trainer in ("dpo", "reward"):
             settings["max_length"] = self.info.max_length
         return write_text(folder, f"{trainer}.yaml", yaml(settings))
 
     def _readme(self) -> str:
         notes = [
-            "The configs set what keeps the mixture: one pass, `train_sampling_strategy: sequential`, no packing by TRL. "
-            "Do not raise `max_length` past or below what is there: TRL cuts at 1,024 by default.",
-            "Validation has one folder a source: load them as a dict for `eval_dataset` to see each source's loss.",
+            "The configs set what keeps the mixture: one pass in our order, and no packing by TRL. Leave `max_length` as it "
+            "is: TRL's own default cuts at 1,024 tokens.",
+            "Validation has one folder a source (`validation_SOURCE`): give TRL a dict of them as `eval_dataset` to see each "
+            "source's loss.",
         ]
         if self.info.packed:
             notes.append(
-                "Rows are packed: `padding_free` turns `seq_lengths` into positions that restart at each document. Use an attention "
-                "that honours them (flash attention, or sdpa and eager without an attention mask)."
+                "Rows are packed: `padding_free` turns `seq_lengths` into positions that restart at each document, which flash "
+                "attention, sdpa and eager honour."
             )
         if len(self.info.stages) > 1:
             notes.append(
                 "Stages are files `-s0-...`, `-s1-...`: the config lists them in order, as one pass."
             )
         if self.info.kind == "prompt":
-            notes.append("GRPO needs a reward function of yours; it gets the column `reference`.")
+            notes.append(
+                "GRPO needs a reward function of yours, here `score` in `rewards.py`: it gets a list of completions, and the "
+                "column `reference` by that name."
+            )
         return readme(f"{self.info.name} for TRL", self.command(), self.keeps(), notes)
 
 

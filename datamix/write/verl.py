@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import readme
+from datamix.write.readme import UNSEEN, readme
 from datamix.write.sets import SetInfo
 from datamix.write.staged import StagedFiles
 
@@ -33,6 +33,7 @@ class Verl:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
         notes = (
+            UNSEEN,
             "`reward_model.ground_truth` is our reference (empty where a record has none) and `data_source` our source: "
             "`reward.py` is yours, a function `compute_score(data_source, solution_str, ground_truth, extra_info)`.",
         )
@@ -40,8 +41,8 @@ class Verl:
         return [write_text(folder, "README.md", text)]
 
     def keeps(self) -> tuple[str, ...]:
-        """Unshuffled, in order."""
-        return ("ratio", "order", "isolation")
+        """One prompt a row; its order is as its options say, which no test of ours has run."""
+        return ("ratio", "isolation")
 
     def command(self) -> str:
         """Training without a shuffle."""

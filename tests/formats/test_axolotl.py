@@ -56,8 +56,8 @@ def test_rows_reach_the_model(run, name):
 
 
 @pytest.mark.parametrize("name", ["sft", "pretrain"])
-def test_documents_are_packed_again_in_our_order(run, alone_equal, name):
-    wanted, seen, model = run(name)
+def test_documents_are_packed_again_in_our_order(run, name):
+    wanted, seen, _ = run(name)
     expected = documents(wanted)
     for given in seen:
         for i in range(2):
@@ -68,8 +68,6 @@ def test_documents_are_packed_again_in_our_order(run, alone_equal, name):
                 assert given["input_ids"][i][inside].tolist() == ids
                 assert given["labels"][i][inside].tolist() == labels
                 assert given["position_ids"][i][inside].tolist() == list(range(len(ids)))
-    masks = [row[row > 0] for row in seen[0]["attention_mask"]]
-    alone_equal(model, seen[0], [mask.unique(return_counts=True)[1].tolist() for mask in masks])
 
 
 def test_pairs_reach_the_model(run):

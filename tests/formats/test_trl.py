@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("trl", reason="needs tests/formats/requirements-formats.txt")
 if pytest.importorskip("transformers").__version__ < "5.20":
-    pytest.skip("another trainer's TRL; needs tests/formats/requirements-formats.txt", allow_module_level=True)
+    pytest.skip(
+        "another trainer's TRL; needs tests/formats/requirements-formats.txt", allow_module_level=True
+    )
 
 CPU = (
     "--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu", "true", "--bf16", "false",
@@ -64,6 +68,21 @@ def test_pairs_reach_the_reward_model(run):
             for ids, mask in zip(given["input_ids"], given["attention_mask"], strict=True)
         ]
         assert got == both
+
+
+def test_grpo_asks_our_prompts_in_our_order(make_set, rows, tiny_model, train):
+    out = make_set("prompt", "trl")
+    model = tiny_model(out)
+    (out / "trl/rewards.py").write_text(
+        "import json\n\n\ndef score(completions, prompts, reference, **more):\n"
+        "    with open('asked.jsonl', 'a') as asked:\n"
+        "        asked.write(json.dumps([prompts, reference]) + '\\n')\n"
+        "    return [float(i) for i in range(len(completions))]\n"
+    )
+    train(out / "trl", model, "trl grpo ", *CPU, "--num_generations", "2", "--max_completion_length", "4")
+    asked = [json.loads(line) for line in (out / "trl/asked.jsonl").read_text().splitlines()]
+    said = [(prompts[0][-1]["content"], reference[0]) for prompts, reference in asked]
+    assert said == [(row["prompt"][-1]["content"], row["reference"]) for row in rows(out)[:2]]
 
 
 @pytest.mark.parametrize(("name", "trainer"), [("preference", "dpo"), ("kto", "kto")])

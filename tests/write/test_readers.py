@@ -121,6 +121,12 @@ def test_megatrons_blend_draws_sources_by_our_ratio(make_info, make_rows, tmp_pa
     drawn = np.bincount(made.dataset_index[:num_samples], minlength=2) / num_samples
     emitted = np.array([int(w) for w in blend["train"][::2]], float)
     assert np.abs(drawn - emitted / emitted.sum()).max() < 2 / num_samples
+    sample = made[0]
+    firsts = np.flatnonzero(sample["tokens"][:-1].numpy() == 2) + 1  # behind an end of document
+    assert len(firsts)
+    for first in firsts:
+        assert sample["position_ids"][first] == 0
+        assert sample["attention_mask"][0, first:, :first].all()  # True: hidden
     distributed.destroy_process_group()
 
 

@@ -9,7 +9,9 @@ from datamix.write import open_sink
 
 pytestmark = [pytest.mark.trainers, pytest.mark.filterwarnings("ignore")]
 
-trl = pytest.importorskip("trl", reason="trl is not installed here; see tests/formats/requirements-formats.txt")
+trl = pytest.importorskip(
+    "trl", reason="trl is not installed here; see tests/formats/requirements-formats.txt"
+)
 
 
 @pytest.fixture
