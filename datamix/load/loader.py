@@ -86,8 +86,11 @@ class RowStream(IterableDataset):  # type: ignore[misc]
 class TorchLoader:
     """An iterable of batches that knows how many rows the whole run has consumed."""
 
-    def __init__(self, dataset: RowStream, num_workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self, dataset: RowStream, num_workers: int, pin_memory: bool, changes: Sequence[Any] = ()
+    ) -> None:
         self.dataset = dataset
+        self.changes = list(changes)  # of weights, for whoever opens the set again
         self.batch_size = dataset.deal.batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory and torch.cuda.is_available()
@@ -125,11 +128,8 @@ class TorchLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """What to keep in a checkpoint: the same on every rank, good for any world size and batch size."""
-        return {
-            "rows": self._rows,
-            "seed": self.dataset.deal.seed,
-            **self.dataset.identity,
-        }
+        state = {"rows": self._rows, "seed": self.dataset.deal.seed, **self.dataset.identity}
+        return state | ({"changes": self.changes} if self.changes else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the rows that ``state`` says were consumed.
@@ -148,5 +148,13 @@ class TorchLoader:
             raise DataError(
                 f"the state was taken with seed={state['seed']}, this loader has seed={self.dataset.deal.seed}; "
                 f"open it with .torch(..., seed={state['seed']})"
+            )
+        theirs = state.get("changes", [])
+        num_known = len(theirs)
+        ahead = [c["row"] for c in self.changes[num_known:]]
+        if theirs != self.changes[:num_known] or any(row < state["rows"] for row in ahead):
+            raise DataError(
+                f"the state was taken at row {state['rows']} under other changes of weights; open the set with "
+                f"changes={theirs!r} and, behind them, changes at later rows alone"
             )
         self._rows, self._ended = int(state["rows"]), False

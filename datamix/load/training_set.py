@@ -131,7 +131,7 @@ class TrainingSet:
         how = self.collation(pad_to_multiple_of, packed)
         identity = {name: self.manifest.get(name) for name in ("content_sha256", "key")}
         stream = RowStream(self.rows, self.model_columns(), how, deal, rank, identity)
-        return TorchLoader(stream, num_workers, pin_memory)
+        return TorchLoader(stream, num_workers, pin_memory, self.manifest.get("changes", ()))
 
     def datasets(self) -> Any:
         """The rows for ``datasets``: a mapped ``Dataset`` of Arrow files, else an ``IterableDataset`` of Parquet."""
