@@ -92,16 +92,14 @@ class PlainEncoder:
     def __init__(self, spec: dict[str, Any], control: ControlTokens) -> None:
         plain = plain_spec(spec, control)
         continued = without_prefix(plain)
-        self._json = _dumped(plain)
-        self.truth = TokenizersEngine(self._json)
-        self._truths: list[TokenizersEngine] = [self.truth]
-        if continued != plain:
-            self._truths.append(TokenizersEngine(_dumped(continued)))
+        texts = [_dumped(plain)] if continued == plain else [_dumped(plain), _dumped(continued)]
+        self._truths = [TokenizersEngine(text) for text in texts]
+        self.truth = self._truths[0]
         self.restarts_after_control = not _prefixes_first_only(plain)
         self._is_control = np.zeros(vocabulary_size(spec), np.bool_)
         unknown = unknown_id(spec)
         self._is_control[[token.id for token in control.tokens if token.id != unknown]] = True
-        self._fast = self._fast_engines(continued if continued != plain else None, control)
+        self._fast = self._fast_engines(texts, control)
         self._chars_to_prove = _CHECK_CHARS
 
     @property
@@ -136,10 +134,9 @@ class PlainEncoder:
         np.cumsum([len(ids) for ids in lists], out=offsets[1:])
         return Flat(np.concatenate(lists), offsets)
 
-    def _fast_engines(self, continued: dict[str, Any] | None, control: ControlTokens) -> list[Engine]:
-        specs = [self._json] if continued is None else [self._json, _dumped(continued)]
+    def _fast_engines(self, texts: list[str], control: ControlTokens) -> list[Engine]:
         try:
-            engines: list[Engine] = [FastokensEngine(spec) for spec in specs]
+            engines: list[Engine] = [FastokensEngine(text) for text in texts]
         except ImportError:
             return []
         except BaseException as error:  # a panic in Rust is no Exception
