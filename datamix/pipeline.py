@@ -102,6 +102,9 @@ def decide_and_pack(recipe: Recipe, bench: Bench, encode: EncodeSpec, sources: S
         split=None if split is None or split.path else decide.Split(split.share, split.records),
         held_out=len(recipe.sources) if split is not None and split.path else None,
         leak=(translate.signing_spec(recipe) if split else None),
+        contradictions=tuple(
+            n for n, r in enumerate(sources) if translate.forbids_contradictions(recipe, r.name)
+        ),
     )
     fates = bench.run("decide", [decide.task(spec, bench.home)])[0]
     packs = [

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from . import mix
-from .clean import STEPS, Step, require
+from .clean import STEPS, PreferenceChecks, Step, require
 from .contracts import Receipt
 from .duplicates import DedupeSpec, DuplicateFields, LineSpec, NearSpec
 from .encode import EncodeSpec, TokenizerFiles
@@ -134,6 +134,14 @@ def cleaning_steps(recipe: Recipe, source: str) -> tuple[Step, ...]:
     )
     require(steps)
     return steps
+
+
+def forbids_contradictions(recipe: Recipe, source: str) -> bool:
+    """Whether the recipe asks that a source's pairs contradict no others."""
+    return recipe.kind == "preference" and any(
+        isinstance(step.options, PreferenceChecks) and step.options.contradictions
+        for step in cleaning_steps(recipe, source)
+    )
 
 
 def step_options(step: CleanStep) -> Any:

@@ -27,7 +27,7 @@ from datamix.clean.web import C4Lines, C4Pages, FineWebQuality, judge_c4, judge_
 from datamix.contracts import Cleaned
 from datamix.records import Fields, RecordKind
 
-__all__ = ["STEPS", "Step", "clean", "require"]
+__all__ = ["STEPS", "PreferenceChecks", "Step", "clean", "require"]
 
 Check = Callable[[pa.RecordBatch, RecordKind, Any, Fields], pa.Array]  # -> reason or null per row
 

@@ -1,7 +1,8 @@
 """Drop pairs that say nothing about which answer is better: equal answers, or an answer without words.
 
 Looks at records of kind preference; others pass. Answers are compared turn by turn with blanks around them ignored.
-Pairs that contradict each other stand in different records and are not seen here.
+Pairs that contradict each other stand in different records: whether they may stay is an option of this step, but
+they are found where fates are decided.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ class PreferenceChecks:
 
     equal_answers: bool = True
     empty_answer: bool = True  # either of a pair; the only one of an unpaired record
+    contradictions: bool = (
+        False  # A over B here, B over A there: found when all records are known, not by this step
+    )
 
 
 def check_preference(

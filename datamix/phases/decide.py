@@ -1,6 +1,6 @@
 """A fate for every record: the only place where one record can depend on another.
 
-Order: what cannot be encoded is dropped first (so it never knocks out a usable copy), then ``max_records``, duplicates,
+Order: what cannot be encoded is dropped first (so it never knocks out a usable copy), then ``max_records``, contradictory pairs, duplicates,
 contamination, the validation split (smallest seeded hashes of content, so a new source moves no record between the splits)
 and training records that leak it. Integers only, about 60 bytes a record while it runs.
 """
@@ -21,6 +21,7 @@ from ..duplicates import ContaminationSpec, Decision, DedupeSpec, Signed, decide
 from ..errors import DataError
 from ..identity import digest, key_ranks, salt
 from ..records import texts
+from .contradictions import contradictory, pairs
 from .prepare import read_batches
 from .shards import Identities, SourceShards, identities, used_records
 from .tokens import measure
@@ -70,6 +71,7 @@ class DecideSpec:
     split: Split | None = None
     held_out: int | None = None  # index of a source that is all validation
     leak: DedupeSpec | None = None  # what counts as a leak of a validation record
+    contradictions: tuple[int, ...] = ()  # indices of sources whose pairs must not contradict each other
 
 
 @dataclass
@@ -124,6 +126,8 @@ def run(spec: DecideSpec, folder: Path) -> dict[str, Any]:
     if spec.held_out is not None:
         own = fates[spec.held_out]
         own.set(np.flatnonzero(own.alive), VALIDATION, "validation")
+    if spec.contradictions:
+        _remove_contradictory(spec, fates)
     if spec.dedupe is not None:
         _remove_duplicates(spec, fates)
     if spec.contamination is not None:
@@ -196,6 +200,20 @@ def signed(
         removable=removable,
         alive=alive,
     )
+
+
+def _remove_contradictory(spec: DecideSpec, fates: Sequence[_Fates]) -> None:
+    """Before duplicates go: two pairs that contradict each other have the same words."""
+    found = [pairs(spec.sources[number].parts) for number in spec.contradictions]
+    alive = [fates[n].alive[p.row] for n, p in zip(spec.contradictions, found, strict=True)]
+    better, worse = (
+        np.concatenate([getattr(p, side)[live] for p, live in zip(found, alive, strict=True)])
+        for side in ("better", "worse")
+    )
+    ends = np.cumsum([live.sum() for live in alive])[:-1]
+    wrong = np.split(contradictory(better, worse), ends)
+    for number, own, live, bad in zip(spec.contradictions, found, alive, wrong, strict=True):
+        fates[number].set(own.row[live][bad], REMOVED, "contradictory")
 
 
 def _remove_duplicates(spec: DecideSpec, fates: Sequence[_Fates]) -> None:
