@@ -70,8 +70,8 @@ class MedicalGpt:
         if self.info.kind == "preference":
             length = "max_source_length"
         return (
-            f"python {_SCRIPTS[self.info.kind]} --model_name_or_path MODEL --train_file_dir train "
-            f"--{length} {self.info.max_length} --num_train_epochs 1 --do_train --output_dir OUTPUT"
+            f"python CHECKOUT/training/{_SCRIPTS[self.info.kind]} --model_name_or_path MODEL --train_file_dir train "
+            f"--{length} {self.info.max_length} --num_train_epochs 1 --do_train --output_dir output"
         )
 
     def _texts(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -122,7 +122,7 @@ class Megatron:
         """The arguments that keep our ratio."""
         seq_length = self.info.max_length or 4096
         return (
-            "python pretrain_gpt.py --per-split-data-args-path blend.json "
+            "python CHECKOUT/pretrain_gpt.py --per-split-data-args-path blend.json "
             f"--seq-length {seq_length} --reset-position-ids --reset-attention-mask --eod-mask-loss "
             "--tokenizer-type HuggingFaceTokenizer --tokenizer-model ../tokenizer ..."
         )
@@ -133,7 +133,7 @@ class Megatron:
             self.command(),
             self.keeps(),
             (
-                f"Tokens are {self.dtype.name}. Prefixes in the blend are relative: start the run in this folder.",
+                f"`...` stands for your model's arguments. Tokens are {self.dtype.name}. Prefixes in the blend are relative: start the run in this folder.",
                 "The weights are the tokens of each dataset, so one pass over the sum of them is one pass over the set, "
                 "repeats included. Set `--train-samples` to that sum divided by `--seq-length`.",
                 "Megatron shuffles documents and samples: ratios survive, our order does not. A set of stages has one "

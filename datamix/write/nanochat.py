@@ -66,7 +66,7 @@ class Nanochat:
 
     def command(self) -> str:
         """Pretraining."""
-        return "torchrun --standalone --nproc_per_node=8 -m scripts.base_train"
+        return "(cd CHECKOUT && torchrun --standalone --nproc_per_node=8 -m scripts.base_train)"
 
     def _texts(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         texts = [plain_text(record) for record in records_of(batch, self.records)]

@@ -65,7 +65,7 @@ class OpenInstruct:
         else:
             script, flag = "finetune.py", "dataset_config_hash"
         return (
-            f"python open_instruct/{script} --model_name_or_path MODEL --dataset_local_cache_dir . --{flag} train "
+            f"python CHECKOUT/open_instruct/{script} --model_name_or_path MODEL --dataset_local_cache_dir . --{flag} train "
             f"--dataset_cache_mode local --max_seq_length {self.info.max_length} --num_train_epochs 1"
         )
 

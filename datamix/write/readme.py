@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,26 +11,40 @@ UNSEEN = (
     "Our tests have not run this trainer: the files follow its sources, and only what their layout alone assures is listed as "
     "kept. Train two steps before a long run."
 )
-_MEANS = {
-    "ratio": "every source keeps its share",
-    "order": "rows are trained in our order, so the shares hold at every step",
-    "isolation": "documents packed into one row do not see each other",
+_MEANS = {  # what it means that a promise is kept, and that it is not
+    "ratio": ("every source keeps its share over one pass", "the shares of the sources change"),
+    "order": (
+        "rows are trained in our order, so the shares hold at every step",
+        "rows may come in another order: the shares hold over one pass, not at every step",
+    ),
+    "isolation": ("no document sees another", "documents that share a row may see each other"),
+}
+_PLACES = {  # words in a command that the reader puts in
+    "MODEL": "`MODEL` is yours: a folder, or a name on the Hub.",
+    "TEMPLATE": "`TEMPLATE` is the name of one of its chat templates, such as `qwen3`.",
+    "CHECKOUT": "`CHECKOUT` is your copy of the trainer's repository.",
+    "CONFIG": "`CONFIG` is your recipe's config.",
 }
 
 
 def readme(title: str, command: str, keeps: Sequence[str], notes: Sequence[str]) -> str:
-    """Markdown: the command, a line for each of ratio, order and isolation, and notes."""
-    kept = [f"- {name}: {'kept' if name in keeps else '**not kept**'} ({_MEANS[name]})" for name in _MEANS]
+    """Markdown: the command (or several, a line each), what is kept of ratio, order and isolation, and notes."""
+    kept = [
+        f"- {name}: {'kept' if name in keeps else '**not kept**'} ({means[name not in keeps]})"
+        for name, means in _MEANS.items()
+    ]
+    places = [said for word, said in _PLACES.items() if re.search(rf"\b{word}\b", command)]
     return "\n".join(
         (
             f"# {title}",
             "",
-            "Run in this folder:",
+            "Run one of these in this folder:" if "\n" in command else "Run in this folder:",
             "",
             "```sh",
             command,
             "```",
             "",
+            *((" ".join(places), "") if places else ()),
             "What the trainer keeps of the mixture:",
             "",
             *kept,

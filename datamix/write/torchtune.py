@@ -45,7 +45,7 @@ class Torchtune:
             dataset |= {"max_seq_len": self.info.max_length, "filler_id": self.info.filler_id}
         notes = (
             UNSEEN,
-            "`dataset.yaml` holds the lines for your recipe's config. `shuffle: False` and one epoch keep our order.",
+            "`dataset.yaml` holds the lines for your recipe's config. `shuffle: False` and one epoch are there for our order.",
             "The component reads the folder's files in order of their names; a stage is its files `-s0-...`, `-s1-...`.",
         )
         text = readme(f"{self.info.name} for torchtune", self.command(), self.keeps(), notes)

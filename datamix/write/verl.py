@@ -34,6 +34,7 @@ class Verl:
         """Write the README."""
         notes = (
             UNSEEN,
+            "`VALIDATION.parquet` is one of `validation_SOURCE/*.parquet`. `data.shuffle=False` and one epoch are there for our order.",
             "`reward_model.ground_truth` is our reference (empty where a record has none) and `data_source` our source: "
             "`reward.py` is yours, a function `compute_score(data_source, solution_str, ground_truth, extra_info)`.",
         )
