@@ -24,6 +24,8 @@ from datamix.write.names import make_room, split_folder, write_json
 from datamix.write.sets import SetInfo
 from datamix.write.tokens import Ends, write_ids, write_mask
 
+_GZIP_LEVEL = 1  # borders are a few bytes a document
+
 
 @dataclass(frozen=True)
 class Olmo:
@@ -53,7 +55,7 @@ class Olmo:
             tokens, packed, *masks = [
                 stack.enter_context(make_room(folder, name).open("wb")) for name in names
             ]
-            zipped = stack.enter_context(gzip.GzipFile("", "wb", 6, packed, mtime=0))
+            zipped = stack.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, packed, mtime=0))
             lines = stack.enter_context(io.TextIOWrapper(cast(Any, zipped), encoding="utf-8", newline=""))
             for batch in batches:
                 write_ids(batch, tokens, self.dtype)

@@ -273,7 +273,14 @@ def test_webdataset(two_rows, tmp_path):
         stored = tar.extractfile("00000-00000001.input_ids.npy").read()
         assert np.load(io.BytesIO(stored)).tolist() == [13, 2]
         assert json.loads(tar.extractfile("00000-00000000.json").read())["records"][1]["record"] == 4
-    assert (tmp_path / name).read_bytes()[257:265] == b"ustar\x0000"
+        contents = [(m, tar.extractfile(m).read()) for m in members]
+    again = io.BytesIO()
+    with tarfile.open(fileobj=again, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, content in contents:
+            plain = tarfile.TarInfo(member.name)
+            plain.size = len(content)
+            tar.addfile(plain, io.BytesIO(content))
+    assert (tmp_path / name).read_bytes() == again.getvalue()
 
 
 TOKEN_FORMATS = ("megatron", "datatrove", "olmo-core", "npy", "litdata", "torchtitan")
