@@ -9,12 +9,16 @@ the words changed, truncations, changes of case and punctuation, and exact copie
 an exact all-pairs join of the sets of word 5-grams, by another road than the engine's (regular expressions, Python sets,
 prefix filter in polars). Peers that are not installed are named as such. Each engine runs in a process of its own, reads
 Parquet and writes the mask of what it keeps; wall time and peak memory are of that process and its children.
+
+Peers live in an environment of their own, because they ask for older packages, and are named with --peers:
+
+    python -m venv peers && peers/bin/pip install daft==0.7.26 rensa==0.5.0 datasketch==2.0.0 'xxhash<4' text-dedup==0.4.0
+    python benchmarks/dedupe.py --peers peers/bin/python
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import multiprocessing
@@ -22,12 +26,14 @@ import os
 import random
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -204,69 +210,122 @@ def run_rensa(table: pa.Table, processes: int) -> np.ndarray:
     import rensa
 
     seen = rensa.RMinHashDeduplicator(threshold=0.8, num_perm=BANDS * ROWS, use_lsh=True, num_bands=BANDS)
-    return np.array(
-        [
-            seen.add(str(i), [" ".join(s) for s in shingles(text)])
-            for i, text in enumerate(table["text"].to_pylist())
-        ]
-    )
+    texts = table["text"].to_pylist()
+    added: list[bool] = []
+    for start in range(0, len(texts), 1000):
+        chunk = texts[start : start + 1000]
+        sets = [[" ".join(s) for s in shingles(text)] for text in chunk]
+        added += seen.add_pairs([(str(start + i), tokens) for i, tokens in enumerate(sets)])
+    return np.array(added)
+
+
+def run_rensa_matrix(table: pa.Table, processes: int) -> np.ndarray:
+    import rensa
+
+    index = rensa.RMinHashLSH(0.8, BANDS * ROWS, BANDS)
+    texts = table["text"].to_pylist()
+    flags: list[bool] = []
+    for start in range(0, len(texts), 2000):
+        sets = [[" ".join(s) for s in shingles(text)] for text in texts[start : start + 2000]]
+        matrix = rensa.RMinHash.digest_matrix_from_token_sets(sets, BANDS * ROWS, 42)
+        flags += index.insert_matrix_and_query_duplicate_flags(matrix, start)
+    return ~np.array(flags, bool)
 
 
 def run_daft(table: pa.Table, processes: int) -> np.ndarray:
+    """Signatures and bands in daft; components by scipy, which is faster than its own loop of joins."""
     import daft
-    from daft import col
+    import daft.functions as fn
+    from daft import DataType, col
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     frame = daft.from_arrow(table.append_column("id", pa.array(np.arange(table.num_rows))))
-    normal = col("text").normalize(remove_punct=True, lowercase=True, nfd_unicode=True, white_space=True)
-    signed = frame.select(
-        "id", normal.minhash(num_hashes=BANDS * ROWS, ngram_size=5, seed=1).alias("minhash")
-    )
-    values = signed.to_arrow()
-    matrix = np.stack(values["minhash"].combine_chunks().flatten().to_numpy().reshape(-1, BANDS * ROWS))
-    ids = values["id"].to_numpy()
-    first, second = [], []
+    normal = fn.normalize(col("text"), remove_punct=True, lowercase=True, nfd_unicode=True, white_space=True)
+    minhash = fn.minhash(normal, num_hashes=BANDS * ROWS, ngram_size=5, seed=42, hash_function="xxhash")
+    signed = frame.select("id", minhash.cast(DataType.list(DataType.uint32())).alias("minhash")).collect()
+    edges = []
     for band in range(BANDS):
-        keys = (
-            np.ascontiguousarray(matrix[:, band * ROWS : (band + 1) * ROWS]).view(f"V{4 * ROWS}").reshape(-1)
+        key = fn.slice(col("minhash"), band * ROWS, (band + 1) * ROWS).alias("key")
+        groups = signed.select("id", key).groupby("key")
+        shared = groups.agg(col("id").min().alias("first"), col("id").list_agg().alias("all"))
+        edges.append(
+            shared.where(fn.list_count(col("all")) > 1).explode("all").select("first", "all").to_arrow()
         )
-        _, heads, places = np.unique(keys, return_index=True, return_inverse=True)
-        first.append(ids)
-        second.append(ids[heads[places]])
-    edges = coo_array((np.ones(BANDS * len(ids)), (np.concatenate(first), np.concatenate(second))))
-    _, labels = connected_components(edges, directed=False)
-    mask = np.zeros(len(ids), bool)
+    joined = pa.concat_tables(edges)
+    shape = (table.num_rows, table.num_rows)
+    ends = (joined["first"].to_numpy(), joined["all"].to_numpy())
+    _, labels = connected_components(coo_array((np.ones(joined.num_rows), ends), shape=shape), directed=False)
+    mask = np.zeros(table.num_rows, bool)
     mask[np.unique(labels, return_index=True)[1]] = True
     return mask
 
 
-ENGINES: dict[str, tuple[str, Callable[[pa.Table, int], np.ndarray]]] = {
-    "datamix 18x6 verified (default)": ("datamix", datamix_with(True, None, None)),
-    "datamix 14x8 verified": ("datamix", datamix_with(True, BANDS, ROWS)),
-    "datamix 14x8 unverified": ("datamix", datamix_with(False, BANDS, ROWS)),
-    "datasketch 14x8 xxh32": ("datasketch", run_datasketch),
-    "daft 14x8": ("daft", run_daft),
-    "rensa RMinHashDeduplicator": ("rensa", run_rensa),
+def run_text_dedup(table: pa.Table, processes: int) -> np.ndarray:
+    """Its command, on a file of the same rows with their numbers."""
+    import datasets
+
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(
+            table.append_column("row", pa.array(np.arange(table.num_rows))), f"{folder}/in.parquet"
+        )
+        command = [sys.executable, "-m", "text_dedup.minhash", "--path", "parquet", "--split", "train"]
+        command += ["--data_files", f"{folder}/in.parquet", "--cache_dir", f"{folder}/cache"]
+        command += ["--output", f"{folder}/out", "--column", "text", "--batch_size", "10000", "--ngram", "5"]
+        command += [
+            "--num_perm",
+            str(BANDS * ROWS),
+            "--b",
+            str(BANDS),
+            "--r",
+            str(ROWS),
+            "--hash_func",
+            "xxh3",
+        ]
+        subprocess.run([*command, "--num_proc", str(processes)], check=True, stdout=sys.stderr)
+        mask = np.zeros(table.num_rows, bool)
+        mask[datasets.load_from_disk(f"{folder}/out")["row"]] = True
+    return mask
+
+
+class Engine(NamedTuple):
+    """How an engine is run; ``most`` documents at most, so that the whole command stays within minutes."""
+
+    module: str
+    run: Callable[[pa.Table, int], np.ndarray]
+    most: int = 1_000_000
+    processes: tuple[int, ...] = (os.cpu_count() or 1,)
+
+
+ENGINES: dict[str, Engine] = {
+    "datamix 18x6 verified (default)": Engine("datamix", datamix_with(True, None, None)),
+    "datamix 14x8 verified": Engine("datamix", datamix_with(True, BANDS, ROWS)),
+    "datamix 14x8 unverified": Engine("datamix", datamix_with(False, BANDS, ROWS)),
+    "daft 14x8": Engine("daft", run_daft),
+    "rensa full matrix": Engine("rensa", run_rensa_matrix, 25_000),
+    "rensa RMinHashDeduplicator": Engine("rensa", run_rensa, 25_000),
+    "datasketch 14x8 xxh32": Engine("datasketch", run_datasketch, 100_000, (1, os.cpu_count() or 1)),
+    "text-dedup 14x8 xxh3": Engine("text_dedup", run_text_dedup, 25_000),
 }
-NAMED_ONLY = ("text_dedup", "datatrove")  # they run from files of their own; measured elsewhere
 
 
 def run_engine(name: str, source: str, target: str, processes: int) -> None:
-    table = pq.read_table(source, columns=["text"])
-    np.save(target, ENGINES[name][1](table, processes))
+    table = pq.ParquetFile(source).read(columns=["text"])  # read_table imports pandas where it is installed
+    np.save(target, ENGINES[name].run(table, processes))
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
-def whole_process(arguments: list[str], extra: dict[str, str] | None = None) -> tuple[float, float, float]:
+def whole_process(
+    python: str, arguments: list[str], extra: dict[str, str] | None = None
+) -> tuple[float, float, float]:
     """Wall seconds, processor seconds and peak MB (the process and its largest child) of this script run again."""
     with tempfile.NamedTemporaryFile("r", suffix=".json") as report:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "REPORT": report.name} | (extra or {})
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
-        subprocess.run([sys.executable, __file__, *arguments], check=True, env=environment)
+        subprocess.run([python, __file__, *arguments], check=True, env=environment)
         wall = time.perf_counter() - start
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -282,7 +341,7 @@ def report_peak() -> None:
     Path(os.environ["REPORT"]).write_text(json.dumps({"peak_mb": (int(own.split()[1]) + children) / 1024}))
 
 
-def compare(folder: Path, language: str, num_documents: int, with_truth: bool, repeats: int) -> None:
+def compare(folder: Path, num_documents: int, language: str, with_truth: bool, plan: Plan) -> None:
     texts = corpus(language, num_documents)
     source = folder / f"{language}-{len(texts)}.parquet"
     pq.write_table(pa.table({"text": texts}), source, compression="zstd", row_group_size=5000)
@@ -292,41 +351,62 @@ def compare(folder: Path, language: str, num_documents: int, with_truth: bool, r
     if with_truth:
         pairs, _ = exact_pairs(texts, 0.8)
         print(f"truth: {len(pairs):,} pairs with Jaccard >= 0.8, by exact join")
+    del texts
+    runs: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+    for _ in range(plan.repeats):  # A/B/A/B: what else the machine does falls on all alike
+        for name, engine in ENGINES.items():
+            if num_documents <= engine.most and plan.python_of(engine.module):
+                for processes in engine.processes:
+                    target = folder / f"{name}-{processes}.npy"
+                    arguments = ["--engine", name, str(source), str(target), str(processes)]
+                    measured = whole_process(plan.python_of(engine.module), arguments)
+                    runs.setdefault((name, processes), []).append(measured)
     print(
         f"{'engine':<34}{'wall s':>8}{'cpu s':>8}{'peak MB':>9}{'kept':>9}   recall  precision  clusters lost"
     )
-    walls: dict[str, float] = {}
-    for name, (module, _) in ENGINES.items():
-        if importlib.util.find_spec(module) is None:
-            print(f"{name:<34}not installed")
-            continue
-        for processes in (1, os.cpu_count() or 1) if module == "datasketch" else (os.cpu_count() or 1,):
-            target = folder / "mask.npy"
-            runs = [
-                whole_process(["--engine", name, str(source), str(target), str(processes)])
-                for _ in range(repeats)
-            ]
-            wall, processor, peak = min(runs)
-            mask = np.load(target)
-            title = name if module != "datasketch" else f"{name} {processes}p"
-            walls[title] = wall
-            scores = ""
-            if pairs is not None:
-                recall, precision, lost = quality(mask, pairs)
-                scores = f"{recall:9.4f}{precision:11.4f}{lost:15,}"
-            print(f"{title:<34}{wall:8.2f}{processor:8.2f}{peak:9.0f}{int(mask.sum()):9,}{scores}")
-    for name in NAMED_ONLY:
-        print(f"{name:<34}{'installed, not run here' if importlib.util.find_spec(name) else 'not installed'}")
-    ratios(walls)
+    medians: dict[str, tuple[float, float]] = {}
+    for (name, processes), measured in runs.items():
+        wall, processor, peak = (statistics.median(column) for column in zip(*measured, strict=True))
+        mask = np.load(folder / f"{name}-{processes}.npy")
+        title = name if len(ENGINES[name].processes) == 1 else f"{name} {processes}p"
+        medians[title] = wall, processor
+        scores = ""
+        if pairs is not None:
+            recall, precision, lost = quality(mask, pairs)
+            scores = f"{recall:9.4f}{precision:11.4f}{lost:15,}"
+        print(f"{title:<34}{wall:8.2f}{processor:8.2f}{peak:9.0f}{int(mask.sum()):9,}{scores}", flush=True)
+    ratios(medians)
 
 
-def ratios(walls: dict[str, float]) -> None:
-    ours = [name for name in walls if name.startswith("datamix")]
-    for peer in (name for name in walls if not name.startswith("datamix")):
-        print(
-            f"  {peer} takes "
-            + ", ".join(f"{walls[peer] / walls[name]:.1f}x as long as {name}" for name in ours)
-        )
+class Plan(NamedTuple):
+    """How often, and with which interpreter peers run (they ask for other versions of the same packages)."""
+
+    repeats: int
+    peers: str
+    installed: frozenset[str]  # modules that the peers' interpreter can import
+
+    def python_of(self, module: str) -> str:
+        """The interpreter for an engine, empty where it is not installed."""
+        return sys.executable if module == "datamix" else self.peers if module in self.installed else ""
+
+
+def plan_of(repeats: int, peers: str) -> Plan:
+    modules = sorted({engine.module for engine in ENGINES.values()} - {"datamix"})
+    ask = f"import importlib.util as u; print(*[m for m in {modules} if u.find_spec(m)])"
+    found = subprocess.run([peers, "-c", ask], check=True, capture_output=True, text=True).stdout.split()
+    for module in sorted(set(modules) - set(found)):
+        print(f"{module}: not installed")
+    return Plan(repeats, peers, frozenset(found))
+
+
+def ratios(medians: dict[str, tuple[float, float]]) -> None:
+    ours = [name for name in medians if name.startswith("datamix")]
+    for peer in (name for name in medians if not name.startswith("datamix")):
+        shares = [
+            f"{medians[peer][0] / medians[name][0]:.1f}x wall, {medians[peer][1] / medians[name][1]:.1f}x cpu of {name[8:]}"
+            for name in ours
+        ]
+        print(f"  {peer}: {'; '.join(shares)}")
 
 
 def cold_start(folder: Path) -> None:
@@ -336,7 +416,7 @@ def cold_start(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as cache:
         arguments = ["--engine", next(iter(ENGINES)), str(source), str(folder / "mask.npy"), "2"]
         for state in ("cold start (nothing compiled)", "warm start"):
-            wall, processor, _ = whole_process(arguments, {"NUMBA_CACHE_DIR": cache})
+            wall, processor, _ = whole_process(sys.executable, arguments, {"NUMBA_CACHE_DIR": cache})
             print(f"{state}: {wall:.2f} s wall, {processor:.2f} s processor, 1,000 documents")
 
 
@@ -409,7 +489,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--documents", type=int, nargs="+", default=[25_000, 100_000])
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each engine; the fastest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each engine; the median counts")
+    parser.add_argument("--peers", default=sys.executable, help="the Python that has the peers installed")
+    parser.add_argument("--languages", nargs="+", default=["en", "zh"])
     parser.add_argument("--records", type=int, help="only the run out of core, with so many records")
     parser.add_argument("--engine", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -425,9 +507,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cold_start(folder)
-        for number, size in enumerate(arguments.documents):
-            compare(folder, "en", size, with_truth=number == 0, repeats=arguments.repeats)
-        compare(folder, "zh", min(arguments.documents), with_truth=True, repeats=arguments.repeats)
+        plan = plan_of(arguments.repeats, arguments.peers)
+        for language in arguments.languages:
+            sizes = arguments.documents if language == "en" else [min(arguments.documents)]
+            for number, size in enumerate(sizes):
+                compare(folder, size, language, number == 0 and size <= 25_000, plan)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,15 @@ def shared(keys: NDArray[np.uint64], high: NDArray[np.uint64], in_play: NDArray[
     """Records in play whose key stands at least twice; ``high`` are the upper halves of 128-bit keys, or empty."""
     bits = max(10, int(len(keys) * _SLOTS_PER_RECORD - 1).bit_length())
     slots = np.zeros(1 << (bits - 5), np.uint64)
-    num_suspects = _fill_slots(keys, in_play, slots, bits)
-    suspects = _suspects(keys, in_play, slots, bits, num_suspects)
+    suspects = np.empty(_fill_slots(keys, in_play, slots, bits), np.int32)
+    _suspects(keys, in_play, slots, bits, suspects)
     del slots
-    return Shared(*_buckets(keys, high, suspects))
+    num = len(suspects)
+    table = np.full(1 << max(4, int(2 * num - 1).bit_length()), -1, np.int32)
+    firsts, sizes = np.empty(num, np.int32), np.zeros(num, np.int32)
+    num_shared = _count_buckets(keys, high, suspects, table, firsts, sizes)
+    records, buckets = np.empty(num_shared, np.int32), np.empty(num_shared, np.int32)
+    return Shared(records, buckets, _number_buckets(suspects, firsts, sizes, records, buckets))
 
 
 @njit(nogil=True, cache=True)
@@ -52,8 +57,7 @@ def _fill_slots(keys, in_play, slots, bits):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _suspects(keys, in_play, slots, bits, num_suspects):  # type: ignore[no-untyped-def]
-    suspects = np.empty(num_suspects, np.int32)
+def _suspects(keys, in_play, slots, bits, suspects):  # type: ignore[no-untyped-def]
     count = 0
     for record in range(len(keys)):
         if in_play[record]:
@@ -61,18 +65,15 @@ def _suspects(keys, in_play, slots, bits, num_suspects):  # type: ignore[no-unty
             if (slots[slot >> uint64(5)] >> ((slot & uint64(31)) << uint64(1))) & uint64(3) >= 2:
                 suspects[count] = record
                 count += 1
-    return suspects
 
 
 @njit(nogil=True, cache=True)
-def _buckets(keys, high, suspects):  # type: ignore[no-untyped-def]
-    """Buckets of two and more among the suspects, numbered by their first record."""
-    capacity = 16
-    while capacity < 2 * len(suspects):
-        capacity *= 2
-    table = np.full(capacity, -1, np.int32)  # first suspect with the key
-    firsts = np.empty(len(suspects), np.int32)  # of each suspect
-    sizes = np.zeros(len(suspects), np.int32)  # at the first suspect of a bucket
+def _count_buckets(keys, high, suspects, table, firsts, sizes):  # type: ignore[no-untyped-def]
+    """Write the first suspect with the key of each, and at that one how many there are; returns how many share a key.
+
+    ``table`` is empty (-1) and holds at least twice as many as there are suspects, a power of two.
+    """
+    capacity = len(table)
     for i in range(len(suspects)):
         key = keys[suspects[i]]
         slot = int64(key & uint64(capacity - 1))
@@ -88,18 +89,21 @@ def _buckets(keys, high, suspects):  # type: ignore[no-untyped-def]
     num_shared = 0
     for i in range(len(suspects)):
         num_shared += sizes[firsts[i]] > 1
-    records = np.empty(num_shared, np.int32)
-    buckets = np.empty(num_shared, np.int32)
+    return num_shared
+
+
+@njit(nogil=True, cache=True)
+def _number_buckets(suspects, firsts, sizes, records, buckets):  # type: ignore[no-untyped-def]
+    """Write the suspects that share a key and their buckets, numbered by their first record; returns the number of buckets."""
     num_buckets = 0
     count = 0
-    numbers = np.empty(len(suspects), np.int32)  # of a bucket, at its first suspect
     for i in range(len(suspects)):
         first = firsts[i]
-        if sizes[first] > 1:
-            if first == i:
-                numbers[i] = num_buckets
-                num_buckets += 1
+        if first == i and sizes[i] > 1:
+            sizes[i] = -1 - num_buckets  # counted; from here on the number of the bucket
+            num_buckets += 1
+        if sizes[first] < 0:
             records[count] = suspects[i]
-            buckets[count] = numbers[first]
+            buckets[count] = -1 - sizes[first]
             count += 1
-    return records, buckets, num_buckets
+    return num_buckets

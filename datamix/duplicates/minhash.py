@@ -39,15 +39,17 @@ def signatures(
     """Signatures ``[num_texts, num_perm]`` and numbers of shingles ``[num_texts]`` of texts in memory."""
     values = np.empty((len(addresses), num_perm), np.uint32)
     counts = np.empty(len(addresses), np.int32)
-    scratch = new_scratch(ngram)
-    _sign(addresses, lengths, ngram, alphabet, permutations(num_perm), scratch, values, counts)
+    scratch, maps = new_scratch(ngram), permutations(num_perm)
+    desk = (np.empty(maps.shape[1], np.uint32), np.empty(len(scratch.shingles) + _LANES, np.uint32))
+    _sign((addresses, lengths), ngram, alphabet, maps, scratch, desk, (values, counts))
     return values, counts
 
 
 @njit(nogil=True, cache=True)
-def _sign(addresses, lengths, ngram, alphabet, permutations, scratch, values, counts):  # type: ignore[no-untyped-def]
-    least = np.empty(permutations.shape[1], np.uint32)
-    short = np.empty(len(scratch.shingles) + _LANES, np.uint32)
+def _sign(places, ngram, alphabet, permutations, scratch, desk, out):  # type: ignore[no-untyped-def]
+    addresses, lengths = places
+    least, short = desk
+    values, counts = out
     for text in range(len(addresses)):
         for p in range(len(least)):
             least[p] = uint32(0xFFFFFFFF)
@@ -77,10 +79,16 @@ def _lower(short, num_shingles, permutations, least):  # type: ignore[no-untyped
         m0, m1, m2, m3 = least[p], least[p + 1], least[p + 2], least[p + 3]
         for i in range(num_shingles):
             h = short[i]
-            m0 = min(m0, uint32(h * a0 + b0))
-            m1 = min(m1, uint32(h * a1 + b1))
-            m2 = min(m2, uint32(h * a2 + b2))
-            m3 = min(m3, uint32(h * a3 + b3))
+            v0, v1, v2, v3 = (
+                uint32(h * a0 + b0),
+                uint32(h * a1 + b1),
+                uint32(h * a2 + b2),
+                uint32(h * a3 + b3),
+            )
+            m0 = v0 if v0 < m0 else m0
+            m1 = v1 if v1 < m1 else m1
+            m2 = v2 if v2 < m2 else m2
+            m3 = v3 if v3 < m3 else m3
         least[p], least[p + 1], least[p + 2], least[p + 3] = m0, m1, m2, m3
 
 

@@ -210,7 +210,7 @@ def _sweep(
     board = new_board(candidates, near, *num_buckets, _rules(spec))
     owners = np.full(sum(num_buckets), -1, np.int32)
     longest = int(candidates["num_shingles"].max(initial=1))
-    desks = [new_desk(board.rules.ngram, longest) for _ in range(threads.num)]
+    desks = [new_desk(board, longest) for _ in range(threads.num)]
     for start in range(0, num, _BLOCK):
         block = np.arange(start, min(start + _BLOCK, num))
 
@@ -222,8 +222,14 @@ def _sweep(
 
         if start:
             threads.share(look, [block[i : i + _CHUNK] for i in range(0, len(block), _CHUNK)], desks)
-        survivors, firsts = group(start, start + len(block), candidates, near, owners)
-        threads.share(settle, [survivors[slice(*s)] for s in _whole_groups(firsts, len(survivors))], desks)
+        size = len(block)
+        parents, ends, survivors = (
+            np.empty(size, np.int64),
+            np.zeros(size + 1, np.int64),
+            np.empty(size, np.int64),
+        )
+        num_survivors = group((start, start + size), candidates, near, owners, parents, ends, survivors)
+        threads.share(settle, [survivors[slice(*s)] for s in _whole_groups(ends[1:], num_survivors)], desks)
         if start // _BLOCK % _RELEASE_BLOCKS == _RELEASE_BLOCKS - 1:
             _release(members)
 

@@ -79,6 +79,10 @@ class Desk(NamedTuple):
     marks: NDArray[
         np.uint32
     ]  # [capacity + 1] slots of ``own`` that the other text has hit; at the end the last stamp
+    found: NDArray[
+        np.int32
+    ]  # [num, 2] kept records that share a bucket with the record in hand, and how many
+    heads: NDArray[np.int32]  # [num_bands] where the lists of kept records are being read
 
 
 def new_board(
@@ -91,11 +95,13 @@ def new_board(
     return Board(candidates, near, heads, np.empty_like(near), copies, rules, alphabet())
 
 
-def new_desk(ngram: int, max_shingles: int) -> Desk:
+def new_desk(board: Board, max_shingles: int) -> Desk:
     """A desk for texts of at most ``max_shingles``; its memory is touched only as far as texts need."""
     capacity = 1 << max(6, int(2 * max_shingles - 1).bit_length())
     tables = np.empty(capacity, np.uint64), np.empty(capacity, np.uint64)
-    return Desk(new_scratch(ngram), *tables, np.zeros(capacity + 1, np.uint32))
+    num, num_bands = board.near.shape
+    lists = np.empty((num, 2), np.int32), np.empty(num_bands, np.int32)
+    return Desk(new_scratch(board.rules.ngram), *tables, np.zeros(capacity + 1, np.uint32), *lists)
 
 
 @njit(inline="always")
@@ -145,7 +151,10 @@ def _jaccard(record, other, fresh, board, desk):  # type: ignore[no-untyped-def]
             continue
         capacity = _capacity(candidates[text if step < 2 else record].num_shingles)
         if step == 2:
-            if min(this.distinct, that.distinct) / max(this.distinct, that.distinct) < board.rules.threshold:
+            fewer, more = this.distinct, that.distinct
+            if fewer > more:
+                fewer, more = more, fewer
+            if fewer / more < board.rules.threshold:
                 return 0.0
             stamp = _next_stamp(marks)
         else:
@@ -179,35 +188,34 @@ def _equal_bytes(left, right, num_perm):  # type: ignore[no-untyped-def]
 
 
 @inner_kernel()
-def _found(record, since, board):  # type: ignore[no-untyped-def]
+def _found(record, since, board, desk):  # type: ignore[no-untyped-def]
     """Kept records from ``since`` on that share a bucket, latest first, each once with its number of buckets.
 
-    Rows (record, buckets) ``[>= count, 2]`` and their count. The lists are in descending order, so they are merged by
-    their heads.
+    They are written to ``desk.found``; returns their count and the most buckets that one shares. The lists are in
+    descending order, so they are merged by their heads.
     """
     num_bands = board.near.shape[1]
-    rows, heads = np.empty((16, 2), np.int32), np.empty(num_bands, np.int32)
+    rows, heads = desk.found, desk.heads
     for band in range(num_bands):
         bucket = board.near[record, band]
         heads[band] = board.heads[bucket] if bucket >= 0 else -1
     count = 0
+    most = int32(0)
     while True:
         latest = int32(-1)
         for band in range(num_bands):
-            latest = max(latest, heads[band])
+            if heads[band] > latest:
+                latest = heads[band]
         if latest < since:
-            return rows, count
-        if count == len(rows):
-            longer = np.empty((2 * count, 2), np.int32)
-            for i in range(count):
-                longer[i, 0], longer[i, 1] = rows[i, 0], rows[i, 1]
-            rows = longer
+            return count, most
         times = int32(0)
         for band in range(num_bands):
             if heads[band] == latest:
                 heads[band] = board.following[latest, band]
                 times += 1
         rows[count, 0], rows[count, 1] = latest, times
+        if times > most:
+            most = times
         count += 1
 
 
@@ -219,10 +227,8 @@ def _look(record, since, enough, board, desk):  # type: ignore[no-untyped-def]
     """
     candidates, rules = board.candidates, board.rules
     this = candidates[record]
-    rows, count = _found(record, since, board)
-    most = 0
-    for i in range(count):
-        most = max(most, rows[i, 1])
+    rows = desk.found
+    count, most = _found(record, since, board, desk)
     fresh = most > 0  # a variable, not the literal True, which numba would compile apart
     for shared in range(most, 0, -1):
         for i in range(count - 1, -1, -1):
@@ -231,7 +237,8 @@ def _look(record, since, enough, board, desk):  # type: ignore[no-untyped-def]
             if rows[i, 1] != shared or (this.exact >= 0 and that.exact == this.exact):
                 continue
             equal = _equal_bytes(this.sketch, that.sketch, rules.num_perm)
-            similarity = max(0.0, (equal / rules.num_perm - 1 / 256) / (1 - 1 / 256))
+            similarity = (equal / rules.num_perm - 1 / 256) / (1 - 1 / 256)
+            similarity = similarity if similarity > 0 else 0.0
             if rules.verify:
                 if this.length >= 0 and that.length >= 0:
                     if equal < rules.least_equal:
@@ -290,15 +297,16 @@ def _insert(record, board):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def group(start, stop, candidates, near, owners):  # type: ignore[no-untyped-def]
-    """Survivors of the block ``start..stop``, sorted by group and rank, and where groups start.
+def group(span, candidates, near, owners, parents, ends, members):  # type: ignore[no-untyped-def]
+    """Write the survivors of the block ``span``, sorted by group and rank, to ``members``; returns their number.
 
-    Groups share no bucket. ``owners [num near + exact buckets]`` holds the latest survivor of each bucket; the exact
-    buckets come last.
+    ``parents`` and ``members`` are as long as the block; ``ends``, one longer, holds zeros: where groups start stands
+    in ``ends[1:]`` after. Groups share no bucket. ``owners [num near + exact buckets]`` holds the latest survivor of
+    each bucket; the exact buckets come last.
     """
+    start, stop = span
     num_bands = near.shape[1]
     num_near = len(owners)
-    parents = np.empty(stop - start, np.int64)
     for record in range(start, stop):
         parents[record - start] = record - start
         if candidates[record].fate != STAYS:
@@ -312,20 +320,22 @@ def group(start, stop, candidates, near, owners):  # type: ignore[no-untyped-def
             owners[bucket] = record
             if owner >= start:
                 a, b = _root(parents, owner - start), _root(parents, record - start)
-                parents[max(a, b)] = min(a, b)
-    ends = np.zeros(stop - start + 1, np.int64)
+                if a < b:
+                    parents[b] = a
+                else:
+                    parents[a] = b
     for record in range(start, stop):
         if candidates[record].fate == STAYS:
             ends[_root(parents, record - start) + 1] += 1
     for i in range(stop - start):
         ends[i + 1] += ends[i]
-    members = np.empty(ends[stop - start], np.int64)
+    num_survivors = ends[stop - start]
     for record in range(stop - 1, start - 1, -1):
         if candidates[record].fate == STAYS:
             root = _root(parents, record - start)
             ends[root + 1] -= 1
             members[ends[root + 1]] = record  # ``ends`` has become the starts when all are placed
-    return members, ends[1:]
+    return num_survivors
 
 
 @inner_kernel()

@@ -170,7 +170,7 @@ def _window_words(scratch, stop, last, alphabet, count):  # type: ignore[no-unty
 @njit(inline="always")
 def _fill_window(window, address, left):  # type: ignore[no-untyped-def]
     """Copy the next window, cut between characters; returns its bytes."""
-    stop = int64(min(left, WINDOW_BYTES))
+    stop = int64(left if left < WINDOW_BYTES else WINDOW_BYTES)
     copy_bytes(window, address, stop)
     if stop < left and window[stop - 1] >= 0x80:
         stop -= 1
@@ -186,7 +186,7 @@ def _combine(words, count, ngram, shingles):  # type: ignore[no-untyped-def]
     """Shingles of ``words[:count]``: a polynomial of each n words, mixed. Blocks of 256 stay in registers and L1."""
     num_shingles = count - ngram + 1
     for low in range(0, num_shingles, 256):
-        high = min(low + 256, num_shingles)
+        high = low + 256 if low + 256 < num_shingles else num_shingles
         for i in range(low, high):
             shingles[i] = words[i]
         for j in range(1, ngram):
@@ -197,7 +197,7 @@ def _combine(words, count, ngram, shingles):  # type: ignore[no-untyped-def]
             key ^= key >> uint64(32)
             key *= _BASE
             key ^= key >> uint64(32)
-            shingles[i] = max(key, uint64(1))  # 0 marks an empty slot in tables
+            shingles[i] = key if key else uint64(1)  # 0 marks an empty slot in tables
     return num_shingles
 
 
