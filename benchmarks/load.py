@@ -5,9 +5,10 @@
 One set of generated text is built (blocks of 2,048 tokens, so that no loader has to pad) and read from its virtual form,
 from Arrow and from Parquet. Peers read the same rows, written by our own exporters: ``datasets`` (torch format, map style
 and iterable) from the Parquet files, mosaicml-streaming from MDS, litdata from its chunks. All deliver batches of
-[8, 2048] of input_ids, labels and attention_mask as int64, which losses take; MDS and litdata hold int32 and int8, stacked by
-torch's own collation and widened. Each runs in a fresh process without workers over the whole set, the first time to warm the page cache; the best of up to six
-passes counts (the machine may be shared), and the median of A/B/A/B rounds. ``memcpy`` copies the bytes of our int64 batches from one large array to another.
+[8, 2048] of input_ids, labels and attention_mask as int64, which losses take; MDS and litdata hold int32 and int8,
+stacked by torch's own collation and widened. Each runs in a fresh process without workers over the whole set, the first time to
+warm the page cache; the best of up to six passes counts and the median of A/B/A/B rounds, by the clock and by processor
+time, for the machine may be shared. ``memcpy`` copies the bytes of our int64 batches from one large array to another.
 
 The peers live in an environment of their own, for they pin older packages (torchvision is never used by what is measured; an
 empty stand-in is registered):
@@ -40,6 +41,7 @@ LENGTH, BATCH = 2048, 8
 NAMES = ("input_ids", "labels", "attention_mask")
 OURS = ("virtual", "arrow", "parquet")
 PEERS = ("datasets map", "datasets iterable", "mosaicml-streaming", "litdata")
+Speed = tuple[float, float]  # tokens a second of the clock, and of the processor's time
 ROUNDS, PASSES, ENOUGH_SECONDS = 3, 6, 3.0
 
 
@@ -139,7 +141,7 @@ def run(python: str, loader: str, folder: Path) -> dict[str, Any] | None:
 
 def print_speed(folder: Path, peers: str) -> None:
     print(f"batches of [{BATCH}, {LENGTH}], input_ids + labels + attention_mask, no workers")
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     missing: set[str] = set()
     for _ in range(ROUNDS):
         for loader in ("memcpy", *OURS, *PEERS):
@@ -148,18 +150,17 @@ def print_speed(folder: Path, peers: str) -> None:
             if got is None:
                 missing.add(loader)
             else:
-                found.setdefault(loader, []).append(got["tokens_per_second"])
-    median = {loader: statistics.median(values) for loader, values in found.items()}
-    fastest = max((median[p] for p in PEERS if p in median), default=float("nan"))
-    print(f"{'':20s} million tokens/s   x fastest peer   of memcpy")
-    for loader in ("memcpy", *OURS, *PEERS):
-        if loader in missing:
-            print(f"{loader:20s} not installed")
-        else:
-            speed = median[loader]
+                found.setdefault(loader, []).append(got)
+    for title, key in (("", "tokens_per_second"), (" of processor time", "tokens_per_cpu_second")):
+        median = {loader: statistics.median(g[key] for g in values) for loader, values in found.items()}
+        fastest = max((median[p] for p in PEERS if p in median), default=float("nan"))
+        print(f"\n{'':20s} million tokens/s{title}   x fastest peer   of memcpy")
+        for loader, speed in median.items():
             print(
                 f"{loader:20s} {speed / 1e6:16.1f} {speed / fastest:16.2f} {speed / median['memcpy']:11.3f}"
             )
+    for loader in sorted(missing):
+        print(f"{loader:20s} not installed")
 
 
 def print_first(folder: Path, num_rows: int) -> None:
@@ -181,7 +182,7 @@ def measure(loader: str, folder: Path) -> dict[str, Any]:
     if start:
         return {"milliseconds": first_batch(name, folder, int(start))}
     if name == "memcpy":
-        return {"tokens_per_second": memcpy(folder)}
+        return memcpy(folder)
     batches = {
         **{form: (lambda form=form: ours(form, folder)) for form in OURS},
         "datasets map": lambda: datasets_map(folder),
@@ -192,24 +193,29 @@ def measure(loader: str, folder: Path) -> dict[str, Any]:
     began, speeds = time.perf_counter(), [one_pass(batches)]
     while len(speeds) < 2 or (len(speeds) < PASSES and time.perf_counter() - began < ENOUGH_SECONDS):
         speeds.append(one_pass(batches))
-    return {"tokens_per_second": max(speeds)}
+    return best(speeds)
 
 
-def one_pass(batches: Callable[[], Iterator[dict[str, Any]]]) -> float:
+def best(speeds: list[Speed]) -> dict[str, Any]:
+    wall, cpu = zip(*speeds, strict=True)
+    return {"tokens_per_second": max(wall), "tokens_per_cpu_second": max(cpu)}
+
+
+def one_pass(batches: Callable[[], Iterator[dict[str, Any]]]) -> Speed:
     """Tokens a second over all full batches; a token of each is looked at."""
     stream = batches()
     tokens = seen = 0
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     for batch in stream:
         if isinstance(batch["input_ids"], list):
             continue  # datasets stacks no batch with the short last block of a source
         tokens += batch["input_ids"].numel()
         seen += int(batch["labels"][-1, -1])
         assert all(batch[name].shape == batch["input_ids"].shape for name in NAMES)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - spent
     assert tokens >= 1000 * LENGTH
     assert seen
-    return tokens / seconds
+    return tokens / seconds, tokens / cpu
 
 
 def opened(form: str, folder: Path) -> Any:
@@ -241,17 +247,18 @@ def first_batch(form: str, folder: Path, start: int) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def memcpy(folder: Path) -> float:
+def memcpy(folder: Path) -> dict[str, Any]:
     manifest = json.loads((folder / "manifest.json").read_bytes())
     tokens = min(manifest["packing"]["rows"] * LENGTH, 1 << 24)
     source = np.ones(tokens * len(NAMES), np.int64)
     target = np.zeros_like(source)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
+    speeds = []
+    for _ in range(8):
+        began, spent = time.perf_counter(), time.process_time()
         np.copyto(target, source)
-        times.append(time.perf_counter() - began)
-    return tokens / min(times)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - spent
+        speeds.append((tokens / seconds, tokens / cpu))
+    return best(speeds)
 
 
 def datasets_map(folder: Path) -> Iterator[dict[str, Any]]:
