@@ -5,7 +5,7 @@
 Packed pretraining rows of 4,096 random tokens (documents of 20 to 2,000) lie in one Arrow file: 200 MB of tokens, 600 MB with
 labels and positions. Every measurement is a process of its own that reads that file batch by batch, as an export reads its
 rows, and writes one format; then another process copies what was written. They take turns; medians of ``--rounds``.
-"of copy" is the copy's time over ours. Memory is the most that was held when a batch was asked for, above what the
+"of copy" is the copy's time over ours, "by CPU" the same of processor time (for machines that do other work). Memory is the most that was held when a batch was asked for, above what the
 process held before. PYTHON is an interpreter with
 
     pip install torch==2.13.0 megatron-core==0.16.1 mosaicml-streaming==0.13.0 pyarrow==26.0.1
@@ -61,7 +61,7 @@ def main() -> None:
         print(
             f"{options.tokens:,} tokens ({options.tokens * 4 / 1e6:.0f} MB of ids), {LENGTH} a row, one process"
         )
-        print(f"{'':24s}{'s':>8s}{'MB out':>9s}{'MB/s':>8s}{'of copy':>9s}{'peak MB':>9s}")
+        print(f"{'':24s}{'s':>8s}{'MB out':>9s}{'MB/s':>8s}{'of copy':>9s}{'by CPU':>8s}{'peak MB':>9s}")
         for name in options.formats.split(","):
             compare(name, rows, options)
 
@@ -83,13 +83,16 @@ def compare(name: str, rows: Path, options: argparse.Namespace) -> None:
     ours = median(found[name], "seconds")
     copied, megabytes = median(found["copy"], "seconds"), found[name][0]["bytes"] / 1e6
     peak = median(found[name], "peak") / 1e6
-    print(
-        f"{name:24s}{ours:8.2f}{megabytes:9.0f}{megabytes / ours:8.0f}{copied / ours:9.2f}{peak:9.0f}",
-        flush=True,
-    )
+    by_cpu = median(found["copy"], "cpu") / median(found[name], "cpu")
+    line = f"{name:24s}{ours:8.2f}{megabytes:9.0f}{megabytes / ours:8.0f}{copied / ours:9.2f}{by_cpu:8.2f}{peak:9.0f}"
+    print(line, flush=True)
     if f"peer:{name}" in found:
         theirs = median(found[f"peer:{name}"], "seconds")
-        print(f"  {PEERS[name]:22s}{theirs:8.2f}{'':9s}{'':8s}   {theirs / ours:.1f}x our time", flush=True)
+        worked = median(found[f"peer:{name}"], "cpu") / median(found[name], "cpu")
+        print(
+            f"  {PEERS[name]:22s}{theirs:8.2f}{theirs / ours:9.1f}x our time, {worked:.1f}x by CPU",
+            flush=True,
+        )
     elif name in PEERS:
         print(f"  {PEERS[name]:22s}not installed ({options.peers})")
 
@@ -117,14 +120,14 @@ def measure(what: str, rows: Path, folder: Path) -> dict[str, float]:
         run(None, folder / "warm")
         shutil.rmtree(folder / "warm", ignore_errors=True)
     Memory.peak, before = 0, Memory.now()
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     if run is None:
         sink.finish([sink.write(batches(rows), 0, folder)], folder)
     else:
         run(rows, folder)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - worked
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return {"seconds": seconds, "bytes": size, "peak": Memory.peak - before}
+    return {"seconds": seconds, "cpu": cpu, "bytes": size, "peak": Memory.peak - before}
 
 
 class Memory:
