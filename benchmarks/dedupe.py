@@ -361,6 +361,7 @@ def compare(folder: Path, num_documents: int, language: str, with_truth: bool, p
                     arguments = ["--engine", name, str(source), str(target), str(processes)]
                     measured = whole_process(plan.python_of(engine.module), arguments)
                     runs.setdefault((name, processes), []).append(measured)
+                    print(f"{name}: {measured[0]:.2f} s wall, {measured[1]:.2f} s cpu", file=sys.stderr)
     print(
         f"{'engine':<34}{'wall s':>8}{'cpu s':>8}{'peak MB':>9}{'kept':>9}   recall  precision  clusters lost"
     )
