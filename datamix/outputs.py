@@ -17,7 +17,7 @@ from .phases.arrange import shard_ends
 from .phases.rows import RowReader, RowSet, Words
 from .write import keeps, needs_records, open_sink
 
-_VERSION = 2
+_VERSION = 3
 Format = tuple[str, tuple[tuple[str, Any], ...]]  # name, options
 
 
