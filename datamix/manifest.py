@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 
 # Versions that can change a byte of a set.
 PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy", "matplotlib")
+_OF_CONTAINER = {
+    "html": "resiliparse",
+    "epub": "resiliparse",
+    "pdf": "pypdfium2",
+    "docx": "mammoth",
+    "warc": "warcio",
+}
+_OF_STEP = {"language": "py3langid"}
 _LEDGER = ("cleaned", "removed", "dropped", "validation", "used", "unused")
 _AMOUNTS = ("rows", "records", "tokens", "loss_tokens")
 
@@ -64,7 +72,7 @@ def make_manifest(made: Made, written: Written, out: Path) -> dict[str, Any]:
         "key": written.key,
         "sample": written.sample,
         "virtual": not recipe.write,
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in _packages(recipe, decided)},
         "tokenizer": {
             "name": recipe.tokenizer,
             "sha256": tokenizer.sha256,
@@ -84,6 +92,16 @@ def make_manifest(made: Made, written: Written, out: Path) -> dict[str, Any]:
         "content_sha256": _content(out, outputs) if recipe.write else None,
     }
     return manifest
+
+
+def _packages(recipe: Recipe, decided: Decided) -> list[str]:
+    """The packages whose version can change a byte of this set."""
+    containers = {file.container for ready in decided.sources for file in ready.found}
+    steps = {step.name for step in recipe.clean}
+    extra = {_OF_CONTAINER[c] for c in containers & _OF_CONTAINER.keys()} | {
+        _OF_STEP[s] for s in steps & _OF_STEP.keys()
+    }
+    return [*PACKAGES, *sorted(extra)]
 
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:

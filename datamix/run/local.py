@@ -85,7 +85,8 @@ class LocalEngine:
             )
             raise DataError(
                 f"A worker process died while working on {labels}: it was killed, most often for lack of memory. What was "
-                "finished is kept: run the same command again, with --workers 1 if it happens again."
+                "finished is kept: run the same command again, with --workers 1 if it happens again. In a script of your own, "
+                'call datamix below `if __name__ == "__main__":`, as every program that starts processes must.'
             ) from None
 
 
