@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from datamix.errors import DataError, RecipeError
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import readme, yaml
+from datamix.write.readme import UNSEEN, readme, yaml
 from datamix.write.sets import SetInfo
 from datamix.write.shapes import documents
 from datamix.write.staged import StagedFiles, split_names
@@ -78,6 +78,8 @@ class Axolotl:
 
     def keeps(self) -> tuple[str, ...]:
         """Sequential packing keeps the order; documents it packed see each other unless flash attention runs."""
+        if self.info.kind == "preference":
+            return ("ratio", "isolation")
         return ("ratio", "order") if self.info.packed else ("ratio", "order", "isolation")
 
     def command(self) -> str:
@@ -94,6 +96,8 @@ class Axolotl:
             "`sequence_len` would be dropped: leave it at what the set was made for.",
             "Learning rate and batch size are ours to start with and yours to change. Delete its `last_run_prepared` folder when the set changes: it keys what it prepared by names.",
         ]
+        if self.info.kind == "preference":
+            notes.insert(0, UNSEEN)
         if self.info.packed:
             notes.append(
                 "It packs the documents again, in order, with positions that restart. Set `flash_attention: true`: with sdpa and "

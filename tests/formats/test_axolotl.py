@@ -68,14 +68,3 @@ def test_documents_are_packed_again_in_our_order(run, name):
                 assert given["input_ids"][i][inside].tolist() == ids
                 assert given["labels"][i][inside].tolist() == labels
                 assert given["position_ids"][i][inside].tolist() == list(range(len(ids)))
-
-
-def test_pairs_reach_the_model(run):
-    wanted, seen, _ = run("preference")
-    given = seen[0]
-    got = [
-        ids[mask == 1].tolist() for ids, mask in zip(given["input_ids"], given["attention_mask"], strict=True)
-    ]
-    for i, row in enumerate(wanted[:2]):
-        both = row["prompt_ids"] + row["chosen_completion_ids"]
-        assert got[i][: len(both)] == both
