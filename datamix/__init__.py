@@ -18,7 +18,7 @@ _PLACES = {  # imported when they are first asked for, so that `datamix --help` 
     "Recipe": ("datamix.recipe", "Recipe"),
     "build": ("datamix.python", "build"),
     "dedupe": ("datamix.duplicates", "dedupe"),
-    "open": ("datamix.opening", "open_any"),
+    "open": ("datamix.sets.opening", "open_any"),
     "plan": ("datamix.python", "plan"),
     "verify": ("datamix.python", "verify"),
 }

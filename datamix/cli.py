@@ -47,8 +47,9 @@ def cli(debug: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace the recipe if it exists.")
 def init(paths: tuple[str, ...], output: Path, kind: str | None, overwrite: bool) -> None:
     """Look into files or folders and write a commented recipe that builds as it stands."""
+    from datamix.files.init import init as look
+
     from .errors import RecipeError
-    from .init import init as look
 
     if output.exists() and not overwrite:
         raise RecipeError(f"{output} exists. Choose another name with -o, or replace it with --overwrite.")
@@ -113,11 +114,12 @@ def build(
     overrides: tuple[str, ...], overwrite: bool,
 ) -> None:  # fmt: skip
     """Build the training set of a recipe. Run it again after any stop: it goes on where it was."""
+    from datamix.sets.remarks import remarks
+
     from .errors import RecipeError
     from .pipeline import Options
     from .pipeline import build as run_build
     from .recipe import Recipe
-    from .remarks import remarks
     from .summary import closing
 
     if engine == "ray":
@@ -175,7 +177,7 @@ def inspect(path: Path, row: int | None, stats: bool, removed: bool, html: bool)
 )
 def check(files: tuple[str, ...], kind: str | None) -> None:
     """Validate records: which line, which field, why. Exit 1 if one does not fit."""
-    from .check import check as validate
+    from datamix.files.check import check as validate
 
     problems = 0
     for problem in validate(list(files), kind):
@@ -194,7 +196,7 @@ def check(files: tuple[str, ...], kind: str | None) -> None:
 @click.option("--lossy", is_flag=True, help="Allow what the format cannot hold to be lost.")
 def convert(source: str, target: str, to: str, lossy: bool) -> None:
     """Turn one file of records into another format."""
-    from .convert import convert as turn
+    from datamix.files.convert import convert as turn
 
     click.echo(str(turn(source, target, to, lossy=lossy)))
 
@@ -217,7 +219,8 @@ def dedupe(
     column: str | None,
 ) -> None:  # fmt: skip
     """Deduplicate files on their own, with the engine and the audit of a build."""
-    from .deduplicate import deduplicate
+    from datamix.files.deduplicate import deduplicate
+
     from .duplicates import DedupeSpec, NearSpec
 
     near = None if exact_only else NearSpec(threshold=threshold)
@@ -242,16 +245,21 @@ def export(
     out: Path, more: tuple[str, ...], formats: tuple[str, ...], cache: Path | None, workers: int | None
 ) -> None:
     """Write an already built set in further trainer formats: datamix export OUT --to megatron trl."""
-    from .export import export as write
-    from .export import parse_format
+    from datamix.sets.export import export as write
+    from datamix.sets.export import parse_format
+    from datamix.sets.opening import read_manifest
+
     from .progress import short_bytes
 
     listed = write(out, [parse_format(f) for f in (*formats, *more)], cache, workers or 0, _screen())
+    commands = (read_manifest(out) or {}).get("commands", {})
     for name in dict.fromkeys(entry["format"] for entry in listed):
         own = [entry for entry in listed if entry["format"] == name]
         kept = ", ".join(own[0]["keeps"]) or "nothing of the mixture"
         size = short_bytes(sum(e["bytes"] for e in own))
         click.echo(f"{name:<14} {len(own):>4} files {size:>10}   keeps {kept}")
+        if name in commands:
+            click.echo(f"{'':<15}cd {out / name} && {commands[name]}")
 
 
 @cli.command()
@@ -304,8 +312,8 @@ def schema(name: str) -> None:
 @click.option("--prune", is_flag=True, help="Remove what no set beside the cache needs.")
 def cache(cache: Path, prune: bool) -> None:
     """Say what the cache holds and its size."""
-    from .cache import cache_text
-    from .cache import prune as take_out
+    from datamix.sets.cache import cache_text
+    from datamix.sets.cache import prune as take_out
 
     click.echo(take_out(cache) if prune else cache_text(cache))
 

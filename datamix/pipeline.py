@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import mix, references, translate
+from datamix import mix, references
+from datamix.recipe import translate
+from datamix.recipe.preflight import preflight
+
 from .contracts import Receipt
 from .duplicates import ContaminationSpec
 from .encode import EncodeSpec, TokenizerFiles
 from .errors import DataError
 from .phases import arrange, decide, inputs
 from .phases.inputs import Bench, Ready
-from .preflight import preflight
 from .progress import Screen
 from .recipe import Recipe
 from .run import LocalEngine, default_workers
@@ -159,8 +161,9 @@ def mix_rows(recipe: Recipe, bench: Bench, decided: Decided, scale: float = 1.0)
 
 def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dict[str, Any]:
     """Build a training set; return its manifest. Raises DatamixError with what to do."""
+    from datamix.sets.publish import finished, hold, publish, set_key
+
     from .planning import say_scarcity, say_scarcity_first
-    from .publish import finished, hold, publish, set_key
 
     screen = screen or Screen(quiet=True)
     tokenizer = preflight(recipe)

@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import mix, pipeline, translate
+from datamix import mix, pipeline
+from datamix.recipe import translate
+from datamix.recipe.preflight import preflight
+
 from .contracts import Receipt, Task
 from .encode import EncodeSpec
 from .errors import RecipeError
 from .phases import encode, inputs, prepare
 from .phases.inputs import Bench, SourceWork
 from .phases.survey import Found
-from .preflight import preflight
 from .progress import Screen
 from .recipe import Recipe
 from .records import RecordKind

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import kept, translate
+from datamix.recipe import translate
+from datamix.sets import kept
+from datamix.sets.opening import read_manifest
+
 from .errors import RecipeError
 from .identity import digest
-from .opening import read_manifest
 from .phases import inputs, prepare, sign
 from .phases.decide import Reference
 from .phases.inputs import Bench, SourceWork

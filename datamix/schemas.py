@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from datamix.recipe.mistakes import nearest
+
 from .errors import RecipeError
-from .mistakes import nearest
 
 _HERE = Path(__file__).parent
 

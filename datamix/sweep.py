@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import mix, translate
+from datamix import mix
+from datamix.recipe import translate
+from datamix.recipe.preflight import preflight
+from datamix.sets.publish import finished, hold, publish, set_key
+
 from .errors import RecipeError
 from .phases.inputs import Bench
 from .pipeline import Made, Options, decide_and_pack, mix_rows, open_bench, prepare_sources
-from .preflight import preflight
 from .progress import Screen
-from .publish import finished, hold, publish, set_key
 from .recipe import Recipe
 
 

@@ -20,14 +20,14 @@ import small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamix.audit import Check, content_digest, verify
+from datamix.audit.prefix import PrefixDeviation, read_stages
+from datamix.audit.rows import UNTRAINED
 from datamix.errors import RecipeError
 from datamix.pipeline import Options, build
 from datamix.recipe import Recipe
 from datamix.records import row_schema
 from datamix.schemas import schema_text
-from datamix.audit import Check, content_digest, verify
-from datamix.audit.prefix import PrefixDeviation, read_stages
-from datamix.audit.rows import UNTRAINED
 
 KINDS = [("pretrain", "concat"), ("pretrain", "best_fit"), ("sft", "none"), ("sft", "best_fit"), ("preference", "none"), ("prompt", "none")]  # fmt: skip
 Rows = list[dict[str, Any]]

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from small import GENERAL, ROOT, alpaca, datamix, fingerprint, recipe, write_jsonl
 
+from datamix.audit import verify
 from datamix.errors import DataError, RecipeError
 from datamix.pipeline import Options, build
 from datamix.recipe import Recipe
 from datamix.run import Store
-from datamix.audit import verify
 
 
 def run(path: Path, out: Path, **options: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import jsonschema_rs
 import pyarrow as pa
 import pytest
 
-from datamix.check import Problem, check
 from datamix.errors import RecipeError
+from datamix.files.check import Problem, check
 from datamix.records import MESSAGE, ROLES, SCHEMAS, RecordKind
 from datamix.schemas import schema_text
 from datamix.shape import unshape

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from datamix.convert import convert
 from datamix.errors import DataError, RecipeError
+from datamix.files.convert import convert
+from datamix.files.recognise import recognise
 from datamix.read import read
-from datamix.recognise import recognise
 from datamix.shape import ShapeSpec, native_kinds, shape
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

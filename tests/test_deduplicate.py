@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamix.deduplicate import deduplicate
 from datamix.duplicates import DedupeSpec, NearSpec
 from datamix.errors import DataError, RecipeError
+from datamix.files.deduplicate import deduplicate
 
 SPEC = DedupeSpec(near=NearSpec())
 LONG = " ".join(f"word{i}" for i in range(60))

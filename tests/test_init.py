@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from datamix.errors import RecipeError
-from datamix.init import init
+from datamix.files.init import init
 from datamix.recipe import Recipe
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -11,9 +11,9 @@ from small import recipe
 
 import datamix
 from datamix.errors import DataError, RecipeError
-from datamix.export import export, parse_format
 from datamix.pipeline import Options, build
 from datamix.recipe import Recipe
+from datamix.sets.export import export, parse_format
 from datamix.sweep import parse_vary, sweep
 
 

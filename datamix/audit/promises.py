@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix.sets.opening import kept_set
+
 from ..errors import RecipeError
-from ..opening import kept_set
 from ..phases.rows import RowReader
 from .files import check_files, check_manifest, check_tokenizer
 from .findings import Check, Findings, first_line

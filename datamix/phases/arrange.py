@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .. import mix
+from datamix import mix
+
 from ..contracts import Bins, Task
 from ..encode import EncodeSpec, line_ends
 from ..encode import pack as packing

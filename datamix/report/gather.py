@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..transcript import train_shards
 from ..audit.prefix import PrefixDeviation, read_stages
 from ..audit.rows import UNTRAINED, lists, pieces
+from ..transcript import train_shards
 
 _MAX_WINDOWS = 160  # along the training order
 _WINDOW_ROWS = 12  # a window of fewer says nothing about shares

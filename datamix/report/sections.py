@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..transcript import Decoder, Document, Span, documents, read_row, train_shards
 from ..audit.prefix import read_stages
+from ..transcript import Decoder, Document, Span, documents, read_row, train_shards
 from . import charts
 from .gather import LENGTH_EDGES, Picture
 from .verdicts import FATES, percent, plural, unit_words

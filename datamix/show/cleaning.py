@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.text import Text
 
+from datamix.files.recognise import recognise
+
 from ..clean import STEPS, Step, clean, require
 from ..errors import DataError, RecipeError
 from ..read import read
-from ..recognise import recognise
 from ..records import RecordKind, texts
 from ..shape import ShapeSpec, shape
 from ..transcript import visible

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 from rich.text import Text
 
+from datamix.files.recognise import Recognised, recognise
+
 from ..errors import DataError, RecipeError
 from ..identity import file_sha256
 from ..read import read
-from ..recognise import Recognised, recognise
 from ..records import FIELD_SEPARATOR, texts
 from ..shape import ShapeSpec, shape
 from ..transcript import visible

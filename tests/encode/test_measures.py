@@ -59,7 +59,10 @@ def test_unknown_domains_show_in_tokens_and_bytes(kind: str) -> None:
     tokenizer = made[kind]()
     known = alphabet(json.loads(tokenizer.to_str()))
     counted = {}
-    for name, text in (("known", "The patient was given aspirin twice a day; 患者每天服用两次阿司匹林"), ("strange", "ქართული ენა")):
+    for name, text in (
+        ("known", "The patient was given aspirin twice a day; 患者每天服用两次阿司匹林"),
+        ("strange", "ქართული ენა"),
+    ):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         counted[name] = fertility(np.bincount(ids, minlength=len(known.is_byte)), known)
         if kind == "byte level":

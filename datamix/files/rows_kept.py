@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .contracts import Rows, Slice
+from datamix.contracts import Rows, Slice
 
 _WIDE = ("utf-16", "utf-32")
 _BUFFER_BYTES = 1 << 20

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from . import mix, translate
-from .errors import RecipeError
-from .identity import digest
-from .phases.arrange import row_costs
-from .phases.rows import RowSet
-from .phases.tokens import open_batch
-from .recipe import Recipe
+from datamix import mix
+from datamix.errors import RecipeError
+from datamix.identity import digest
+from datamix.phases.arrange import row_costs
+from datamix.phases.rows import RowSet
+from datamix.phases.tokens import open_batch
+from datamix.recipe import Recipe, translate
 
 Change = Mapping[str, Any]  # {"row": 24_000, "weights": {"general": 0.5, "medical": 0.5}}
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .encode import TokenizerFiles, find_tokenizer
-from .errors import DatamixError, RecipeError
-from .read import find
-from .recipe import Recipe
-from .strict_yaml import Key
-from .translate import cleaning_steps, step_options
-from .write import SetInfo, open_sink
+from datamix.encode import TokenizerFiles, find_tokenizer
+from datamix.errors import DatamixError, RecipeError
+from datamix.read import find
+from datamix.recipe.model import Recipe
+from datamix.recipe.strict_yaml import Key
+from datamix.recipe.translate import cleaning_steps, step_options
+from datamix.write import SetInfo, open_sink
 
 
 def preflight(recipe: Recipe) -> TokenizerFiles:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .errors import RecipeError
-from .mistakes import nearest
-from .shape import DatasetEntry, dataset_info
+from datamix.errors import RecipeError
+from datamix.recipe.mistakes import nearest
+from datamix.shape import DatasetEntry, dataset_info
 
 _FILE = "dataset_info.json"
 

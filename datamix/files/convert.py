@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .contracts import Reject
-from .errors import DataError, RecipeError
-from .read import find, read
-from .recognise import Recognised, recognise
-from .records import RecordKind
-from .rows_out import open_writer
-from .shape import EVERYTHING, FORMATS, ShapeSpec, can_become, native_kinds, shape, unshape_counted
+from datamix.contracts import Reject
+from datamix.errors import DataError, RecipeError
+from datamix.files.recognise import Recognised, recognise
+from datamix.files.rows_out import open_writer
+from datamix.read import find, read
+from datamix.records import RecordKind
+from datamix.shape import EVERYTHING, FORMATS, ShapeSpec, can_become, native_kinds, shape, unshape_counted
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from .identity import canonical
-from .phases.rows import RowSet
+from datamix.identity import canonical
+from datamix.phases.rows import RowSet
 
 _HERE = "@store/"
 

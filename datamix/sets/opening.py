@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import kept
-from .errors import DataError
-from .load import TrainingSet, open_set
-from .phases.rows import RowReader
+from datamix.errors import DataError
+from datamix.load import TrainingSet, open_set
+from datamix.phases.rows import RowReader
+from datamix.sets import kept
 
 Change = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ def open_any(
         return open_set(folder, split)
     found = kept_set(folder, manifest, cache)
     if changes:
-        from .changing import changed
+        from datamix.sets.changing import changed
 
         rows, manifest = changed(found.splits["train"], manifest, changes, _cache_of(folder, cache))
         return TrainingSet(RowReader(rows), manifest, folder, split)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from .kept import all_sets
-from .opening import read_manifest
-from .progress import short_bytes
-from .run import Store
+from datamix.progress import short_bytes
+from datamix.run import Store
+from datamix.sets.kept import all_sets
+from datamix.sets.opening import read_manifest
 
 _FILES = {
     "records.arrow": "prepared records",

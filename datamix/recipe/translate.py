@@ -8,18 +8,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from . import mix
-from .clean import STEPS, PreferenceChecks, Step, require
-from .contracts import Receipt
-from .duplicates import DedupeSpec, DuplicateFields, LineSpec, NearSpec
-from .encode import EncodeSpec, TokenizerFiles
-from .errors import RecipeError
-from .identity import canonical
-from .mistakes import nearest
-from .phases.arrange import dealt_rows, row_costs
-from .phases.inputs import SourceWork
-from .phases.survey import Wanted
-from .recipe import HELD_OUT, CleanStep, Epochs, Recipe, Temperature
+from datamix import mix
+from datamix.clean import STEPS, PreferenceChecks, Step, require
+from datamix.contracts import Receipt
+from datamix.duplicates import DedupeSpec, DuplicateFields, LineSpec, NearSpec
+from datamix.encode import EncodeSpec, TokenizerFiles
+from datamix.errors import RecipeError
+from datamix.identity import canonical
+from datamix.phases.arrange import dealt_rows, row_costs
+from datamix.phases.inputs import SourceWork
+from datamix.phases.survey import Wanted
+from datamix.recipe.mistakes import nearest
+from datamix.recipe.model import HELD_OUT, CleanStep, Epochs, Recipe, Temperature
 
 LEAK = DedupeSpec(exact=True, near=NearSpec())
 

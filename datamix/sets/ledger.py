@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .phases import decide
-from .phases.inputs import Ready
-from .phases.prepare import read_batches
-from .phases.shards import used_records
-from .phases.tokens import open_batch
+from datamix.phases import decide
+from datamix.phases.inputs import Ready
+from datamix.phases.prepare import read_batches
+from datamix.phases.shards import used_records
+from datamix.phases.tokens import open_batch
 
 if TYPE_CHECKING:
-    from .pipeline import Arranged, Decided
+    from datamix.pipeline import Arranged, Decided
 
 REMOVED = pa.schema(
     [
@@ -54,7 +54,7 @@ _FURTHER = (
 
 def write_rejects(out: Path, sources: Sequence[Ready]) -> list[dict[str, Any]]:
     """``rejects/SOURCE.jsonl``: source, file, record, line, reason, detail and the original bytes."""
-    from .outputs import output
+    from datamix.sets.outputs import output
 
     outputs: list[dict[str, Any]] = []
     for ready in sources:
@@ -159,7 +159,7 @@ def _furthest(table: pa.Table) -> pa.Table:
 
 def write_removed(out: Path, decided: Decided, accounts: Sequence[Account]) -> list[dict[str, Any]]:
     """``removed/SOURCE.parquet``: every record that was read but not used."""
-    from .outputs import output
+    from datamix.sets.outputs import output
 
     outputs: list[dict[str, Any]] = []
     for ready, settled in zip(decided.sources, accounts, strict=True):

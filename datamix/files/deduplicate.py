@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .contracts import Rows
-from .duplicates import Decision, DedupeSpec, Signed, decide, sign
-from .errors import DataError, RecipeError
-from .read import find, read
-from .recognise import Recognised, recognise
-from .records import SCHEMAS, RecordKind
-from .rows_kept import KeptWriter, copied_columns
-from .shape import ShapeSpec, native_kinds, shape
+from datamix.contracts import Rows
+from datamix.duplicates import Decision, DedupeSpec, Signed, decide, sign
+from datamix.errors import DataError, RecipeError
+from datamix.files.recognise import Recognised, recognise
+from datamix.files.rows_kept import KeptWriter, copied_columns
+from datamix.read import find, read
+from datamix.records import SCHEMAS, RecordKind
+from datamix.shape import ShapeSpec, native_kinds, shape
 
 _METHODS = np.array(["", "exact", "near"])
 _COLUMNAR = ("parquet", "arrow", "arrow_stream")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from .strict_yaml import Key
+from datamix.recipe.strict_yaml import Key
 
 # Words of neighbouring tools, and what they are called here.
 _KINDS = {

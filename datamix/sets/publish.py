@@ -15,18 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import kept, ledger, outputs
-from .encode import TokenizerFiles
-from .errors import DatamixError, RecipeError
-from .identity import digest
-from .phases.inputs import Bench
-from .phases.prepare import read_batches
-from .phases.rows import RowSet, SourceRows
-from .recipe import Recipe
-from .write import SetInfo
+from datamix.encode import TokenizerFiles
+from datamix.errors import DatamixError, RecipeError
+from datamix.identity import digest
+from datamix.phases.inputs import Bench
+from datamix.phases.prepare import read_batches
+from datamix.phases.rows import RowSet, SourceRows
+from datamix.recipe import Recipe
+from datamix.sets import kept, ledger, outputs
+from datamix.write import SetInfo
 
 if TYPE_CHECKING:
-    from .pipeline import Arranged, Decided, Made, Options
+    from datamix.pipeline import Arranged, Decided, Made, Options
 
 _VERSION = 1
 BUILDING = ".building"
@@ -121,7 +121,7 @@ def finished(out: Path, key: str) -> dict[str, Any] | None:
 
 def publish(made: Made, options: Options, bench: Bench) -> dict[str, Any]:
     """Write every format of every split, then the folder around them, then the manifest."""
-    from .manifest import Written, make_manifest, save_manifest
+    from datamix.sets.manifest import Written, make_manifest, save_manifest
 
     out, key, decided = options.out, set_key(made), made.decided
     splits = row_sets(made)
@@ -136,8 +136,9 @@ def publish(made: Made, options: Options, bench: Bench) -> dict[str, Any]:
     listed += ledger.write_removed(out, decided, accounts)
     listed += _copy_tokenizer(out, made.tokenizer)
     kept.save(options.cache, key, kept.KeptSet(splits, _keys(decided, made.arranged)), out)
+    commands = outputs.commands(formats(made.recipe), splits["train"].info)
     manifest = make_manifest(
-        made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed)), out
+        made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands), out
     )
     with bench.screen.phase("report", 1) as watch:
         _write_report(out, manifest)
@@ -251,8 +252,8 @@ def _copy_tokenizer(out: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]
 
 
 def _write_report(out: Path, manifest: dict[str, Any]) -> None:
-    from .manifest import save_manifest
-    from .report import render_report
+    from datamix.report import render_report
+    from datamix.sets.manifest import save_manifest
 
     building = (
         out / BUILDING / "manifest.json"

@@ -13,13 +13,13 @@ from typing import Any
 
 import jsonschema_rs
 
-from .contracts import Reject, Rows
-from .errors import RecipeError
-from .read import find, read
-from .recognise import Recognised, recognise
-from .records import RecordKind
-from .schemas import schema_text
-from .shape import FORMATS, ShapeSpec, can_become, native_kinds, shape
+from datamix.contracts import Reject, Rows
+from datamix.errors import RecipeError
+from datamix.files.recognise import Recognised, recognise
+from datamix.read import find, read
+from datamix.records import RecordKind
+from datamix.schemas import schema_text
+from datamix.shape import FORMATS, ShapeSpec, can_become, native_kinds, shape
 
 KINDS: tuple[RecordKind, ...] = ("text", "sft", "preference", "prompt")
 _OWN = {  # formats that are our own record form, by kind

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import outputs
-from .errors import RecipeError
-from .manifest import save_manifest
-from .opening import kept_set, read_manifest
-from .phases.inputs import Bench
-from .progress import Screen
-from .publish import BUILDING, hold_folder
-from .run import LocalEngine, default_workers
-from .strict_yaml import scalar
+from datamix.errors import RecipeError
+from datamix.phases.inputs import Bench
+from datamix.progress import Screen
+from datamix.recipe.strict_yaml import scalar
+from datamix.run import LocalEngine, default_workers
+from datamix.sets import outputs
+from datamix.sets.manifest import save_manifest
+from datamix.sets.opening import kept_set, read_manifest
+from datamix.sets.publish import BUILDING, hold_folder
 
 
 def parse_format(text: str) -> outputs.Format:
@@ -68,6 +68,7 @@ def export(
         new = {entry["path"] for entry in listed}
         keep = [e for e in manifest["outputs"] if e["format"] not in again and e["path"] not in new]
         manifest["outputs"] = sorted([*keep, *listed], key=lambda entry: str(entry["path"]))
+        manifest["commands"] = manifest.get("commands", {}) | outputs.commands(formats, splits["train"].info)
         save_manifest(out, manifest)
         shutil.rmtree(out / BUILDING, ignore_errors=True)
     return listed

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .contracts import Receipt, Task
-from .identity import digest, file_sha256
-from .phases import emit
-from .phases.arrange import shard_ends
-from .phases.rows import RowReader, RowSet, Words
-from .write import keeps, needs_records, open_sink
+from datamix.contracts import Receipt, Task
+from datamix.identity import digest, file_sha256
+from datamix.phases import emit
+from datamix.phases.arrange import shard_ends
+from datamix.phases.rows import RowReader, RowSet, Words
+from datamix.write import SetInfo, command, keeps, needs_records, open_sink
 
 _VERSION = 3
 Format = tuple[str, tuple[tuple[str, Any], ...]]  # name, options
@@ -48,6 +48,11 @@ def _shards(rows: RowSet) -> Iterator[tuple[int, int]]:
     for stop in shard_ends(RowReader(rows).num_tokens(np.arange(rows.num_rows))):
         yield start, stop
         start = stop
+
+
+def commands(formats: Sequence[Format], info: SetInfo) -> dict[str, str]:
+    """What trains from each format's folder, or reads it; Parquet is what everything reads."""
+    return {name: command(name, options, info) for name, options in formats if name != "parquet"}
 
 
 def link(out: Path, done: Sequence[tuple[Task, Receipt]]) -> list[dict[str, Any]]:

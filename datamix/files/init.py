@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .contracts import Rows
-from .errors import DataError, RecipeError
-from .first_recipe import MADE_OF, Part, one_line, recipe_text
-from .read import DOCUMENTS, find, read
-from .recognise import SAMPLE_RECORDS, Recognised, recognise
-from .records import Kind, RecordKind
-from .records import texts as texts_of
-from .shape import DatasetEntry, ShapeSpec, can_become, dataset_info, is_dataset_info, shape
+from datamix.contracts import Rows
+from datamix.errors import DataError, RecipeError
+from datamix.files.first_recipe import MADE_OF, Part, one_line, recipe_text
+from datamix.files.recognise import SAMPLE_RECORDS, Recognised, recognise
+from datamix.read import DOCUMENTS, find, read
+from datamix.records import Kind, RecordKind
+from datamix.records import texts as texts_of
+from datamix.shape import DatasetEntry, ShapeSpec, can_become, dataset_info, is_dataset_info, shape
 
 _MANY_FILES = 20  # more of one thing in a folder are one source
 _COUNTED_BYTES = 16 << 20  # files up to here are counted whole

@@ -21,11 +21,11 @@ from pydantic import (
     model_validator,
 )
 
-from . import strict_yaml
-from .errors import RecipeError
-from .identity import digest
-from .mistakes import explain
-from .records import Kind
+from datamix.errors import RecipeError
+from datamix.identity import digest
+from datamix.recipe import strict_yaml
+from datamix.recipe.mistakes import explain
+from datamix.records import Kind
 
 _SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9}
 HELD_OUT = "validation"  # the source that `validation: {path: ...}` makes
@@ -328,7 +328,7 @@ class Recipe(Model):
             raise RecipeError(
                 f"{name}: a recipe is a map of keys such as name, kind, sources; found {type(value).__name__}."
             )
-        from .entries import expand
+        from datamix.recipe.entries import expand
 
         if "sources" in value:
             value = {**value, "sources": expand(value["sources"], base)}
@@ -336,7 +336,7 @@ class Recipe(Model):
             recipe = cls.model_validate(value)
         except ValidationError as error:
             raise RecipeError(told_all(name, document, explain(error, cls))) from None
-        from .recipe_rules import broken_rules
+        from datamix.recipe.rules import broken_rules
 
         problems = broken_rules(recipe)
         if problems:

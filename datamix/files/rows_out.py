@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from .errors import RecipeError
+from datamix.errors import RecipeError
 
 Row = dict[str, Any]
 _PARSED = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from .errors import RecipeError
+from datamix.errors import RecipeError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .contracts import Reject, Slice
-from .read import DOCUMENTS, read, sniff
-from .shape import Detection, detect
+from datamix.contracts import Reject, Slice
+from datamix.read import DOCUMENTS, read, sniff
+from datamix.shape import Detection, detect
 
 SAMPLE_RECORDS = 300
 _PROSE = (*DOCUMENTS, "lines", "warc")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .records import Kind, RecordKind
+from datamix.records import Kind, RecordKind
 
 _FALLBACK_TOKENIZER = "Qwen/Qwen2.5-0.5B-Instruct"
 MADE_OF: dict[Kind, RecordKind] = {

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from . import __version__
-from .contracts import Receipt, Task
-from .errors import DataError
-from .ledger import Account
-from .phases.inputs import Ready
-from .phases.tokens import open_batch
-from .recipe import Recipe
+from datamix import __version__
+from datamix.contracts import Receipt, Task
+from datamix.errors import DataError
+from datamix.phases.inputs import Ready
+from datamix.phases.tokens import open_batch
+from datamix.recipe import Recipe
+from datamix.sets.ledger import Account
 
 if TYPE_CHECKING:
-    from .pipeline import Arranged, Decided, Made
+    from datamix.pipeline import Arranged, Decided, Made
 
 # Versions that can change a byte of a set.
 PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy", "matplotlib")
@@ -51,6 +51,7 @@ class Written:
     accounts: tuple[Account, ...]  # a source each
     shards: tuple[tuple[Task, Receipt], ...]
     outputs: tuple[dict[str, Any], ...]
+    commands: dict[str, str]  # format -> what trains from its folder
 
 
 def make_manifest(made: Made, written: Written, out: Path) -> dict[str, Any]:
@@ -89,6 +90,7 @@ def make_manifest(made: Made, written: Written, out: Path) -> dict[str, Any]:
         "mixture": _mixture(recipe, arranged, emitted),
         "packing": _packing(recipe, decided, emitted),
         "outputs": sorted(outputs, key=lambda o: str(o["path"])),
+        "commands": written.commands,
         "content_sha256": _content(out, outputs) if recipe.write else None,
     }
     return manifest
@@ -272,7 +274,7 @@ def _packing(
 
 def _content(out: Path, outputs: Sequence[dict[str, Any]]) -> str:
     """The hash of the decoded rows of train/, in order."""
-    from .audit import content_digest
+    from datamix.audit import content_digest
 
     names = sorted(o["path"] for o in outputs if o["split"] == "train" and o["format"] == "parquet")
     return content_digest(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .recipe import HELD_OUT, Epochs, Recipe
-from .strict_yaml import Key
+from datamix.recipe.model import HELD_OUT, Epochs, Recipe
+from datamix.recipe.strict_yaml import Key
 
 
 def broken_rules(recipe: Recipe) -> list[tuple[Key, str]]:

@@ -1,0 +1,1 @@
+"""Work on files without a build: init, check, convert, deduplicate."""
