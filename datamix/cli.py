@@ -259,7 +259,7 @@ def export(
         size = short_bytes(sum(e["bytes"] for e in own))
         click.echo(f"{name:<14} {len(own):>4} files {size:>10}   keeps {kept}")
         if name in commands:
-            click.echo(f"{'':<15}cd {out / name} && {commands[name]}")
+            click.echo(f"{'':<15}next, in {out / name}: {commands[name]}")
 
 
 @cli.command()

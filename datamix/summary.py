@@ -69,7 +69,7 @@ def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
         f"(bound: {mixture['bound']:,.1f}).{packed}",
         f"The set:    {out}  ({short_bytes(size)})      check it: datamix verify {out}",
         f"The report: {out / 'report.html'}",
-        *(f"Train:      cd {out / name} && {text}" for name, text in manifest["commands"].items()),
+        *(f"Next:       in {out / name}: {text}" for name, text in manifest["commands"].items()),
         f"The cache:  {cache}  ({short_bytes(Store(cache / 'store').num_bytes())}, safe to delete)",
     ]
     return "\n".join(lines)
