@@ -172,8 +172,9 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
         try:
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)
-            said = say_scarcity_first(recipe, bench, encode, works, screen)
-            decided = decide_and_pack(recipe, bench, encode, inputs.ready(bench, works))
+            found = inputs.find_all(bench, works)
+            said = say_scarcity_first(recipe, bench, encode, works, found)
+            decided = decide_and_pack(recipe, bench, encode, inputs.ready(bench, works, found))
             made = Made(recipe, tokenizer, decided, mix_rows(recipe, bench, decided))
             if not said:
                 say_scarcity(made.arranged.quota, screen)

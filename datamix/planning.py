@@ -107,14 +107,17 @@ def make_plan(
 
 
 def say_scarcity_first(
-    recipe: Recipe, bench: Bench, spec: EncodeSpec, works: Sequence[SourceWork], screen: Screen
+    recipe: Recipe,
+    bench: Bench,
+    spec: EncodeSpec,
+    works: Sequence[SourceWork],
+    found: Sequence[tuple[Found, ...]],
 ) -> bool:
     """Say what is scarce before the work of a build, from a sample of each source; returns whether it was looked for.
 
     Small inputs are not sampled: they are prepared about as soon as a sample is, and the build says it then.
     """
-    own = works[: len(recipe.sources)]
-    found = inputs.find_all(bench, own)
+    own, found, screen = works[: len(recipe.sources)], found[: len(recipe.sources)], bench.screen
     if sum(f.num_bytes for files in found for f in files) < _WORTH_A_LOOK_BYTES:
         return False
     sources = _look(recipe, replace(bench, screen=Screen(quiet=True)), spec, own, found)

@@ -97,9 +97,12 @@ def find_all(bench: Bench, works: Sequence[SourceWork]) -> list[tuple[Found, ...
     ]
 
 
-def ready(bench: Bench, works: Sequence[SourceWork], first_file: int = 0) -> list[Ready]:
-    """Prepare, encode and sign every source, phase by phase; ``first_file`` numbers the manifest's inputs."""
-    found = find_all(bench, works)
+def ready(
+    bench: Bench, works: Sequence[SourceWork], found: Sequence[tuple[Found, ...]] | None = None
+) -> list[Ready]:
+    """Prepare, encode and sign every source, phase by phase; ``found`` are their files where they were looked for."""
+    found = find_all(bench, works) if found is None else found
+    first_file = 0  # numbers the manifest's inputs
     kinds = [record_kind(work, files) for work, files in zip(works, found, strict=True)]
     parts = [
         prepare.parts(
