@@ -306,3 +306,13 @@ def test_what_the_template_refused_is_said_in_its_own_words(tmp_path: Path) -> N
     assert "records of general: the chat template refuses them: no ones (111)." in made.stdout
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["sources"]["general"]["noticed"] == {"template: no ones": 111}
+
+
+def test_a_pool_of_workers_builds_what_one_process_builds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path)
+    build(Recipe.read(path), Options(tmp_path / "one/set", tmp_path / "one/cache", workers=1))
+    monkeypatch.setattr("datamix.run.local._SMALL_BYTES", 0)
+    build(Recipe.read(path), Options(tmp_path / "two/set", tmp_path / "two/cache", workers=2))
+    assert fingerprint(tmp_path / "two/set") == fingerprint(tmp_path / "one/set")
