@@ -13,8 +13,8 @@ changed, so that engines that remember words meet new ones. Times are of whole p
 and beside them the processor time of all their processes, which says more where others use the machine too;
 ``engine tokenizers`` is the same build where the fast engine cannot be imported. A peer that is not installed says so:
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install trl==1.16.0 torch==2.13.0 datasets==5.2.0 'datatrove[io]==0.6.0'
-    python benchmarks/end_to_end.py --peers /tmp/peers/bin/python
+    python -m venv .venv-peers && .venv-peers/bin/pip install trl==1.16.0 torch==2.13.0 datasets==5.2.0 'datatrove[io]==0.6.0'
+    python benchmarks/end_to_end.py --peers .venv-peers/bin/python
 """
 
 from __future__ import annotations

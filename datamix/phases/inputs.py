@@ -142,10 +142,16 @@ def ready(
     for number, work in enumerate(works):
         survey.unchanged(found[number])
         fits = {t.spec.encoded: r for t, r in zip(fittings[number], fitted[number], strict=True)}
-        result.append(
-            _ready(work, found[number], kinds[number], parts[number], prepared[number], encoded[number], fits,
-                   signed[number], first_file)
-        )  # fmt: skip
+        done = _Work(
+            found[number],
+            kinds[number],
+            parts[number],
+            prepared[number],
+            encoded[number],
+            fits,
+            signed[number],
+        )
+        result.append(_ready(work.wanted.source, done, first_file))
         first_file += len(found[number])
     return result
 
@@ -181,20 +187,24 @@ def _grouped(bench: Bench, title: str, groups: Sequence[Sequence[Task]]) -> list
     return [[next(receipts) for _ in group] for group in groups]
 
 
-def _ready(
-    work: SourceWork,
-    found: tuple[Found, ...],
-    kind: RecordKind,
-    parts: Sequence[prepare.Part],
-    prepared: Sequence[Receipt],
-    encoded: Sequence[Receipt],
-    fits: dict[Path, Receipt],
-    signed: Sequence[Receipt],
-    first_file: int,
-) -> Ready:
+@dataclass(frozen=True)
+class _Work:
+    """What the phases made of one source."""
+
+    found: tuple[Found, ...]
+    kind: RecordKind
+    parts: Sequence[prepare.Part]
+    prepared: Sequence[Receipt]
+    encoded: Sequence[Receipt]
+    fits: dict[Path, Receipt]  # by the tokens that they fit
+    signed: Sequence[Receipt]
+
+
+def _ready(name: str, done: _Work, first_file: int) -> Ready:
+    found, prepared, encoded, fits = done.found, done.prepared, done.encoded, done.fits
     records, lines = [0] * len(found), [0] * len(found)
     placed: list[PreparedPart] = []
-    for part, receipt in zip(parts, prepared, strict=True):
+    for part, receipt in zip(done.parts, prepared, strict=True):
         places: list[SlicePlace] = []
         for file, num_read, num_lines in zip(
             part.files, receipt.counts["read"], receipt.counts["lines"], strict=True
@@ -208,20 +218,20 @@ def _ready(
         tokens = receipt.folder / "tokens.arrow"
         fit = fits.get(tokens)
         shards.append(Shard(tokens, receipt.counts["rows"], fit.folder / "fitted.arrow" if fit else None))
-    every = [*prepared, *encoded, *fits.values(), *signed]
-    key = digest(work.wanted.source, kind, [r.key for r in every])
+    every = [*prepared, *encoded, *fits.values(), *done.signed]
+    key = digest(name, done.kind, [r.key for r in every])
     source = SourceShards(
-        work.wanted.source,
-        kind,
+        name,
+        done.kind,
         key,
         tuple(placed),
         tuple(shards),
-        tuple(r.folder / "signatures.arrow" for r in signed),
+        tuple(r.folder / "signatures.arrow" for r in done.signed),
     )
     return Ready(
-        work.wanted.source,
+        name,
         found,
-        kind,
+        done.kind,
         tuple(prepared),
         tuple(encoded),
         tuple(fits.values()),
