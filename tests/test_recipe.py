@@ -172,3 +172,9 @@ def test_entries_of_a_dataset_info_become_sources(tmp_path: Path) -> None:
     assert dict(source.columns)["instruction"] == "ask"
     named = text.replace("dataset_info.json", "dataset_info.json#qaa")
     assert "did you mean qa?" in error(tmp_path, named)
+
+
+def test_a_name_that_could_be_a_path_is_refused_in_words(tmp_path: Path) -> None:
+    told = error(tmp_path, GOOD.replace("name: x", "name: ../../escape"))
+    assert "line 1: name" in told
+    assert "letters, digits" in told

@@ -98,6 +98,8 @@ def _say(problem: Any, root: type[BaseModel], key: Key) -> str:
             + (f". Did you mean {meant}?" if meant else "").rstrip("?.")
             + ("?" if meant else "")
         )
+    if kind == "string_pattern_mismatch":
+        return f"is {found!r}; a name takes letters, digits, _ . and -, begins with none of the last two, and is at most 100 long"
     if kind == "value_error":
         return str(problem["ctx"]["error"]).rstrip(".")
     message: str = problem["msg"][0].lower() + problem["msg"][1:]
