@@ -18,7 +18,7 @@ from unicodedata import ucd_3_2_0
 import numpy as np
 from numpy.typing import NDArray
 
-SEPARATOR, WORD, SINGLE = 0, 1, 2
+from datamix.duplicates.kernels import SINGLE, WORD
 
 _UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao

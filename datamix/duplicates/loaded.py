@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix.duplicates.spec import DedupeSpec
-from datamix.duplicates.texts import places
+from datamix.duplicates.texts import as_numpy, places
 from datamix.errors import DataError
 from datamix.identity import fixed_binary
 from datamix.records import RecordKind
@@ -51,11 +51,11 @@ class Columns:
     def band(self, band: int, out: NDArray[np.uint64]) -> None:
         """Write the keys of one band to ``out [num_records]``."""
         for batch, start in zip(self.signatures, self.starts.tolist(), strict=False):
-            out[start : start + len(batch)] = batch.column("bands").field(band).to_numpy()
+            out[start : start + len(batch)] = as_numpy(batch.column("bands").field(band))
 
     def numbers(self, name: str) -> NDArray[np.int64]:
         """A column of integers, over all records."""
-        parts = [batch.column(name).to_numpy() for batch in self.signatures]
+        parts = [as_numpy(batch.column(name)) for batch in self.signatures]
         return np.concatenate(parts).astype(np.int64, copy=False) if parts else np.empty(0, np.int64)
 
     def sketches(self, records: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamix.duplicates.alphabet import SEPARATOR, SINGLE, alphabet
+from datamix.duplicates.alphabet import alphabet
 from datamix.duplicates.decide import Signed
+from datamix.duplicates.kernels import SEPARATOR, SINGLE
 from datamix.duplicates.loaded import map_file
 from datamix.duplicates.spec import ContaminationSpec
 from datamix.duplicates.texts import flat_texts, places
@@ -185,7 +186,7 @@ def _hits(group: _Group, array: pa.Array) -> Iterator[NDArray[np.int64]]:
 
     letters, scratch = alphabet(), new_scratch(group.ngram)
     where = places(array)
-    rows = hits(*where, group.ngram, group.table, letters, scratch)
+    rows = hits(where, group.ngram, group.table, letters, scratch)
     if group.ngram < _WHOLE_BELOW:
         rows = _whole(rows, where.addresses, where.lengths, group.ngram)
     if len(rows) == 0:

@@ -168,7 +168,8 @@ def _candidates(
     near: Sequence[Shared],
 ) -> tuple[NDArray[np.int32], NDArray[np.void]]:
     """Near buckets ``[num, num_bands]`` and ``CANDIDATE`` of each record, in rank order."""
-    from datamix.duplicates.sweep import CANDIDATE, COUNTS, REMOVABLE
+    from datamix.duplicates.kernels import COUNTS, REMOVABLE
+    from datamix.duplicates.sweep import CANDIDATE
 
     num = len(records)
     rank = np.empty(int(starts[-1]), np.int32)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from datamix.duplicates.alphabet import alphabet
 from datamix.duplicates.spec import DedupeSpec, NearSpec
-from datamix.duplicates.texts import contexts, near_texts, places
+from datamix.duplicates.texts import contexts, near_texts, numbers, places
 from datamix.identity import content_keys, fixed_binary
 from datamix.records import RecordKind, identity_texts, texts
 
@@ -35,7 +35,8 @@ def sign(batch: pa.RecordBatch, kind: RecordKind, spec: DedupeSpec) -> pa.Record
         if kind != "text":
             columns["near_text"] = compared
     ranked = texts(batch, kind, "answer" if kind in ("sft", "preference") else "all")
-    columns["length"] = pc.utf8_length(ranked).fill_null(0).cast(pa.int64())
+    lengths = pc.utf8_length(ranked).cast(pa.int64())
+    columns["length"] = lengths.fill_null(0) if lengths.null_count else lengths
     return pa.RecordBatch.from_pydict(columns)
 
 
@@ -58,12 +59,11 @@ def signature_columns(
     """The near-duplicate columns made of MinHash values ``[num_texts, num_perm]``."""
     from datamix.duplicates.minhash import band_keys
 
-    keys = np.empty((bands, len(values)), np.uint64)
-    band_keys(values, salts, bands, keys)
+    keys = band_keys(values, salts, bands)
     sketch = np.ascontiguousarray(values.astype(np.uint8))
     return {
-        "bands": pa.StructArray.from_arrays([pa.array(key) for key in keys], [str(b) for b in range(bands)]),
-        "num_shingles": pa.array(num_shingles),
+        "bands": pa.StructArray.from_arrays([numbers(key) for key in keys], [str(b) for b in range(bands)]),
+        "num_shingles": numbers(num_shingles),
         "sketch": _fixed(sketch),
     }
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from datamix.duplicates.decide import Decision, Signed, decide_columns
+from datamix.duplicates.kernels import EXACT, STAYS
 from datamix.duplicates.loaded import Columns
 from datamix.duplicates.sign import sign
 from datamix.duplicates.spec import DedupeSpec, NearSpec
-from datamix.duplicates.texts import flat_texts
+from datamix.duplicates.texts import flat_texts, numbers
 from datamix.errors import RecipeError
 
 _SLICE_ROWS = 2048
+_METHODS = pa.Array.from_buffers(  # ["exact", "near"]
+    pa.string(), 2, [None, pa.py_buffer(np.array([0, 5, 9], np.int32)), pa.py_buffer(b"exactnear")]
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,11 @@ def dedupe(
 
 
 def _told(table: pa.Table, decision: Decision) -> Deduplicated:
-    removed: Any = np.flatnonzero(decision.fate)
+    removed = np.flatnonzero(decision.fate)
     audit = {
-        "row": removed,
-        "method": pa.array(["exact", "near"]).take(pa.array(decision.fate[removed] - 1)),
-        "kept_row": decision.kept_record[removed],
-        "similarity": decision.similarity[removed],
+        "row": numbers(removed),
+        "method": _METHODS.take(numbers(decision.fate[removed] - EXACT)),
+        "kept_row": numbers(decision.kept_record[removed]),
+        "similarity": numbers(decision.similarity[removed]),
     }
-    return Deduplicated(table, pa.array(decision.fate == 0), pa.table(audit))
+    return Deduplicated(table, numbers(decision.fate == STAYS), pa.table(audit))

@@ -1,5 +1,5 @@
 """What the kernels are made with: machine operations that numba lacks (64 bytes as one vector, unaligned loads, reads at
-an address), and ``inner_kernel`` for functions that only kernels call.
+an address), and the two ways to make a function: ``kernel`` is called from outside, ``inline`` is written into its callers.
 
 Each operation is a few LLVM instructions, which LLVM turns into what the processor has (AVX-512, AVX2, NEON, plain words).
 """
@@ -19,7 +19,11 @@ intrinsic: Any = _intrinsic
 # Nothing is compiled that Python would need to call it: the ways in of all inner kernels together took as long as a
 # tenth of the first start on a machine.
 _njit: Any = njit
-inner_kernel: Any = functools.partial(_njit, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# Nothing counts references, because nothing is allocated, nor checks for division by zero.
+kernel: Any = functools.partial(
+    _njit, _nrt=False, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+)
+inline: Any = functools.partial(kernel, inline="always")
 
 _copy: Any = cgutils.raw_memcpy
 _BLOCK = 64
