@@ -30,22 +30,26 @@ _POINT = uint64(0x100000001B3)
 _ALL = uint64(0xFFFFFFFFFFFFFFFF)
 START = (int64(0), int64(0), int64(0))
 _CASE_BITS = uint64(0x2020202020202020)
+_HIGH_BITS = uint64(0x8080808080808080)
+
+
+@inline
+def _mixed_in(key, part):  # type: ignore[no-untyped-def]
+    """A hash with eight bytes of ASCII more, case folded by setting bit 5 where bit 6 is set."""
+    key = (key ^ (part | ((part >> uint64(1)) & _CASE_BITS))) * _ODD_A
+    return key ^ (key >> uint64(32))
 
 
 @inline
 def _ascii_word(window, start, end):  # type: ignore[no-untyped-def]
-    """Hash of the ASCII word ``window[start:end]``, case folded by setting bit 5 where bit 6 is set."""
+    """Hash of the ASCII word ``window[start:end]``."""
     left = end - start
     key = uint64(left) * _ODD_B
     while left > 8:
-        part = eight_bytes(window, start)
-        key = (key ^ (part | ((part >> uint64(1)) & _CASE_BITS))) * _ODD_A
-        key ^= key >> uint64(32)
+        key = _mixed_in(key, eight_bytes(window, start))
         start += 8
         left -= 8
-    part = eight_bytes(window, start) & (_ALL >> uint64(64 - 8 * left))
-    key = (key ^ (part | ((part >> uint64(1)) & _CASE_BITS))) * _ODD_A
-    return key ^ (key >> uint64(32))
+    return _mixed_in(key, eight_bytes(window, start) & (_ALL >> uint64(64 - 8 * left)))
 
 
 @inline
@@ -110,44 +114,65 @@ def _mixed_run(window, start, end, alphabet, scratch, count):  # type: ignore[no
 
 
 @inline
+def _edges(scratch, stop):  # type: ignore[no-untyped-def]
+    """Write where runs of ``window[:stop]`` start and end, in turns; returns how many places that are."""
+    window, edges = scratch.window, scratch.edges
+    count = 0
+    carry = uint64(0)
+    for at in range(int64(0), int64(stop + 1), int64(64)):
+        mask = word_mask(window, at)
+        changes = mask ^ ((mask << uint64(1)) | carry)
+        carry = mask >> uint64(63)
+        while changes != uint64(0):
+            edges[count] = at + lowest_bit(changes)
+            count += 1
+            changes &= changes - uint64(1)
+    return count
+
+
+@kernel
+def _long_run(window, start, end, alphabet, scratch, count):  # type: ignore[no-untyped-def]
+    """Words of a run that is long or holds characters outside ASCII; returns the new number of words."""
+    high = uint64(0)
+    for at in range(start, end, 8):
+        left = end - at
+        high |= eight_bytes(window, at) & (_ALL if left >= 8 else _ALL >> uint64(64 - 8 * left))
+    if high & _HIGH_BITS:
+        return _mixed_run(window, start, end, alphabet, scratch, count)
+    scratch.words[count] = _ascii_word(window, start, end)
+    if len(scratch.starts):
+        scratch.starts[count] = start
+    return count + 1
+
+
+@inline
 def _window_words(scratch, stop, last, alphabet, count):  # type: ignore[no-untyped-def]
     """Append the words of ``window[:stop]``; returns their number and the bytes used.
 
     A run that touches the end of a window is left for the next one, unless it is all there is or the text ends.
     """
-    window = scratch.window
-    start = int64(-1)
-    wide = uint64(0)  # bytes outside ASCII in the blocks the open run has crossed
-    carry = uint64(0)
-    for at in range(int64(0), int64(stop + 1), int64(64)):
-        mask = word_mask(window, at)
-        wide_here = wide_mask(window, at)
-        edges = mask ^ ((mask << uint64(1)) | carry)
-        carry = mask >> uint64(63)
-        while edges != uint64(0):
-            bit = lowest_bit(edges)
-            edges &= edges - uint64(1)
-            if start < 0:
-                start = at + bit
-                continue
-            end = at + bit
-            if end == stop and not last and start > 0:
-                return count, start
-            inside = (uint64(1) << uint64(bit)) - uint64(1)
-            if start > at:
-                inside &= _ALL << uint64(start - at)
-            if (wide | (wide_here & inside)) == uint64(0):
-                scratch.words[count] = _ascii_word(window, start, end)
-                if len(scratch.starts):
-                    scratch.starts[count] = start
-                count += 1
-            else:
-                count = _mixed_run(window, start, end, alphabet, scratch, count)
-            start = int64(-1)
-            wide = uint64(0)
-        if start >= 0:
-            wide |= wide_here & (_ALL << uint64(start - at)) if start > at else wide_here
-    return count, stop
+    window, edges, words, starts = scratch.window, scratch.edges, scratch.words, scratch.starts
+    num_edges = _edges(scratch, stop)
+    used = stop
+    if num_edges and not last and edges[num_edges - 1] == stop and edges[num_edges - 2] > 0:
+        num_edges -= 2
+        used = int64(edges[num_edges])
+    for i in range(0, num_edges, 2):
+        start, end = int64(edges[i]), int64(edges[i + 1])
+        length = end - start
+        head, tail = eight_bytes(window, start), eight_bytes(window, start + 8)
+        head &= _ALL >> uint64(64 - 8 * (length if length < 8 else 8))
+        tail &= _ALL >> uint64(64 - 8 * (length - 8 if 8 < length < 16 else 8))
+        longer = uint64(0) - uint64(length > 8)  # all bits or none: a branch would be guessed wrong one time in six
+        if length > 16 or (head | (tail & longer)) & _HIGH_BITS:
+            count = _long_run(window, start, end, alphabet, scratch, count)
+            continue
+        short = _mixed_in(uint64(length) * _ODD_B, head)  # ``_ascii_word`` without its branches
+        words[count] = short ^ ((_mixed_in(short, tail) ^ short) & longer)
+        if len(starts):
+            starts[count] = start
+        count += 1
+    return count, used
 
 
 @inline
@@ -166,21 +191,18 @@ def _fill_window(window, address, left):  # type: ignore[no-untyped-def]
 
 @inline
 def _combine(words, count, ngram, shingles):  # type: ignore[no-untyped-def]
-    """Shingles of ``words[:count]``: a polynomial of each n words, mixed. Blocks of 256 stay in registers and L1."""
+    """Shingles of ``words[:count]``: a polynomial of each n words, rolled on from the one before, mixed."""
     num_shingles = count - ngram + 1
-    for low in range(0, num_shingles, 256):
-        high = low + 256 if low + 256 < num_shingles else num_shingles
-        for i in range(low, high):
-            shingles[i] = words[i]
-        for j in range(1, ngram):
-            for i in range(low, high):
-                shingles[i] = shingles[i] * _BASE + words[i + j]
-        for i in range(low, high):
-            key = shingles[i]
-            key ^= key >> uint64(32)
-            key *= _BASE
-            key ^= key >> uint64(32)
-            shingles[i] = key if key else uint64(1)  # 0 marks an empty slot in tables
+    key = uint64(0)
+    leaving = uint64(1)  # the factor of a word that has left: the base to the n
+    for i in range(ngram):
+        key = key * _BASE + words[i]
+        leaving *= _BASE
+    for i in range(num_shingles):
+        mixed = (key ^ (key >> uint64(32))) * _BASE
+        mixed ^= mixed >> uint64(32)
+        shingles[i] = mixed if mixed else uint64(1)  # 0 marks an empty slot in tables
+        key = key * _BASE + (words[i + ngram] - words[i] * leaving)
     return num_shingles
 
 
