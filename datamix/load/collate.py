@@ -1,7 +1,7 @@
 """Rows to batches: padded to the longest, or joined into one row of documents kept apart by their positions.
 
 Ids and labels become int64, what losses and embeddings of every framework take; each value is copied once, from the
-mapped file to its place in the batch.
+mapped file to its place in the batch. A batch is one block of memory, ``int64[num_columns, num_rows, width]``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from datamix.load.stores import RowStore
 
 IGNORED = -100  # the label that no loss counts
-NewArray = Callable[[str, tuple[int, int]], NDArray[np.int64]]  # (name, shape) -> uninitialised
+NewBlock = Callable[[tuple[str, ...], tuple[int, int]], NDArray[np.int64]]  # (names, shape) -> uninitialised
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Collation:
 
 
 def collate(
-    rows: RowStore, columns: Sequence[str], places: NDArray[np.int64], how: Collation, new: NewArray
+    rows: RowStore, columns: Sequence[str], places: NDArray[np.int64], how: Collation, new: NewBlock
 ) -> None:
-    """Fill the arrays that ``new`` gives out with the rows at ``places``.
+    """Fill the block that ``new`` gives out with the rows at ``places``.
 
     Padded: ``input_ids``, ``labels`` and, as the rows have them, ``attention_mask`` or ``position_ids``, each
     ``int64[num_rows, width]``. Packed: ``input_ids``, ``labels``, ``position_ids``, each ``int64[1, width]``; positions
@@ -50,18 +50,18 @@ def _pad(
     places: NDArray[np.int64],
     lengths: NDArray[np.int64],
     how: Collation,
-    new: NewArray,
+    new: NewBlock,
 ) -> None:
-    width = _rounded(int(lengths.max()), how.multiple)
-    out = {name: new(name, (len(places), width)) for name in columns}
+    sizes = lengths.tolist()
+    width = _rounded(max(sizes), how.multiple)
+    block = new(tuple(columns), (len(sizes), width))
     fills = {"input_ids": how.filler_id, "labels": IGNORED}
-    for i in np.flatnonzero(lengths < width).tolist():
-        length = int(lengths[i])
-        for name, values in out.items():
-            tail = np.arange(width - length) if name == "position_ids" else fills.get(name, 0)
-            values[i, length:] = tail
-    begin = np.arange(len(places), dtype=np.int64) * width
-    rows.fill({name: values.reshape(-1) for name, values in out.items()}, places, begin)
+    for i, length in enumerate(sizes):
+        if length < width:
+            for name, values in zip(columns, block[:, i], strict=True):
+                values[length:] = np.arange(width - length) if name == "position_ids" else fills.get(name, 0)
+    flat = block.reshape(len(columns), -1)
+    rows.fill(dict(zip(columns, flat, strict=True)), places, np.arange(len(sizes)) * width)
 
 
 def _join(
@@ -70,13 +70,12 @@ def _join(
     places: NDArray[np.int64],
     lengths: NDArray[np.int64],
     how: Collation,
-    new: NewArray,
+    new: NewBlock,
 ) -> None:
     ends = np.cumsum(lengths)
     total, begin = int(ends[-1]), ends - lengths
     width = _rounded(total, how.multiple)
-    names = ("input_ids", "labels", "position_ids")
-    ids, labels, positions = (new(name, (1, width)).reshape(-1) for name in names)
+    ids, labels, positions = new(("input_ids", "labels", "position_ids"), (1, width))[:, 0]
     ids[total:], labels[total:] = how.filler_id, IGNORED
     positions[total:] = np.arange(width - total)
     out = {"input_ids": ids, "labels": labels}
@@ -98,9 +97,10 @@ def numpy_batch(
     """A batch as plain numpy arrays, see ``collate``."""
     out: dict[str, NDArray[Any]] = {}
 
-    def new(name: str, shape: tuple[int, int]) -> NDArray[np.int64]:
-        out[name] = np.empty(shape, np.int64)
-        return out[name]
+    def new(names: tuple[str, ...], shape: tuple[int, int]) -> NDArray[np.int64]:
+        block = np.empty((len(names), *shape), np.int64)
+        out.update(zip(names, block, strict=True))
+        return block
 
     collate(rows, columns, places, how, new)
     return out

@@ -66,9 +66,10 @@ class RowStream(IterableDataset):  # type: ignore[misc]
         """The rows at some places as a batch."""
         out: Batch = {}
 
-        def new(name: str, shape: tuple[int, int]) -> NDArray[np.int64]:
-            out[name] = torch.empty(shape, dtype=torch.int64, pin_memory=self.pin)
-            array: NDArray[np.int64] = out[name].numpy()
+        def new(names: tuple[str, ...], shape: tuple[int, int]) -> NDArray[np.int64]:
+            block = torch.empty((len(names), *shape), dtype=torch.int64, pin_memory=self.pin)
+            out.update(zip(names, block.unbind(), strict=True))
+            array: NDArray[np.int64] = block.numpy()
             return array
 
         collate(self.rows, self.columns, places, self.how, new)

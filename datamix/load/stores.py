@@ -67,27 +67,22 @@ class ArrowStore:
         return int(self._starts[-1])
 
     def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        ends = [self._edges(owner, row) for owner, row in self._locate(places)]
-        return np.array([b - a for a, b in ends], np.int64)
+        edges = [(self._view(owner, "input_ids")[1], row) for owner, row in self._locate(places)]
+        return np.array([offsets.item(row + 1) - offsets.item(row) for offsets, row in edges], np.int64)
 
     def fill(
         self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
     ) -> None:
-        located = self._locate(places)
-        for column, values in out.items():
-            for (owner, row), at in zip(located, begin.tolist(), strict=True):
+        for (owner, row), at in zip(self._locate(places), begin.tolist(), strict=True):
+            for column, values in out.items():
                 numbers, offsets = self._view(owner, column)
-                a, b = offsets[row], offsets[row + 1]
+                a, b = offsets.item(row), offsets.item(row + 1)
                 values[at : at + b - a] = numbers[a:b]
 
     def _locate(self, places: NDArray[np.int64]) -> list[tuple[int, int]]:
         """The batch that holds each row, and its number there."""
         owners = np.searchsorted(self._starts, places, side="right") - 1
         return list(zip(owners.tolist(), (places - self._starts[owners]).tolist(), strict=True))
-
-    def _edges(self, owner: int, row: int) -> tuple[int, int]:
-        _, offsets = self._view(owner, "input_ids")
-        return offsets[row], offsets[row + 1]
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
@@ -98,10 +93,13 @@ class ArrowStore:
     def _view(self, owner: int, column: str) -> tuple[NDArray[Any], NDArray[Any]]:
         view = self._views.get((owner, column))
         if view is None:
-            lists = self._batches[owner].column(column)
-            view = lists.values.to_numpy(), lists.offsets.to_numpy()
-            self._views[owner, column] = view
+            view = self._views[owner, column] = _flat(self._batches[owner].column(column))
         return view
+
+
+def _flat(lists: pa.ListArray) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The numbers of all lists and where each begins; not by ``to_numpy``, which loads pandas."""
+    return np.from_dlpack(lists.values), np.from_dlpack(lists.offsets)
 
 
 def _mapped_batches(path: Path) -> list[pa.RecordBatch]:
@@ -160,7 +158,7 @@ class ParquetStore:
         for i, group, row in self._rising(places):
             for column, values in out.items():
                 numbers, offsets = group.view(column)
-                a, b = offsets[row], offsets[row + 1]
+                a, b = offsets.item(row), offsets.item(row + 1)
                 values[begin[i] : begin[i] + b - a] = numbers[a:b]
 
     def _rising(self, places: NDArray[np.int64]) -> Iterator[tuple[int, _Group, int]]:
@@ -251,7 +249,7 @@ class _Group:
             lists = self.table.column(column).combine_chunks()
             if isinstance(lists, pa.ChunkedArray):
                 lists = lists.chunk(0)
-            self._views[column] = lists.values.to_numpy(), lists.offsets.to_numpy()
+            self._views[column] = _flat(lists)
         return self._views[column]
 
 

@@ -22,15 +22,24 @@ from .tokens import Shard, open_batch
 
 IGNORED = -100
 _NONE = np.empty(0, np.int64)
+Order = tuple[NDArray[np.uint16], NDArray[np.int64]]
 
 
 class AddressTable:
-    """Where the numbers of every source of a split lie in memory."""
+    """Where the numbers of every source of a split lie in memory.
+
+    ``order`` is the source and its row at each place; both are empty where places are the rows of the only source.
+    """
 
     def __init__(
-        self, bins: Sequence[Path], shards: Sequence[Sequence[Shard]], masked: bool, packed: bool
+        self,
+        order: Order,
+        bins: Sequence[Path],
+        shards: Sequence[Sequence[Shard]],
+        masked: bool,
+        packed: bool,
     ) -> None:
-        self._masked, self._packed = masked, packed
+        self._order, self._masked, self._packed = order, masked, packed
         self._shards = [shard for group in shards for shard in group]
         self._kept: list[Any] = []
         self.bins = np.array([self._bins(path) for path in bins], np.int64).reshape(-1, 5)
@@ -41,18 +50,14 @@ class AddressTable:
             (len(self._shards), 11), np.int64
         )  # addresses; the last says that they are there
 
-    def lengths(self, source: NDArray[np.int64], row: NDArray[np.int64]) -> NDArray[np.int64]:
+    def lengths(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each row. ``[num_rows]``."""
-        out = np.empty(len(row), np.int64)
-        _lengths(self.bins, source, row, out)
+        out = np.empty(len(places), np.int64)
+        _lengths(self.bins, self._order, places, out)
         return out
 
     def fill(
-        self,
-        source: NDArray[np.int64],
-        row: NDArray[np.int64],
-        out: Mapping[str, NDArray[np.int64]],
-        begin: NDArray[np.int64],
+        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
     ) -> None:
         """Write the columns in ``out`` of each row to ``out[name][begin[i]:]``; flat arrays, padding left alone."""
         names = ("input_ids", "labels", "position_ids", "attention_mask")
@@ -60,10 +65,8 @@ class AddressTable:
         wanted = tuple(name in out for name in names)
         table = self.bins, self.first, self.begin, self.shards
         how = self._masked, self._packed
-        missing = _fill(table, source, row, arrays, wanted, how, begin)
-        while missing >= 0:
+        while (missing := _fill(table, self._order, places, arrays, wanted, how, begin)) >= 0:
             self._map(missing)
-            missing = _fill(table, source, row, arrays, wanted, how, begin)
 
     def _bins(self, path: Path) -> list[int]:
         batch = open_batch(path)
@@ -116,9 +119,17 @@ _bytes, _ints, _longs = _pointer(types.uint8), _pointer(types.int32), _pointer(t
 
 
 @njit(nogil=True, cache=True)
-def _lengths(bins, source, row, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    for i in range(len(row)):
-        out[i] = carray(_longs(bins[source[i], 4]), (row[i] + 1,))[row[i]]
+def _row(order, place):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The source at a place, and the row there."""
+    source, row = order
+    return (np.int64(source[place]), row[place]) if len(row) else (np.int64(0), np.int64(place))
+
+
+@njit(nogil=True, cache=True)
+def _lengths(bins, order, places, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    for i in range(len(places)):
+        source, row = _row(order, places[i])
+        out[i] = carray(_longs(bins[source, 4]), (row + 1,))[row]
 
 
 @njit(nogil=True, cache=True)
@@ -134,16 +145,16 @@ def _find(values, low, high, wanted):  # type: ignore[no-untyped-def]  # pragma:
 
 
 @njit(nogil=True, cache=True)
-def _fill(table, source, row, arrays, wanted, how, begin):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _fill(table, order, places, arrays, wanted, how, begin):  # type: ignore[no-untyped-def]  # pragma: no cover
     """Fill the arrays; returns the index of a shard that must be mapped first, or -1 when all is written."""
     bins, first, shard_begin, shards = table
     ids_out, labels_out, positions_out, ones_out = arrays
     want_ids, want_labels, want_positions, want_ones = wanted
     masked, packed = how
-    for i in range(len(row)):
-        s, at = source[i], begin[i]
-        edges = carray(_ints(bins[s, 0]), (row[i] + 2,))
-        low, high = edges[row[i]], edges[row[i] + 1]
+    for i in range(len(places)):
+        (s, row), at = _row(order, places[i]), begin[i]
+        edges = carray(_ints(bins[s, 0]), (row + 2,))
+        low, high = edges[row], edges[row + 1]
         records = carray(_longs(bins[s, 1]), (high,))
         starts, lengths = carray(_ints(bins[s, 2]), (high,)), carray(_ints(bins[s, 3]), (high,))
         for piece in range(low, high):

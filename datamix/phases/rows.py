@@ -173,17 +173,18 @@ class RowReader:
     def _addresses(self) -> AddressTable:
         sources, info = self._set.sources, self._set.info
         shards = [s.source.shards for s in sources]
-        return AddressTable([s.bins for s in sources], shards, info.kind == "sft", info.packed)
+        order = self._order or (np.empty(0, np.uint16), np.empty(0, np.int64))
+        return AddressTable(order, [s.bins for s in sources], shards, info.kind == "sft", info.packed)
 
     def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of the rows at some places."""
-        return self._addresses.lengths(*self.locate(places))
+        return self._addresses.lengths(places)
 
     def fill(
         self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
     ) -> None:
         """Copy the columns in ``out`` of each row to ``out[name][begin[i]:]``; flat arrays."""
-        self._addresses.fill(*self.locate(places), out, begin)
+        self._addresses.fill(out, places, begin)
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
         """Rows ``start..stop`` as they are."""
