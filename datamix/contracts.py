@@ -45,6 +45,16 @@ class Reject:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """Lines of a chunk that the caller of ``read`` made a batch of before they were parsed."""
+
+    batch: pa.RecordBatch
+    num_records: int  # of the slice up to the last of them, as with ``num_lines``
+    num_lines: int
+    num_bytes: int  # of them, as stored
+
+
+@dataclass(frozen=True)
 class Rows:
     """A chunk of parsed foreign rows, in file order, and what could not be parsed among them."""
 
@@ -53,6 +63,7 @@ class Rows:
     lines: list[int | None]
     raws: list[bytes]  # original bytes of each value (b"" where the container is binary: Parquet, Arrow)
     rejects: list[Reject] = field(default_factory=list)
+    taken: Taken | None = None  # those of the chunk's lines that were not parsed
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ class Engine(Protocol):
         ...
 
     def warm(self, call: Callable[[Any], Any], spec: Any) -> None:
-        """Be told of work to come: every worker may call ``call(spec)``, which keeps what that work needs."""
+        """Be told of work to come: ``call(spec)`` may be called for all workers, and keeps what that work needs."""
         ...
 
     def close(self) -> None: ...

@@ -111,6 +111,11 @@ class Encoder:
         """Which tokenizer engine runs: for printing only, the ids are the same."""
         return self.plain.engine
 
+    def make_ready(self) -> None:
+        """Do now what the first conversation would wait for: transformers is imported, the template compiled (a second)."""
+        if self.spec.kind != "pretrain":
+            _ = self._draughtsman
+
     def encode(self, batch: pa.RecordBatch, record_kind: RecordKind) -> tuple[pa.RecordBatch, dict[str, int]]:
         """Tokens of a batch of records, row for row at full length, and counts.
 

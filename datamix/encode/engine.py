@@ -99,18 +99,19 @@ class PlainEncoder:
         self._is_control = np.zeros(vocabulary_size(spec), np.bool_)
         unknown = unknown_id(spec)
         self._is_control[[token.id for token in control.tokens if token.id != unknown]] = True
-        self._fast = self._fast_engines(texts, control)
+        self._fast = _fast_engines(texts)
+        self._nasty = nasty_strings(control)
         self._chars_to_prove = _CHECK_CHARS
 
     @property
     def engine(self) -> str:
         """Which engine runs: ``tokenizers`` or ``fastokens``."""
+        self._prove([])
         return "fastokens" if self._fast else "tokenizers"
 
     def encode(self, texts: list[str], begins: list[bool] | None = None) -> Flat:
         """Encode texts; ``begins[t]`` is False where text ``t`` continues one that was cut (default: all begin)."""
-        if self._fast and self._chars_to_prove > 0:
-            self._prove(texts)
+        self._prove(texts)
         if begins is None or len(self._truths) == 1 or all(begins):
             return self._guarded(texts, 0)
         if not any(begins):
@@ -118,6 +119,10 @@ class PlainEncoder:
         firsts = self._guarded([text for text, begin in zip(texts, begins, strict=True) if begin], 0)
         others = self._guarded([text for text, begin in zip(texts, begins, strict=True) if not begin], 1)
         return _interleave(firsts, others, np.asarray(begins))
+
+    def character_starts(self, text: str) -> list[int]:
+        """Where each token of a text begins, in characters."""
+        return self.truth.character_starts(text)
 
     def _guarded(self, texts: list[str], variant: int) -> Flat:
         engine: Engine = self._fast[variant] if self._fast else self._truths[variant]
@@ -134,25 +139,19 @@ class PlainEncoder:
         np.cumsum([len(ids) for ids in lists], out=offsets[1:])
         return Flat(np.concatenate(lists), offsets)
 
-    def _fast_engines(self, texts: list[str], control: ControlTokens) -> list[Engine]:
-        try:
-            engines: list[Engine] = [FastokensEngine(text) for text in texts]
-        except ImportError:
-            return []
-        except BaseException as error:  # a panic in Rust is no Exception
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            return []
-        strings = nasty_strings(control)
-        return engines if self._agree(engines, strings) else []
-
     def _prove(self, texts: list[str]) -> None:
-        """Check the fast engine on the first texts of the data; one difference and it is dropped."""
+        """Check the fast engine on the nasty set and the first texts of the data; one difference and it is dropped.
+
+        Not when it is loaded: engines that have run hold threads, which workers forked afterwards would miss.
+        """
+        if not self._fast or (self._chars_to_prove <= 0 and not self._nasty):
+            return
         ends = np.cumsum([len(text) for text in texts])
         sample = texts[: int(np.searchsorted(ends, self._chars_to_prove)) + 1]
         self._chars_to_prove -= sum(map(len, sample))
-        if not self._agree(self._fast, sample):
+        if not self._agree(self._fast, [*self._nasty, *sample]):
             self._fast = []
+        self._nasty = []
 
     def _agree(self, engines: list[Engine], texts: list[str]) -> bool:
         for truth, engine in zip(self._truths, engines, strict=True):
@@ -166,6 +165,18 @@ class PlainEncoder:
             if not (np.array_equal(wanted.offsets, found.offsets) and np.array_equal(wanted.ids, found.ids)):
                 return False
         return True
+
+
+def _fast_engines(texts: list[str]) -> list[Engine]:
+    """The fast engine for each of these tokenizer.json, none where it is not installed or cannot load them."""
+    try:
+        return [FastokensEngine(text) for text in texts]
+    except ImportError:
+        return []
+    except BaseException as error:  # a panic in Rust is no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        return []
 
 
 def _dumped(spec: dict[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 A conversation loses its oldest exchanges first (the system turn stays) and is rendered anew, so that it is a
 conversation the template could have written. If the last exchange alone is too long, the text of its question is cut
-from the front: what stands nearest to the answer is kept. An answer is never cut. Cost: a few encodings of the records
-that are too long.
+from the front: what stands nearest to the answer is kept. An answer is never cut. Cost: one more encoding of the records
+that are too long; their shorter forms are put together from texts whose tokens are remembered.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from datamix.encode.conversation import Conversation, Turn
 from datamix.encode.engine import Flat
+from datamix.encode.remember import Remembering
 from datamix.encode.tokens import Rows, pair_batch, reasoned
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ class _Fitter:
     """Tries shorter forms of conversations until they fit."""
 
     def __init__(self, encoder: Encoder, reasons: list[str | None], max_length: int) -> None:
-        self._encoder = encoder
+        self._encoder = copy.copy(encoder)
+        self._encoder.plain = Remembering(encoder.plain)
         self._reasons = reasons
         self._max_length = max_length
         self.fitted: list[Conversation | None] = [None] * len(reasons)
@@ -165,7 +168,7 @@ def _cut(encoder: Encoder, one: Conversation, excess: int) -> Conversation:
     turns = []
     for turn in one.turns:
         if excess > 0 and turn.role in ("user", "tool") and turn.content:
-            starts = encoder.plain.truth.character_starts(turn.content)
+            starts = encoder.plain.character_starts(turn.content)
             num_cut = min(excess, len(starts) - 1)
             if num_cut > 0:
                 turn = turn._replace(content=turn.content[starts[num_cut] :])

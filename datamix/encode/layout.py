@@ -29,10 +29,24 @@ class Stretch:
 
     def fill(self, texts: Sequence[str]) -> str:
         """The text of the stretch with the slots filled."""
+        around = self._around
+        if around is not None:
+            return f"{around[0]}{texts[around[1]]}{around[2]}"
         text = "".join(part if isinstance(part, str) else part.fill(texts[part.index]) for part in self.parts)
         if self.lstrip:
             text = text.lstrip(WHITE_SPACE)
         return text.rstrip(WHITE_SPACE) if self.rstrip else text
+
+    @cached_property
+    def _around(self) -> tuple[str, int, str] | None:
+        """What stands before and after the only slot, where its text is copied as it is: nearly all stretches."""
+        slots = [place for place, part in enumerate(self.parts) if isinstance(part, Slot)]
+        if len(slots) != 1 or self.lstrip or self.rstrip:
+            return None
+        before, slot, after = self.parts[: slots[0]], self.parts[slots[0]], self.parts[slots[0] + 1 :]
+        if not isinstance(slot, Slot) or not slot.copies:
+            return None
+        return "".join(map(str, before)), slot.index, "".join(map(str, after))
 
     @property
     def is_constant(self) -> bool:

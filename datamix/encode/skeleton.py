@@ -40,6 +40,11 @@ class Slot:
     right: str | None
     json: bool  # written as the inside of a JSON string
 
+    @property
+    def copies(self) -> bool:
+        """Whether the template writes the text as it is."""
+        return self.left == "" and self.right == "" and not self.json
+
     def fill(self, text: str) -> str:
         """The text as the template writes it."""
         if self.left != "":

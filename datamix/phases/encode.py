@@ -78,8 +78,8 @@ def fit_tasks(
 
 
 def warm(spec: EncodeSpec) -> None:
-    """Load the tokenizer into this process, before there is anything to encode."""
-    load(spec)
+    """Load the tokenizer and the chat template into this process, before there is anything to encode."""
+    load(spec).make_ready()
 
 
 def encode(spec: EncodeWindow, folder: Path) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def _without_lines(
 def _warm(
     bench: Bench, works: Sequence[SourceWork], found: Sequence[Sequence[Found]], reading: Sequence[Task]
 ) -> None:
-    """Let workers load the tokenizer while this process reads; files that are read for the first time will be encoded."""
+    """Load the tokenizer for all workers while this process reads; files that are read for the first time will be encoded."""
     specs = [work.encode for work in works if work.encode is not None]
     num_bytes = sum(file.num_bytes for files in found for file in files)
     if specs and num_bytes >= _LARGE_BYTES and not all(Store(t.home).find(t.key) for t in reading):

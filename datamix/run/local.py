@@ -15,6 +15,7 @@ from typing import Any
 
 from ..contracts import Receipt, Task
 from ..errors import DataError
+from . import nursery
 from .store import Store, carry
 
 # pyarrow imports pandas with the first list it converts: a quarter second, here paid once and not in every worker.
@@ -28,7 +29,6 @@ class LocalEngine:
     def __init__(self, num_workers: int) -> None:
         self.num_workers = max(1, num_workers)
         self._pool: ProcessPoolExecutor | None = None
-        self._warming: list[Future[Any]] = []
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Receipt]]:
         """Yield ``(index, receipt)`` in the order tasks end; finished ones come first, at once."""
@@ -40,18 +40,16 @@ class LocalEngine:
             else:
                 yield index, done
         small = len(pending) <= 1 or sum(task.weight for _, task in pending) < _SMALL_BYTES
-        waiting = self._pool is None or not all(future.done() for future in self._warming)
-        if self.num_workers == 1 or (small and waiting):
+        if self.num_workers == 1 or (small and self._pool is None):
             for index, task in pending:
                 yield index, carry(task)
         else:
             yield from self._in_pool(pending)
 
     def warm(self, call: Callable[[Any], Any], spec: Any) -> None:
-        """Start the workers now, and let each call ``call(spec)``, which keeps what later tasks will need."""
-        if self.num_workers > 1:
-            pool = self._started([call.__module__])
-            self._warming = [pool.submit(call, spec) for _ in range(self.num_workers)]
+        """Call ``call(spec)``, which keeps what later tasks need, beside this process, once for all workers."""
+        if self.num_workers > 1 and self._pool is None:
+            nursery.start([call.__module__, *_SHARED], call, spec)
 
     def close(self) -> None:
         """Stop the workers; unfinished tasks are dropped."""

@@ -10,8 +10,10 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +128,7 @@ def publish(made: Made, options: Options, bench: Bench) -> dict[str, Any]:
     out, key, decided = options.out, set_key(made), made.decided
     splits = row_sets(made)
     tasks = outputs.emit_tasks(_written(made.recipe, splits), formats(made.recipe), key, out / BUILDING)
+    threading.Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()  # for the report
     done = list(zip(tasks, bench.run("write", tasks), strict=True))
     _clear(out)
     listed = outputs.link(out, done) + outputs.finish(out, done)
