@@ -95,14 +95,15 @@ class Kernel:
         """Name and object file of the kernel, from where it was kept, else compiled and kept."""
         made_of = [*_sources(), processor.encode(), repr(arguments.types).encode()]
         key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in made_of)).hexdigest()[:32]
+        name = f"{self._module}.{self._name}-{key}.kernel"
         for folder in _folders():
             try:
-                symbol, _, code = (folder / f"{self._module}.{self._name}-{key}.kernel").read_bytes().partition(b"\n")
+                symbol, _, code = (folder / name).read_bytes().partition(b"\n")
             except OSError:
                 continue
             return symbol.decode(), code
         symbol_name, code = _compile(self._module, self._name, arguments.value)
-        _keep(f"{self._module}.{self._name}-{key}.kernel", symbol_name.encode() + b"\n" + code)
+        _keep(name, symbol_name.encode() + b"\n" + code)
         return symbol_name, code
 
 

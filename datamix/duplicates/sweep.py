@@ -6,7 +6,8 @@ kept records of earlier blocks (all threads, nothing is written that others read
 groups that share no bucket, which cannot see each other, so that every group is settled on its own, in order.
 
 A candidate pair shares a bucket. It is dropped when the sketches or the numbers of shingles rule the threshold out, else both
-texts are read again where they lie and their sets of 64-bit shingle hashes compared. About 4 us a pair of 2.5 kB.
+texts are read again where they lie and their sets of 64-bit shingle hashes compared, the record's own once and each
+other text once a pair. About 4 us a pair of 2.5 kB.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CANDIDATE = np.dtype(
         ("length", np.int64),  # bytes; -1 where only the signature is left
         ("sketch", np.int64),  # address of num_perm bytes
         ("num_shingles", np.int32),
-        ("distinct", np.int32),  # distinct shingles, 0 = not counted yet
+        ("distinct", np.int32),  # distinct shingles, once it was compared
         ("exact", np.int32),  # bucket, -1 where it is alone
         ("matches", np.int32),  # kept records found near, up to as many as remove it
         ("keeper", np.int32),  # who stayed instead, -1

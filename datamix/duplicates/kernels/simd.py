@@ -60,17 +60,6 @@ def word_mask(_typing: Any, window: Any, _index: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def wide_mask(_typing: Any, window: Any, _index: Any) -> Any:
-    """Bit i: byte ``index + i`` is part of a character outside ASCII."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        block, constant = _block(context, builder, signature.args[0], *args)
-        return builder.bitcast(builder.icmp_unsigned(">=", block, constant(0x80)), ir.IntType(64))
-
-    return types.uint64(window, types.int64), build
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def eight_bytes(_typing: Any, window: Any, _index: Any) -> Any:
     """The eight bytes from ``index`` on, little end first."""
 

@@ -10,29 +10,41 @@ from datamix.duplicates.kernels.words import next_shingles
 
 
 @inline
-def _scan(text, table, capacity, stamp, board, desk):  # type: ignore[no-untyped-def]
-    """Walk the shingles of a text over a hash set and count distinct ones.
+def _slot(table, capacity, key):  # type: ignore[no-untyped-def]
+    """Where a key stands in a hash set, or would stand."""
+    slot = int64(key & uint64(capacity - 1))
+    while table[slot] != key and table[slot] != 0:
+        slot = (slot + 1) & (capacity - 1)
+    return slot
 
-    Stamp 0: those that are new, which are put in. Another stamp: those that stand in the set already.
+
+@inline
+def _scan(text, capacities, stamp, board, desk):  # type: ignore[no-untyped-def]
+    """Walk the shingles of a text; returns how many distinct ones stand in ``desk.own``, and how many do not.
+
+    Stamp 0: the latter are put in there. Another stamp: they are put into ``desk.other``, to be counted once.
     """
-    shingles, marks = desk.scratch.shingles, desk.marks
+    shingles, own, marks, other = desk.scratch.shingles, desk.own, desk.marks, desk.other
     place = (board.candidates[text].address, board.candidates[text].length)
     position = (int64(0), int64(0), int64(0))
-    hits = int64(0)
+    hits, misses = int64(0), int64(0)
     while position[0] < place[1]:
         count, position = next_shingles(place, position, board.rules.ngram, board.alphabet, desk.scratch)
         for i in range(count):
             key = shingles[i]
-            slot = int64(key & uint64(capacity - 1))
-            while table[slot] != key and table[slot] != 0:
-                slot = (slot + 1) & (capacity - 1)
-            if stamp == 0:
-                hits += table[slot] == 0
-                table[slot] = key
-            elif table[slot] == key and marks[slot] != stamp:
+            slot = _slot(own, capacities[0], key)
+            if own[slot] == key:
+                hits += marks[slot] != stamp
                 marks[slot] = stamp
-                hits += 1
-    return hits
+            elif stamp == 0:
+                misses += 1
+                own[slot] = key
+                marks[slot] = 0
+            else:
+                slot = _slot(other, capacities[1], key)
+                misses += other[slot] != key
+                other[slot] = key
+    return hits, misses
 
 
 @inline
@@ -45,32 +57,21 @@ def _capacity(num_shingles):  # type: ignore[no-untyped-def]
 
 @kernel
 def _jaccard(record, other, fresh, board, desk):  # type: ignore[no-untyped-def]
-    """Exact Jaccard of two texts, or 0 where their sizes rule a match out; ``fresh``: ``desk.own`` is not filled yet."""
-    candidates, marks = board.candidates, desk.marks
-    this, that = candidates[record], candidates[other]
-    for step in range(3):  # one call of ``_scan``: three would be compiled into three copies
-        text = record if step == 0 else other
-        table = desk.other if step == 1 else desk.own
-        stamp = uint32(0)
-        if (step == 0 and not fresh) or (step == 1 and that.distinct > 0):
-            continue
-        capacity = _capacity(candidates[text if step < 2 else record].num_shingles)
-        if step == 2:
-            fewer, more = this.distinct, that.distinct
-            if fewer > more:
-                fewer, more = more, fewer
-            if fewer / more < board.rules.threshold:
-                return 0.0
-            stamp = _next_stamp(marks)
-        else:
-            for slot in range(capacity):
-                table[slot] = 0
-        hits = _scan(text, table, capacity, stamp, board, desk)
+    """Exact Jaccard of two texts; ``fresh``: ``desk.own`` does not hold the first one yet."""
+    this, that = board.candidates[record], board.candidates[other]
+    capacities = _capacity(this.num_shingles), _capacity(that.num_shingles)
+    hits, misses = int64(0), int64(0)
+    for step in range(
+        int64(0 if fresh else 1), int64(2)
+    ):  # one call of ``_scan``: two would be compiled twice
+        table, capacity = (desk.own, capacities[0]) if step == 0 else (desk.other, capacities[1])
+        for slot in range(capacity):
+            table[slot] = 0
+        stamp = uint32(0) if step == 0 else _next_stamp(desk.marks)
+        hits, misses = _scan(record if step == 0 else other, capacities, stamp, board, desk)
         if step == 0:
-            this.distinct = hits
-        elif step == 1:
-            that.distinct = hits
-    return hits / (this.distinct + that.distinct - hits)
+            this.distinct = misses
+    return hits / (this.distinct + misses)
 
 
 @inline
