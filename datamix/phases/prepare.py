@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ..clean import Step, clean
-from ..contracts import Receipt, Reject, Slice, Task
+from ..contracts import Receipt, Reject, Rows, Shaped, Slice, Task
 from ..identity import content_keys, digest
 from ..read import read
 from ..records import SCHEMAS, RecordKind, identity_texts
-from ..shape import ShapeSpec, shape
+from ..shape import Quick, ShapeSpec, shape, together
 from .survey import Found
 
 _VERSION = 1
@@ -161,6 +162,19 @@ class _Tally:
         self.batches: list[list[int]] = []
         self.raw_bytes = 0  # of the records as they stood, where the container has them
 
+    def see(self, index: int, rows: Rows) -> None:
+        """Count a chunk; its records and its rejects are in order, so that the last of each says how far it reaches."""
+        ends = [
+            (record + 1, line or 0) for record, line in zip(rows.records[-1:], rows.lines[-1:], strict=True)
+        ]
+        ends += [(reject.record + 1, reject.line or 0) for reject in rows.rejects[-1:]]
+        self.raw_bytes += sum(map(len, rows.raws)) + sum(len(reject.raw) for reject in rows.rejects)
+        if rows.taken is not None:
+            ends.append((rows.taken.num_records, rows.taken.num_lines))
+            self.raw_bytes += rows.taken.num_bytes
+        self.read[index] = max(self.read[index], *(record for record, _ in ends))
+        self.lines[index] = max(self.lines[index], *(line for _, line in ends))
+
     def clean(self, dropped: dict[int, str], mended: dict[str, int]) -> None:
         self.cleaned.update(dropped.values())
         self.mended.update(mended)
@@ -177,18 +191,15 @@ class _Tally:
 
 
 def _shaped(spec: PrepareSpec, tally: _Tally) -> Iterator[tuple[int, pa.RecordBatch, list[Reject]]]:
+    quick = Quick(spec.shape)
     for index, piece in enumerate(spec.slices):
-        for rows in read(piece, limit=spec.limit):
+        for rows in read(piece, limit=spec.limit, take=partial(quick, index)):
             shaped = shape(rows, index, spec.shape)
+            if rows.taken is not None:
+                shaped = Shaped(together(rows.taken.batch, shaped.batch), shaped.rejects)
             rejected = [*rows.rejects, *shaped.rejects]
-            seen = [*rows.records, *(r.record for r in rows.rejects)]
-            if seen:
-                tally.read[index] = max(tally.read[index], max(seen) + 1)
-            lines = [line for line in (*rows.lines, *(r.line for r in rows.rejects)) if line is not None]
-            if lines:
-                tally.lines[index] = max(tally.lines[index], *lines)
+            tally.see(index, rows)
             tally.rejected.update(r.reason for r in rejected)
-            tally.raw_bytes += sum(map(len, rows.raws)) + sum(len(r.raw) for r in rows.rejects)
             yield index, shaped.batch, sorted(rejected, key=lambda r: r.record)
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 from datamix.contracts import Rows, Slice
 from datamix.read.arrays import read_json
+from datamix.read.blocks import stored_bytes
 from datamix.read.columnar import read_arrow, read_parquet
 from datamix.read.cutting import cut
 from datamix.read.documents import read_document
 from datamix.read.extracted import read_extracted, read_warc
-from datamix.read.jsonl import read_jsonl, read_lines
+from datamix.read.jsonl import Take, read_jsonl, read_lines
 from datamix.read.listing import find
 from datamix.read.sniffing import Sniff, sniff
 from datamix.read.storage import explained, file_state, sha256_of
@@ -35,11 +36,14 @@ _READERS = {
 }
 
 
-def read(piece: Slice, chunk_records: int = 1024, limit: int | None = None) -> Iterator[Rows]:
+def read(
+    piece: Slice, chunk_records: int = 1024, limit: int | None = None, take: Take | None = None
+) -> Iterator[Rows]:
     """The slice's records in order, in chunks of at most ``chunk_records`` records and about 8 MiB.
 
     ``limit``: at most that many records, rejects counted. Records are counted from 0, lines from 1, both
-    inside the slice.
+    inside the slice. ``take`` is offered the lines of JSON Lines in UTF-8 before they are parsed; what it makes of
+    them stands in ``Rows.taken``.
 
     Raises: DataError where the file is missing, truncated or damaged.
     """
@@ -50,6 +54,8 @@ def read(piece: Slice, chunk_records: int = 1024, limit: int | None = None) -> I
             chunks = read_document(piece)
         elif piece.container in DOCUMENTS:
             chunks = read_extracted(piece)
+        elif piece.container == "jsonl" and limit is None and stored_bytes(piece.encoding) is None:
+            chunks = read_jsonl(piece, chunk_records, take)
         else:
             chunks = _READERS[piece.container](piece, chunk_records)
         for rows in chunks:

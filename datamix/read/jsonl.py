@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from datamix.contracts import Reject, Rows, Slice
+import pyarrow as pa
+
+from datamix.contracts import Reject, Rows, Slice, Taken
 from datamix.read.blocks import stored_bytes, utf8_blocks
 from datamix.read.lines import LongLine, Tail, split_lines
 from datamix.read.values import Problem, ends_early, parse_clean, parse_one
@@ -19,11 +21,13 @@ from datamix.read.values import Problem, ends_early, parse_clean, parse_one
 _BLANK = b" \t\r"
 _ParseMany = Callable[[list[bytes]], list[Any] | None]
 _ParseOne = Callable[[bytes], tuple[Any, Problem | None]]
+# lines, ordinal of the first -> a batch of them and which it leaves to be parsed; None: all of them
+Take = Callable[[list[bytes], int], tuple[pa.RecordBatch, list[int]] | None]
 
 
-def read_jsonl(piece: Slice, chunk_records: int) -> Iterator[Rows]:
-    """Each line's object, as it was found."""
-    return _read(piece, chunk_records, parse_clean, parse_one)
+def read_jsonl(piece: Slice, chunk_records: int, take: Take | None = None) -> Iterator[Rows]:
+    """Each line's object, as it was found; or what ``take`` makes of a chunk of lines."""
+    return _read(piece, chunk_records, parse_clean, parse_one, take)
 
 
 def read_lines(piece: Slice, chunk_records: int) -> Iterator[Rows]:
@@ -31,7 +35,9 @@ def read_lines(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     return _read(piece, chunk_records, _texts, _text)
 
 
-def _read(piece: Slice, chunk_records: int, many: _ParseMany, one: _ParseOne) -> Iterator[Rows]:
+def _read(
+    piece: Slice, chunk_records: int, many: _ParseMany, one: _ParseOne, take: Take | None = None
+) -> Iterator[Rows]:
     record, line = 0, 1
     restore = stored_bytes(piece.encoding)
     for item in split_lines(utf8_blocks(piece)):
@@ -43,14 +49,42 @@ def _read(piece: Slice, chunk_records: int, many: _ParseMany, one: _ParseOne) ->
         lines = [item.line] if isinstance(item, Tail) else item
         for start in range(0, len(lines), chunk_records):
             part = lines[start : start + chunk_records]
-            rows = _clean_rows(part, many, record, line) or _careful_rows(part, many, one, record, line)
+            rows = (
+                (_offered(part, take, record, line) if take is not None else None)
+                or _clean_rows(part, many, record, line)
+                or _careful_rows(part, many, one, record, line)
+            )
             if isinstance(item, Tail):
                 rows = _mark_truncated(rows)
             if restore is not None:
                 rows = restored(rows, restore)
-            record, line = record + len(rows.values) + len(rows.rejects), line + len(part)
-            if rows.values or rows.rejects:
+            record = rows.taken.num_records if rows.taken else record + len(rows.values) + len(rows.rejects)
+            line += len(part)
+            if rows.values or rows.rejects or rows.taken:
                 yield rows
+
+
+def _offered(part: list[bytes], take: Take, record: int, line: int) -> Rows | None:
+    """The lines that ``take`` leaves, and what it made of the others."""
+    kept = [i for i, raw in enumerate(part) if raw.strip(_BLANK)]
+    raws = part if len(kept) == len(part) else [part[i] for i in kept]
+    found = take(raws, record) if raws else None
+    if found is None:
+        return None
+    batch, left = found
+    rows = parsed_rows(
+        [raws[i] for i in left], [line + kept[i] for i in left], record, parse_clean, parse_one
+    )
+    ordinals = [record + i for i in left]
+    num_bytes = sum(map(len, raws)) - sum(len(raws[i]) for i in left)
+    return Rows(
+        rows.values,
+        [ordinals[r - record] for r in rows.records],
+        rows.lines,
+        rows.raws,
+        [replace(reject, record=ordinals[reject.record - record]) for reject in rows.rejects],
+        Taken(batch, record + len(raws), line + kept[-1], num_bytes),
+    )
 
 
 def _clean_rows(part: list[bytes], many: _ParseMany, record: int, line: int) -> Rows | None:
@@ -103,7 +137,7 @@ def restored(rows: Rows, restore: Callable[[bytes], bytes]) -> Rows:
         )
         for reject in rows.rejects
     ]
-    return Rows(rows.values, rows.records, rows.lines, [restore(raw) for raw in rows.raws], rejects)
+    return replace(rows, raws=[restore(raw) for raw in rows.raws], rejects=rejects)
 
 
 def _mark_truncated(rows: Rows) -> Rows:
@@ -114,7 +148,7 @@ def _mark_truncated(rows: Rows) -> Rows:
         else reject
         for reject in rows.rejects
     ]
-    return Rows(rows.values, rows.records, rows.lines, rows.raws, rejects)
+    return replace(rows, rejects=rejects)
 
 
 def _texts(raws: list[bytes]) -> list[Any] | None:

@@ -3,6 +3,7 @@
 from datamix.shape.catalogue import FORMATS, Format, can_become, native_kinds
 from datamix.shape.dataset_info import DatasetEntry, dataset_info, is_dataset_info
 from datamix.shape.detect import Detection, detect
+from datamix.shape.plain import Quick, together
 from datamix.shape.rows import EVERYTHING, ShapeSpec, shape
 from datamix.shape.unshape import WRITERS, unshape, unshape_counted
 
@@ -13,6 +14,7 @@ __all__ = [
     "DatasetEntry",
     "Detection",
     "Format",
+    "Quick",
     "ShapeSpec",
     "can_become",
     "dataset_info",
@@ -20,6 +22,7 @@ __all__ = [
     "is_dataset_info",
     "native_kinds",
     "shape",
+    "together",
     "unshape",
     "unshape_counted",
 ]

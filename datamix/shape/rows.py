@@ -66,6 +66,19 @@ def shape(rows: contracts.Rows, slice_index: int, spec: ShapeSpec) -> contracts.
     return _built(rows, slice_index, spec, (records, drafts, metas), rejects)
 
 
+def row_reader(spec: ShapeSpec) -> Callable[[Row], list[Draft]]:
+    """The records of one row, as ``shape`` makes them. The function raises Unfit, making it RecipeError."""
+    read = _reader(spec)
+    names, rename = turn_names(spec.columns), renamer(spec.columns)
+
+    def records(row: Row) -> list[Draft]:
+        drafts = read(row if rename is None else rename(row), names)
+        _fill(drafts, spec)
+        return drafts
+
+    return records
+
+
 def _reader(spec: ShapeSpec) -> Reader:
     """The format's reader for the asked kind, with the step from its own kind to that one. Raises RecipeError."""
     format = FORMATS.get(spec.format)
