@@ -134,6 +134,14 @@ _ALL = (
         lambda row: _any_chat(row) and (_has(row, "rejected_response") or _has(row, "rejected_messages")),
     ),
     _format(
+        "openai_preference",
+        "preference",
+        "OpenAI preference fine-tuning: input of messages and tools, preferred_output, non_preferred_output",
+        frozenset({"input", "preferred_output", "non_preferred_output"}) | _MARGIN | _EXTRAS,
+        pairs.openai_preference,
+        lambda row: _has(row, "input", "preferred_output", "non_preferred_output"),
+    ),
+    _format(
         "medicalgpt_old",
         "preference",
         "MedicalGPT before 2026: system, history, question, response_chosen, response_rejected",

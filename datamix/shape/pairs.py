@@ -20,6 +20,7 @@ from datamix.shape.draft import (
     first_present,
     listed,
     named,
+    parsed,
     required_text,
     user,
 )
@@ -103,6 +104,17 @@ def rejected_response(row: Row, names: TurnNames) -> list[Draft]:
     cut = _answered(turns)
     rejected = final_turns(_present(row, "rejected_response"), "rejected_response", names)
     return [with_extras(Draft(turns[:cut], turns[cut:], rejected, margin=_margin(row)), row)]
+
+
+def openai_preference(row: Row, names: TurnNames) -> list[Draft]:
+    """OpenAI preference fine-tuning: ``input`` of messages and tools, ``preferred_output``, ``non_preferred_output``."""
+    given = _present(row, "input")
+    if isinstance(given, str):
+        given = parsed(given, "input", "not_object")
+    if not isinstance(given, dict):
+        raise Unfit("not_object", "input", f"is {named(given)}, not an object with messages")
+    fields = ("preferred_output", "non_preferred_output")
+    return [_pair({**row, **given}, conversation(given, CHATS, names), fields, names)]
 
 
 def kto(row: Row, names: TurnNames) -> list[Draft]:

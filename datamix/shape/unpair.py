@@ -72,6 +72,16 @@ def _rejected_response(draft: Draft, lost: Lost) -> list[Row]:
     return _with_margin({"messages": messages, "rejected_messages": openai_turns(whole)}, draft)
 
 
+def _openai_preference(draft: Draft, _: Lost) -> list[Row]:
+    chosen, rejected = _paired(draft)
+    row = {
+        "input": {"messages": openai_turns(draft.turns)},
+        "preferred_output": openai_turns(chosen),
+        "non_preferred_output": openai_turns(rejected),
+    }
+    return _with_margin(row, draft)
+
+
 def _ranking(draft: Draft, lost: Lost) -> list[Row]:
     row: Row = {"conversations": sharegpt_turns(draft.turns, lost)}
     for name, turns in zip(("chosen", "rejected"), _paired(draft), strict=True):
@@ -164,6 +174,7 @@ WRITERS: Mapping[str, Callable[[Draft, Lost], list[Row]]] = MappingProxyType(
         "preference_implicit": _implicit,
         "paired_messages": _paired_messages,
         "rejected_response": _rejected_response,
+        "openai_preference": _openai_preference,
         "ranking": _ranking,
         "medicalgpt": _medicalgpt,
         "medicalgpt_old": _medicalgpt_old,

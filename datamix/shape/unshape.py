@@ -82,9 +82,11 @@ def _extend(row: Row, draft: Draft, meta: str | None, format: str) -> None:
             "prompt_completion",
             "prompt",
             "kto",
+            "openai_preference",
         )
         tools = parsed(draft.tools, "tools", "tools") if wrapped else bare_tools(draft.tools)
-        row["tools"] = tools if wrapped else json_text(tools)
+        place = row["input"] if format == "openai_preference" else row
+        place["tools"] = tools if wrapped else json_text(tools)
     if draft.kwargs is not None:
         row["chat_template_kwargs"] = parsed(draft.kwargs, "chat_template_kwargs", "kwargs")
     if meta is not None:

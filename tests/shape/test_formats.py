@@ -178,6 +178,22 @@ PAIR_ROWS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("rejected_response", {"messages": [q("q"), a("good")], "rejected_response": "bad"}),
     ("rejected_response", {"messages": [q("q"), a("good")], "rejected_messages": [q("q"), a("bad")]}),
+    (
+        "openai_preference",
+        {
+            "input": {"messages": [q("q")], "tools": [], "parallel_tool_calls": True},
+            "preferred_output": [a("good")],
+            "non_preferred_output": [a("bad")],
+        },
+    ),
+    (
+        "openai_preference",
+        {
+            "input": '{"messages": [{"role": "user", "content": "q"}]}',
+            "preferred_output": "good",
+            "non_preferred_output": "bad",
+        },
+    ),
 ]
 
 
@@ -518,6 +534,18 @@ REJECTS: list[tuple[str, Any, str, str]] = [
     ),
     ("caregpt", {"instruction": "q", "output": ["a", "b", "c"]}, "not_pair", "output has 3 answers"),
     ("hh_rlhf", {"chosen": "Human: q", "rejected": "x"}, "dialogue", "chosen does not begin"),
+    (
+        "openai_preference",
+        {"input": [q("q")], "preferred_output": [a("x")], "non_preferred_output": [a("y")]},
+        "not_object",
+        "input is a list, not an object with messages",
+    ),
+    (
+        "openai_preference",
+        {"input": {"messages": [q("q")]}, "preferred_output": [a("x")]},
+        "missing_field",
+        "non_preferred_output is missing",
+    ),
     ("kto", {"prompt": "q", "completion": "x", "label": "maybe"}, "label", "label is 'maybe'"),
     ("kto", {"messages": [q("q")], "label": True}, "no_answer", "messages does not end"),
     ("prompt", {"answer": "x"}, "missing_field", "prompt is missing"),

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from datamix.contracts import Rows
+from datamix.recipe import Recipe
 from datamix.shape import FORMATS, ShapeSpec, detect, native_kinds, shape
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -28,6 +30,19 @@ def test_every_format_has_its_section_and_its_example_is_recognised(name: str) -
             assert found.format == READ_AS.get(title, title)
             spec = ShapeSpec(title, native_kinds(title)[0])
             assert shape(Rows([row], [0], [1], [b""]), 0, spec).rejects == []
+
+
+@pytest.mark.parametrize("name", ["formats.md", "formats.zh.md"])
+def test_every_section_ends_with_three_lines_of_a_recipe_that_read_its_format(name: str) -> None:
+    page = (DOCS / name).read_text(encoding="utf-8")
+    for title, body in re.findall(r"^### (\w+)\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL):
+        (lines,) = re.findall(r"```yaml\n(.*?)\n```\n", body, re.DOTALL)
+        assert lines.count("\n") == 2
+        others = {"name": "mine", "tokenizer": "tokenizer", "encode": {"max_length": 2048}}
+        recipe = Recipe.of({**others, **yaml.safe_load(lines)})
+        (source,) = recipe.sources.values()
+        assert {"pretrain": "text"}.get(recipe.kind, recipe.kind) == native_kinds(title)[0]
+        assert source.format == ("auto" if "```json" in body else title)
 
 
 @pytest.mark.parametrize("name", ["formats.md", "formats.zh.md"])
