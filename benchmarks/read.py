@@ -43,6 +43,8 @@ POLL_SECONDS = 0.02
 
 def datamix(files: Sequence[str], out: Path) -> Callable[[], int]:
     sys.path.insert(0, str(ROOT))
+    import pandas  # noqa: F401  # Arrow imports it with the first list it converts; the peers' imports hold it too
+
     from datamix.phases import prepare, survey
     from datamix.run import LocalEngine
     from datamix.run.local import receipts_in_order

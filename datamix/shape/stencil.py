@@ -4,9 +4,9 @@
 ``{"messages":[{"role":"user","content":\\x01}]}``. Lines of one corpus share few stencils, so that what a stencil means
 is found out once (``plain``), by the readers that all rows go through, and the texts go from the file to Arrow in one pass
 over their bytes. The pass knows strings only: it takes exactly the strings of RFC 8259 (UTF-8 is checked for the whole
-chunk, a lone surrogate or a control character ends it); whether a stencil is JSON, its reader says.
+chunk; a line with a lone surrogate or a control character is left out); whether a stencil is JSON, its reader says.
 
-Cost: about a nanosecond a byte.
+Cost: 1.5 ns a byte, 2.5 where it is not ASCII (half of it the check of UTF-8); orjson alone takes 2 to 3.5.
 """
 
 from __future__ import annotations
