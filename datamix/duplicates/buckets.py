@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.duplicates.compiled import Kernel
+from datamix.compiled import Kernel
 
 _SLOTS_PER_RECORD = 8
 
 
-_fill_slots = Kernel("buckets", "fill_slots")
-_suspects = Kernel("buckets", "suspects")
-_count_buckets = Kernel("buckets", "count_buckets")
-_number_buckets = Kernel("buckets", "number_buckets")
+_fill_slots = Kernel("duplicates", "buckets", "fill_slots")
+_suspects = Kernel("duplicates", "buckets", "suspects")
+_count_buckets = Kernel("duplicates", "buckets", "count_buckets")
+_number_buckets = Kernel("duplicates", "buckets", "number_buckets")
 
 
 class Shared(NamedTuple):

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix.compiled import Kernel
 from datamix.duplicates.alphabet import Alphabet
-from datamix.duplicates.compiled import Kernel
 from datamix.duplicates.texts import Places
 from datamix.duplicates.words import Scratch
 
-_place = Kernel("grams", "place")
-_text_grams = Kernel("grams", "text_grams")
-_hits = Kernel("grams", "hits")
+_place = Kernel("duplicates", "grams", "place")
+_text_grams = Kernel("duplicates", "grams", "text_grams")
+_hits = Kernel("duplicates", "grams", "hits")
 
 
 class GramTable(NamedTuple):

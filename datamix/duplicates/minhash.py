@@ -13,14 +13,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix.compiled import Kernel
 from datamix.duplicates.alphabet import Alphabet
-from datamix.duplicates.compiled import Kernel
 from datamix.duplicates.kernels import LANES, PER_PASS
 from datamix.duplicates.words import new_scratch
 from datamix.identity import mix64, salt
 
-_sign = Kernel("minhash", "sign")
-_band_keys = Kernel("minhash", "band_keys")
+_sign = Kernel("duplicates", "minhash", "sign")
+_band_keys = Kernel("duplicates", "minhash", "band_keys")
 
 
 def permutations(num_perm: int) -> NDArray[np.uint32]:

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix.compiled import Kernel
 from datamix.duplicates.alphabet import Alphabet, alphabet
-from datamix.duplicates.compiled import Kernel
 from datamix.duplicates.words import Scratch, new_scratch
 
-sweep = Kernel("sweep", "sweep")
-group = Kernel("sweep", "group")
+sweep = Kernel("duplicates", "sweep", "sweep")
+group = Kernel("duplicates", "sweep", "group")
 
 # A record that shares a bucket, in rank order: where its text and sketch lie, and what became of it.
 CANDIDATE = np.dtype(

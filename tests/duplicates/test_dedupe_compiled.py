@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from datamix.compiled import Kernel, flat
 from datamix.duplicates import dedupe
-from datamix.duplicates.compiled import Kernel, flat
 
 TEXTS = ["one two three four five six seven"] * 2 + ["something else"]
 PROGRAM = """
@@ -31,7 +31,7 @@ def test_a_process_that_finds_its_kernels_loads_neither_numba_nor_what_numba_and
 def test_a_kernel_is_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/dev/null/nowhere")
     keys, slots = np.array([1, 2], np.uint64), np.full(4, -1, np.int32)
-    Kernel("grams", "place")(keys, slots)
+    Kernel("duplicates", "grams", "place")(keys, slots)
     assert slots.tolist() == [-1, 0, 1, -1]
 
 
