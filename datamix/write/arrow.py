@@ -26,7 +26,6 @@ from datamix.write.staged import Convert, by_stage, stage_files
 
 _CHUNK_TOKENS = 1 << 18  # a chunk stays in the processor's cache between its copy and its file
 _MAX_CHUNK_ROWS = 1024
-_READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,7 @@ def _fingerprint(files: list[str], folder: Path) -> str:
     state = xxhash.xxh3_64()
     for name in files:
         state.update(json.dumps([name, (folder / name).stat().st_size]).encode())
-        with (folder / name).open("rb", buffering=0) as stream:
-            while block := stream.read(_READ_BYTES):
-                state.update(block)
+        with pa.memory_map(str(folder / name)) as mapped:
+            state.update(mapped.read_buffer())
     digest: str = state.hexdigest()
     return digest

@@ -1,8 +1,9 @@
 """Axolotl: the three columns that it takes as tokenized already, a row a document, and its YAML.
 
 It gives packed rows positions of its own, so documents are handed over one by one and packed again by it, in
-order and with their borders. Pairs are messages, rendered by it through the tokenizer's template: it takes the last
-turn of an answer alone, so answers of several turns are refused.
+order and with their borders. It keeps them apart where its YAML names an attention; its default does not. Pairs are
+messages, rendered by it through the tokenizer's template: it takes the last turn of an answer alone, so answers of
+several turns are refused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from datamix.errors import DataError, RecipeError
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import UNSEEN, readme, yaml
+from datamix.write.readme import readme, yaml
 from datamix.write.sets import SetInfo
 from datamix.write.shapes import documents
 from datamix.write.staged import StagedFiles, split_names
@@ -54,12 +55,7 @@ class Axolotl:
                 for name in names
                 if split == "train"
             ],
-            "test_datasets": [
-                self._dataset(name) | {"split": "train"}
-                for split, names in split_names(folder, "*/*.parquet").items()
-                for name in names
-                if split != "train"
-            ],
+            "test_datasets": self._tests(folder),
             "shuffle_merged_datasets": False,
             "curriculum_sampling": True,
             "num_epochs": 1,
@@ -72,15 +68,17 @@ class Axolotl:
         if self.info.kind == "preference":
             settings |= {"rl": "dpo", "chat_template": "tokenizer_default"}
         elif self.info.packed:
-            settings |= {"sample_packing": True, "sample_packing_sequentially": True}
+            settings |= {
+                "sample_packing": True,
+                "sample_packing_sequentially": True,
+                "attn_implementation": "sdpa",
+            }
         names = [write_text(folder, "config.yaml", yaml({k: v for k, v in settings.items() if v != []}))]
         return [*names, write_text(folder, "README.md", self._readme())]
 
     def keeps(self) -> tuple[str, ...]:
-        """Sequential packing keeps the order; documents it packed see each other unless flash attention runs."""
-        if self.info.kind == "preference":
-            return ("ratio", "isolation")
-        return ("ratio", "order") if self.info.packed else ("ratio", "order", "isolation")
+        """Sequential packing keeps the order, and the attention that the config names keeps packed documents apart."""
+        return ("ratio", "isolation") if self.info.kind == "preference" else ("ratio", "order", "isolation")
 
     def command(self) -> str:
         """Training."""
@@ -90,6 +88,18 @@ class Axolotl:
         kind = "chat_template.default" if self.info.kind == "preference" else None
         return {"path": name, "ds_type": "parquet", "type": kind}
 
+    def _tests(self, folder: Path) -> list[dict[str, Any]]:
+        """Validation, a file each; of pairs one entry, for its DPO looks each up by its place among ``datasets``."""
+        names = [
+            name
+            for split, names in split_names(folder, "*/*.parquet").items()
+            for name in names
+            if split != "train"
+        ]
+        if self.info.kind == "preference" and names:
+            return [self._dataset(".") | {"data_files": names, "split": "train"}]
+        return [self._dataset(name) | {"split": "train"} for name in names]
+
     def _readme(self) -> str:
         notes = [
             "The config keeps our order: no shuffle of the merged set, `curriculum_sampling`, one pass. Rows longer than "
@@ -97,11 +107,13 @@ class Axolotl:
             "Learning rate and batch size are ours to start with and yours to change. Delete its `last_run_prepared` folder when the set changes: it keys what it prepared by names.",
         ]
         if self.info.kind == "preference":
-            notes.insert(0, UNSEEN)
+            notes[0] = (
+                "Its DPO shuffles. Pairs longer than `sequence_len` are dropped, and of a turn it reads the words alone, no calls."
+            )
         if self.info.packed:
             notes.append(
-                "It packs the documents again, in order, with positions that restart. Set `flash_attention: true`: with sdpa and "
-                "eager attention its packed documents see each other."
+                "It packs the documents again, in order. `attn_implementation` must stay, as `sdpa` or `flash_attention_2`: where none "
+                "is named, the documents that it packs see each other."
             )
         return readme(f"{self.info.name} for Axolotl", self.command(), self.keeps(), notes)
 

@@ -62,7 +62,11 @@ class Datatrove:
     def command(self) -> str:
         """How it is read."""
         length = self.info.max_length or 2048
-        return f'datatrove.utils.dataset.DatatroveFolderDataset("train", seq_len={length}, filename_pattern="*.ds")'
+        size = token_dtype(self.info.vocab_size).itemsize
+        return (
+            f'datatrove.utils.dataset.DatatroveFolderDataset("train", seq_len={length}, filename_pattern="*.ds", '
+            f"token_size={size}, return_positions=True)"
+        )
 
 
 def _short(count: int) -> str:

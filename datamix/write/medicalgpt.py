@@ -55,7 +55,11 @@ class MedicalGpt:
             UNSEEN,
             "It shuffles and tokenizes what it reads; shares hold over one pass, as far as nothing is cut: give it the "
             f"length that the set was made for ({self.info.max_length}).",
-            "`dpo_training.py` and `orpo_training.py` read the same pairs; they shuffle without a seed.",
+            *(
+                ["`dpo_training.py` and `orpo_training.py` read the same pairs; they shuffle without a seed."]
+                if self.info.kind == "preference"
+                else []
+            ),
         )
         text = readme(f"{self.info.name} for MedicalGPT", self.command(), self.keeps(), notes)
         return [write_text(folder, "README.md", text)]

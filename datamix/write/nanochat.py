@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from datamix.records import Kind
 from datamix.write.arrays import rechunk
 from datamix.write.names import make_room, write_text
-from datamix.write.readme import UNSEEN, readme
+from datamix.write.readme import readers, readme
 from datamix.write.sets import RecordSource, SetInfo
 from datamix.write.talk import plain_text, records_of
 
@@ -51,8 +51,9 @@ class Nanochat:
             _write_texts(folder / _LAST, _read_texts(parts))
             written.append(_LAST)
         notes = (
-            UNSEEN,
-            "Put the shards where nanochat looks for them (`~/.cache/nanochat/base_data`, or its current name).",
+            readers("nanochat (commit 92d63d4, July 2026)", "every text, training and validation apart"),
+            "Put the shards where nanochat looks for them: `~/.cache/nanochat/base_data_climbmix`, or what its `dataset.py` says.",
+            "It picks texts from a buffer of 1,000 to fill its rows, and cuts off what does not fit.",
             f"The last file is its validation: `{_LAST}` holds ours. A set without validation loses its "
             "last shard to it: set `validation:` in the recipe.",
             "Ranks take whole row groups of 1024 texts in turn: a shard should hold at least as many as there are ranks.",
@@ -61,8 +62,8 @@ class Nanochat:
         return [*written, write_text(folder, "README.md", text)]
 
     def keeps(self) -> tuple[str, ...]:
-        """Texts are read in order and joined into rows of its own."""
-        return ("ratio", "order")
+        """It picks texts from a buffer, and joins and cuts them into rows of its own."""
+        return ("ratio",)
 
     def command(self) -> str:
         """Pretraining."""

@@ -69,17 +69,30 @@ class Olmo:
         return [write_json(folder, "dtype.json", {"dtype": self.dtype.name, "labels_mask_dtype": "bool"})]
 
     def keeps(self) -> tuple[str, ...]:
-        """Its loader shuffles instances and joins documents; what ``generate_doc_lengths`` does no test of ours has run."""
-        return ("ratio",)
+        """Its loader shuffles instances; the packed dataset gives it our borders, and attention that has none refuses them."""
+        return ("ratio", "isolation") if self._by_document else ("ratio",)
 
     def command(self) -> str:
-        """How it is read."""
+        """How it is read: whole documents by our borders, or windows of what stands in the files."""
         masks = ', label_mask_paths=["train/labels_mask_part_*.npy"]' if self.info.kind == "sft" else ""
+        length, name, borders = self.info.max_length or 2048, "NumpyFSLDatasetConfig", ""
+        if self._by_document:
+            length = 1 << (length - 1).bit_length()  # its packing wants a power of two
+            name, borders = (
+                "NumpyPackedFSLDatasetConfig",
+                ", use_array_if_local=False, generate_doc_lengths=True",
+            )
         return (
-            f'NumpyFSLDatasetConfig(paths=["train/token_ids_part_*.npy"], expand_glob=True{masks}, '
-            f"sequence_length={self.info.max_length}, dtype=NumpyDatasetDType.{self.dtype.name}, "
-            "generate_doc_lengths=True)"
+            f'{name}(paths=["train/token_ids_part_*.npy"], expand_glob=True{masks}, sequence_length={length}, '
+            f"dtype=NumpyDatasetDType.{self.dtype.name}{borders}, tokenizer=TokenizerConfig("
+            f"vocab_size={self.info.vocab_size}, eos_token_id={self.info.eos_token_id}, pad_token_id={self.info.filler_id}), "
+            'work_dir="work")'
         )
+
+    @property
+    def _by_document(self) -> bool:
+        """Whether documents are kept apart: it would look for their ends at EOS, which stands behind every turn too."""
+        return self.info.packed or self.info.kind == "sft"
 
 
 def _write_borders(batch: pa.RecordBatch, ends: NDArray[np.int64], lines: TextIO) -> None:

@@ -16,7 +16,7 @@ from datamix.errors import RecipeError
 from datamix.records import Kind
 from datamix.write.arrow import ArrowFolder
 from datamix.write.names import write_text
-from datamix.write.readme import UNSEEN, readme
+from datamix.write.readme import readers, readme
 from datamix.write.sets import SetInfo
 from datamix.write.shapes import documents, pairs
 
@@ -44,19 +44,29 @@ class OpenInstruct:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the datasets' states and the README."""
         names = ArrowFolder(self.info, self.split).finish(shards, folder)
+        pairs = self.info.kind == "preference"
+        seen = readers(
+            "open-instruct (commit e6c3044, August 2026)",
+            "both sides of every pair" if pairs else "ids and labels of every document",
+        )
         notes = (
-            UNSEEN,
-            "Any words do for the mixer list: with a config hash it loads the cached dataset as it is. (For pairs, its cache of "
-            "reference log-probabilities still resolves the names in `--mixer_list`.)",
-            "It shuffles, and joins the rows of a batch with their borders kept. A stage is its own dataset: "
-            "`--dataset_local_cache_dir stages --dataset_config_hash NAME`.",
+            seen,
+            "Any words do for the mixer list: with a config hash it loads the cached dataset as it is."
+            + (
+                " Its cache of reference log-probabilities still resolves the names in `--mixer_list`."
+                if pairs
+                else ""
+            ),
+            "It shuffles, and pads the rows of a batch; with `--packing` it joins them and keeps their borders under flash "
+            "attention. A stage is its own dataset: `--dataset_local_cache_dir stages --"
+            f"{'config_hash' if pairs else 'dataset_config_hash'} NAME`.",
         )
         text = readme(f"{self.info.name} for open-instruct", self.command(), self.keeps(), notes)
         return [*names, write_text(folder, "README.md", text)]
 
     def keeps(self) -> tuple[str, ...]:
-        """It shuffles, and joins the rows of a batch with borders that no test of ours has run."""
-        return ("ratio",)
+        """It shuffles; a row is one document."""
+        return ("ratio", "isolation")
 
     def command(self) -> str:
         """Training from the cache."""

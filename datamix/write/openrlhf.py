@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import UNSEEN, readme
+from datamix.write.readme import readers, readme
 from datamix.write.sets import SetInfo
 from datamix.write.staged import StagedFiles
 
@@ -32,7 +32,10 @@ class OpenRlhf:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
         notes = (
-            UNSEEN,
+            readers(
+                "OpenRLHF 0.11.2",
+                "every prompt, rendered to the tokens that we counted, with its reference and source",
+            ),
             "`reward.py` is yours: a function `reward_func(queries, prompts, labels)`; `labels` are our references.",
             "Its sampler shuffles prompts.",
         )
@@ -46,8 +49,9 @@ class OpenRlhf:
     def command(self) -> str:
         """Training from references."""
         return (
-            "python -m openrlhf.cli.train_ppo_ray --prompt_data json@train --input_key prompt --label_key label "
-            "--apply_chat_template --remote_rm_url reward.py --num_episodes 1 --pretrain MODEL"
+            "python -m openrlhf.cli.train_ppo_ray --data.prompt_dataset json@train --data.input_key prompt "
+            "--data.label_key label --data.apply_chat_template --reward.remote_url reward.py --train.num_episodes 1 "
+            "--actor.model_name_or_path MODEL"
         )
 
 

@@ -11,6 +11,13 @@ UNSEEN = (
     "Our tests have not run this trainer: the files follow its sources, and only what their layout alone assures is listed as "
     "kept. Train two steps before a long run."
 )
+
+
+def readers(program: str, found: str) -> str:
+    """For a trainer whose own reader was run on these files by hand, without training."""
+    return f"The data reader of {program} gave {found}, equal to ours; training was not run. Train two steps before a long run."
+
+
 _MEANS = {  # what it means that a promise is kept, and that it is not
     "ratio": ("every source keeps its share over one pass", "the shares of the sources change"),
     "order": (

@@ -1,6 +1,7 @@
 """ms-swift: standard messages, one JSON object a line; it renders and tokenizes them itself.
 
-Its switches for our order are in the command: neither the set nor the loader is shuffled.
+Its switches for our order are in the command: neither the set nor the loader is shuffled. Without ``--strict`` it would
+drop what it cannot render (tools, where its template has no form for them) or what is too long, and go on.
 """
 
 from __future__ import annotations
@@ -42,26 +43,41 @@ class Swift:
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
-        notes = (
-            UNSEEN,
-            "Give it the length that the set was made for; a longer row is dropped by `--truncation_strategy delete`.",
-            "Add `--packing true` for short rows: it packs in windows of its own, with documents kept apart under "
-            "flash attention.",
+        notes = [] if self._trained else [UNSEEN]
+        notes.append(
+            "`--strict true` stops at a record that it cannot render, where it would drop it else. Where tools stop it, name a "
+            "form for them: `--agent_template hermes`."
         )
+        if self.info.max_length:
+            end = "is split" if self.info.kind == "pretrain" else "loses its beginning"
+            notes.append(f"It renders and cuts by itself: what is longer than the set's length {end}.")
+        if self.info.kind in ("pretrain", "sft"):
+            notes.append(
+                "Add `--packing true` for short rows: it packs in windows of its own, with documents kept apart under flash attention."
+            )
         text = readme(f"{self.info.name} for ms-swift", self.command(), self.keeps(), notes)
         return [write_text(folder, "README.md", text)]
 
     def keeps(self) -> tuple[str, ...]:
-        """One example a row; its order is as its options say, which no test of ours has run."""
-        return ("ratio", "isolation")
+        """One example a row, in our order, as far as a test of ours trained from it."""
+        return ("ratio", "order", "isolation") if self._trained else ("ratio", "isolation")
+
+    @property
+    def _trained(self) -> bool:
+        return self.info.kind in ("pretrain", "sft") or (self.info.kind == "preference" and self.info.paired)
 
     def command(self) -> str:
         """Training without a shuffle."""
         verb = _VERBS.get(self.info.kind, "rlhf --rlhf_type " + ("dpo" if self.info.paired else "kto"))
-        length = f" --max_length {self.info.max_length}" if self.info.max_length else ""
+        cut = "split" if self.info.kind == "pretrain" else "left"
+        length = (
+            f" --max_length {self.info.max_length} --truncation_strategy {cut}"
+            if self.info.max_length
+            else ""
+        )
         return (
             f"swift {verb} --model MODEL --dataset train/*.jsonl --split_dataset_ratio 0 --dataset_shuffle false "
-            f"--train_dataloader_shuffle false --num_train_epochs 1{length}"
+            f"--train_dataloader_shuffle false --strict true --num_train_epochs 1{length}"
         )
 
     def _texts(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

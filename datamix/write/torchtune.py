@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import UNSEEN, readme, yaml
+from datamix.write.readme import readers, readme, yaml
 from datamix.write.sets import SetInfo
 from datamix.write.shapes import select
 from datamix.write.staged import StagedFiles
@@ -44,7 +44,7 @@ class Torchtune:
         if self.info.packed:
             dataset |= {"max_seq_len": self.info.max_length, "filler_id": self.info.filler_id}
         notes = (
-            UNSEEN,
+            readers("torchtune 0.6.1", "ids, labels, positions and block masks of every row, in our order"),
             "`dataset.yaml` holds the lines for your recipe's config. `shuffle: False` and one epoch are there for our order.",
             "The component reads the folder's files in order of their names; a stage is its files `-s0-...`, `-s1-...`.",
         )
@@ -56,8 +56,8 @@ class Torchtune:
         ]
 
     def keeps(self) -> tuple[str, ...]:
-        """Every row once; its order and its block mask no test of ours has run."""
-        return ("ratio",) if self.info.packed else ("ratio", "isolation")
+        """Every row in order, while ``shuffle`` is off; its block mask follows ``seq_lens``."""
+        return ("ratio", "order", "isolation")
 
     def command(self) -> str:
         """Training with the component on the path."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from datamix.records import Kind
 from datamix.write.names import write_text
-from datamix.write.readme import UNSEEN, readme
+from datamix.write.readme import readers, readme
 from datamix.write.sets import SetInfo
 from datamix.write.staged import StagedFiles
 
@@ -33,8 +33,9 @@ class Verl:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
         notes = (
-            UNSEEN,
-            "`VALIDATION.parquet` is one of `validation_SOURCE/*.parquet`. `data.shuffle=False` and one epoch are there for our order.",
+            readers("verl 0.9.1", "every prompt, reference and source, in our order"),
+            "`VALIDATION.parquet` is one of `validation_SOURCE/*.parquet`. `data.shuffle=False` and one epoch are there for our order. "
+            "A prompt longer than `data.max_prompt_length` (512) stops it.",
             "`reward_model.ground_truth` is our reference (empty where a record has none) and `data_source` our source: "
             "`reward.py` is yours, a function `compute_score(data_source, solution_str, ground_truth, extra_info)`.",
         )
@@ -42,15 +43,15 @@ class Verl:
         return [write_text(folder, "README.md", text)]
 
     def keeps(self) -> tuple[str, ...]:
-        """One prompt a row; its order is as its options say, which no test of ours has run."""
-        return ("ratio", "isolation")
+        """One prompt a row, in our order while ``data.shuffle`` is off."""
+        return ("ratio", "order", "isolation")
 
     def command(self) -> str:
         """Training without a shuffle."""
         return (
             "python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo "
             'data.train_files="[$(ls train/*.parquet | paste -sd,)]" data.val_files=VALIDATION.parquet '
-            "data.shuffle=False trainer.total_epochs=1 custom_reward_function.path=reward.py "
+            "data.shuffle=False trainer.total_epochs=1 reward.custom_reward_function.path=reward.py "
             "actor_rollout_ref.model.path=MODEL"
         )
 
