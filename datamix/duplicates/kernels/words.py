@@ -1,8 +1,8 @@
 """Kernels: words of UTF-8 text as 64-bit hashes, and n-grams of words (shingles), straight from Arrow buffers.
 
 The idea: a text is copied through a window of 32 KiB that stays in the second-level cache, 64 bytes at a time become
-one bit mask of "may belong to a word" (SIMD), and only the edges of the mask are looked at. Pure ASCII words are hashed
-eight bytes at a time; runs that hold other characters are decoded one by one against the alphabet. About 8 ns a word.
+one bit mask of "may belong to a word" (SIMD), and only the edges of the mask are looked at. ASCII words are hashed
+eight bytes at a time, up to 16 without a branch; runs that hold other characters are decoded one by one against the alphabet. About 12 ns a word on a busy core.
 
 A text is read at its address, so nothing is copied out of memory-mapped files; memory is one scratch a thread, whatever
 the length of the text. A run of more than 32 KiB without a separator counts as several words.
