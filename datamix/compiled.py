@@ -3,7 +3,7 @@
 The idea: numba's own cache saves the compiling but not numba. Importing it, what it registers and what it looks for (scipy,
 where that is installed) took longer than the deduplication of 25,000 documents. Machine code needs none of it. So what
 numba makes of a function in a room's ``kernels/`` is kept as an object file, named by all that it was made of (the sources
-of that folder, the types of the arguments, the processor), and found again by LLVM in 0.1 s. Nothing here imports numba before a kernel is missing.
+of that folder, the types of the arguments, LLVM's version, the processor), and found again by LLVM in 0.1 s. Nothing here imports numba before a kernel is missing.
 
 Arguments are integers, floats, arrays, and tuples of these. numba passes tuples member by member, an array as
 seven words and more (two owners, which we leave out; items, bytes of an item, address, shape, strides). Kernels allocate
@@ -76,13 +76,13 @@ class Kernel:
         return result.value
 
     def _load(self, arguments: Flat) -> Callable[..., int]:
+        import llvmlite  # type: ignore[import-untyped]
         import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        symbol, code = self._code(
-            arguments, f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
-        )
+        made_for = llvmlite.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+        symbol, code = self._code(arguments, " ".join(made_for))
         machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -92,10 +92,11 @@ class Kernel:
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *words)
         return prototype(engine.get_function_address(symbol))
 
-    def _code(self, arguments: Flat, processor: str) -> tuple[str, bytes]:
+    def _code(self, arguments: Flat, made_for: str) -> tuple[str, bytes]:
         """Name and object file of the kernel, from where it was kept, else compiled and kept."""
-        sources = [path.read_bytes() for path in sorted(self._sources.glob("*.py"))]
-        made_of = [*sources, processor.encode(), repr(arguments.types).encode()]
+        files = [*sorted(self._sources.glob("*.py")), Path(__file__).with_name("jit.py")]
+        sources = [path.read_bytes() for path in files]
+        made_of = [*sources, made_for.encode(), repr(arguments.types).encode()]
         key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in made_of)).hexdigest()[:32]
         name = f"{self._module}.{self._name}-{key}.kernel"
         for folder in _folders(self._sources):

@@ -13,7 +13,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow.parquet as pq
 
 from .errors import DataError, RecipeError
@@ -45,10 +44,12 @@ class Decoder:
 
     def __init__(self, out: Path) -> None:
         """Raises DataError where OUT keeps no tokenizer."""
+        from .encode import decoder
+
         path = out / "tokenizer" / "tokenizer.json"
         if not path.is_file():
             raise DataError(f"{path} is missing, so that no row can be decoded. Build the set again.")
-        self._tokenizer = _reader(path.read_bytes())
+        self._tokenizer = decoder(path)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of some ids, control tokens shown as they are written."""
@@ -64,16 +65,6 @@ class Decoder:
             added = whole[len(before) :] if whole.startswith(before) else self.text(ids[start:end])
             before = whole
             yield Span(added, mask, end - start)
-
-
-def _reader(tokenizer_json: bytes) -> Any:
-    """The tokenizer without its merges, which only writing needs: loaded in a third of the time."""
-    from tokenizers import Tokenizer
-
-    spec = orjson.loads(tokenizer_json)
-    if spec["model"].get("merges"):
-        spec["model"]["merges"] = []
-    return Tokenizer.from_str(orjson.dumps(spec).decode())
 
 
 _SHOWN = {

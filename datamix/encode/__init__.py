@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datamix.encode.encoder import Encoder, EncodeSpec, load
 from datamix.encode.fertility import fertility, read_alphabet
-from datamix.encode.files import TokenizerFiles, find_tokenizer
+from datamix.encode.files import TokenizerFiles, decoder, find_tokenizer
 from datamix.encode.lines import line_ends
 
 __all__ = [
     "EncodeSpec",
     "Encoder",
     "TokenizerFiles",
+    "decoder",
     "fertility",
     "find_tokenizer",
     "line_ends",

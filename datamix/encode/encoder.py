@@ -22,7 +22,7 @@ from datamix.encode.blind import sight
 from datamix.encode.control import ControlTokens, control_tokens
 from datamix.encode.conversation import Conversation, completions, conversations
 from datamix.encode.engine import PlainEncoder
-from datamix.encode.files import TokenizerFiles
+from datamix.encode.files import TokenizerFiles, decoder
 from datamix.encode.fim import Middle, find_marks
 from datamix.encode.inline import Parse
 from datamix.encode.plain import DocumentEncoder, frame_ids
@@ -317,9 +317,7 @@ class Encoder:
 
     @cached_property
     def _decoder(self) -> Any:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(Path(self.spec.tokenizer.folder) / "tokenizer.json"))
+        return decoder(Path(self.spec.tokenizer.folder) / "tokenizer.json")
 
 
 def _no_template(name: str, need: str) -> str:

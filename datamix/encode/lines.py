@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.encode.files import TokenizerFiles
+from datamix.encode.files import TokenizerFiles, decoder
 
 _ENDS = re.compile(r"(\n\s*|[.!?。！？…][\"'”’»」』)）\]】]*\s*)\Z")
 
@@ -20,8 +20,6 @@ _ENDS = re.compile(r"(\n\s*|[.!?。！？…][\"'”’»」』)）\]】]*\s*)\Z
 @lru_cache(maxsize=2)
 def line_ends(files: TokenizerFiles) -> NDArray[np.bool_]:
     """``[vocab_size]``: True where the decoded token ends with a newline or a full stop in any of many scripts."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(Path(files.folder) / "tokenizer.json"))
+    tokenizer = decoder(Path(files.folder) / "tokenizer.json")
     texts = tokenizer.decode_batch([[token] for token in range(files.vocab_size)], skip_special_tokens=False)
     return np.fromiter((_ENDS.search(text) is not None for text in texts), np.bool_, files.vocab_size)

@@ -14,13 +14,20 @@ no token. The result depends on the lengths and their order alone.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from datamix.compiled import Kernel
 from datamix.contracts import Bins
 
 Pieces = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]  # record, start, length: [num_pieces]
 Cuts = tuple[NDArray[np.int64], NDArray[np.int32]]  # offsets [num_long + 1], positions [num_cuts]
+
+_concat = Kernel("encode", "pack", "concat")
+_split = Kernel("encode", "pack", "split")
+_longest_first = Kernel("encode", "pack", "longest_first")
+_choose_rows = Kernel("encode", "pack", "choose_rows")
+_place = Kernel("encode", "pack", "place")
+_scatter = Kernel("encode", "pack", "scatter")
 
 MIN_LAST_TOKENS = 2  # one token alone has nothing to predict
 
@@ -43,7 +50,14 @@ def concat(lengths: NDArray[np.int32], order: NDArray[np.int64], max_length: int
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1 token, not {max_length}")
-    return Bins(*_concat(np.ascontiguousarray(lengths), np.ascontiguousarray(order, np.int64), max_length))
+    lengths, order = np.ascontiguousarray(lengths), np.ascontiguousarray(order, np.int64)
+    chosen = lengths[order]
+    num_rows = -(-int(chosen.sum(dtype=np.int64)) // max_length)
+    room = int(np.count_nonzero(chosen)) + num_rows
+    offsets, record = np.zeros(num_rows + 1, np.int64), np.empty(room, np.int64)
+    start, length = np.empty(room, np.int32), np.empty(room, np.int32)
+    size = _concat(lengths, order, max_length, (offsets, record, start, length))
+    return Bins(offsets, record[:size].copy(), start[:size].copy(), length[:size].copy())
 
 
 def best_fit(
@@ -68,7 +82,7 @@ def best_fit(
         )
     if len(lengths) >= 2**31:
         raise ValueError(f"{len(lengths)} pieces in one source: at most 2,147,483,647 can be packed together")
-    offsets, place = _fill(lengths, max_length)
+    offsets, place = _best_fit(lengths, max_length)
     record = np.empty(len(lengths), np.int64)
     start, length = np.empty(len(lengths), np.int32), np.empty(len(lengths), np.int32)
     _scatter(place, pieces_record, pieces_start, lengths, (record, start, length))
@@ -91,7 +105,7 @@ def split_long(lengths: NDArray[np.int32], max_length: int, cuts: Cuts | None = 
     num_long = int(np.count_nonzero(lengths > max_length))
     if cuts is None:
         cuts = np.zeros(num_long + 1, np.int64), np.empty(0, np.int32)
-    offsets, positions = cuts
+    offsets, positions = np.ascontiguousarray(cuts[0], np.int64), np.ascontiguousarray(cuts[1], np.int32)
     if len(offsets) != num_long + 1:
         raise ValueError(f"cuts are given for {len(offsets) - 1} records, {num_long} are too long")
     # A piece of a long record but its last one holds more than half a block.
@@ -101,205 +115,25 @@ def split_long(lengths: NDArray[np.int32], max_length: int, cuts: Cuts | None = 
     return out[0][:size].copy(), out[1][:size].copy(), out[2][:size].copy()
 
 
-@njit(cache=True, nogil=True)
-def _concat(lengths, order, max_length):  # type: ignore[no-untyped-def]
-    total, room = 0, 0
-    for i in order:
-        total += lengths[i]
-        room += lengths[i] > 0
-    num_rows = (total + max_length - 1) // max_length
-    offsets = np.zeros(num_rows + 1, np.int64)
-    record = np.empty(room + num_rows, np.int64)
-    start = np.empty(room + num_rows, np.int32)
-    length = np.empty(room + num_rows, np.int32)
-    n, row, free = 0, 0, max_length
-    for i in order:
-        at, left = 0, lengths[i]
-        while left > 0:
-            if free == 0:
-                row += 1
-                offsets[row] = n
-                free = max_length
-            take = min(left, free)
-            record[n], start[n], length[n] = i, at, take
-            n, at, left, free = n + 1, at + take, left - take, free - take
-    if num_rows:
-        offsets[num_rows] = n
-    return offsets, record[:n].copy(), start[:n].copy(), length[:n].copy()
-
-
-@njit(cache=True, nogil=True)
-def _split(lengths, max_length, offsets, positions, out):  # type: ignore[no-untyped-def]
-    record, start, length = out
-    n, long = 0, 0
-    for i in range(len(lengths)):
-        end, at = lengths[i], 0
-        first, last = 0, 0
-        if end > max_length:
-            first, last = offsets[long], offsets[long + 1]
-            long += 1
-        while end - at > max_length:
-            # The most that may be taken: a block, less what the last piece must keep.
-            cut = min(at + max_length, end - 2)
-            while first < last and positions[first] <= at + max_length // 2:
-                first += 1
-            while first < last and positions[first] <= cut:
-                if first + 1 == last or positions[first + 1] > cut:
-                    cut = positions[first]
-                first += 1
-            record[n], start[n], length[n] = i, at, cut - at
-            n += 1
-            at = cut
-        if end > at:
-            record[n], start[n], length[n] = i, at, end - at
-            n += 1
-    return n
-
-
-# The tree of free spaces. Level 0 has one bit a free space, level k + 1 one bit a word of level k.
-
-_DEBRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_ONE, _SIX, _LOW = np.uint64(1), np.uint64(6), np.uint64(63)
-
-
-def _bit_places() -> NDArray[np.uint8]:
-    places = np.zeros(64, np.uint8)
-    for bit in range(64):
-        places[((int(_DEBRUIJN) << bit) & (2**64 - 1)) >> 58] = bit
-    return places
-
-
-_BIT_PLACE = _bit_places()  # position of the lowest bit, by the top six bits of bit * _DEBRUIJN
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _lowest(word):  # type: ignore[no-untyped-def]
-    return _BIT_PLACE[((word & (~word + _ONE)) * _DEBRUIJN) >> np.uint64(58)]
-
-
-@njit(cache=True, nogil=True)
-def _mark(tree, level_start, space, full):  # type: ignore[no-untyped-def]
-    """Say whether the stack of ``space`` holds rows."""
-    for level in range(len(level_start) - 1):
-        word = level_start[level] + (space >> 6)
-        bit = _ONE << np.uint64(space & 63)
-        before = tree[word]
-        tree[word] = before | bit if full else before & ~bit
-        if (before == 0) == (tree[word] == 0):
-            return
-        space >>= 6
-
-
-@njit(cache=True, nogil=True)
-def _next(tree, level_start, space):  # type: ignore[no-untyped-def]
-    """The smallest free space of at least ``space`` that some row has, or -1."""
-    num_levels = len(level_start) - 1
-    for level in range(num_levels):
-        word = space >> 6
-        if level_start[level] + word >= level_start[level + 1]:
-            return -1
-        rest = tree[level_start[level] + word] >> np.uint64(space & 63)
-        if rest != 0:
-            space += _lowest(rest)
-            for below in range(level - 1, -1, -1):
-                space = (space << 6) + _lowest(tree[level_start[below] + space])
-            return space
-        space = word + 1
-    return -1
-
-
-@njit(cache=True, nogil=True)
-def _levels(max_length):  # type: ignore[no-untyped-def]
-    """Where each level of the tree begins, for free spaces of 0 to ``max_length``."""
-    starts = [0]
-    width = max_length + 1
-    while True:
-        width = (width + 63) >> 6
-        starts.append(starts[-1] + width)
-        if width == 1:
-            return np.array(starts)
-
-
-@njit(cache=True, nogil=True)
-def _longest_first(lengths, max_length):  # type: ignore[no-untyped-def]
-    """Pieces by falling length, equal ones in input order (counting sort)."""
-    begin = np.zeros(max_length + 2, np.int64)
-    for x in lengths:
-        begin[max_length - x + 1] += 1
-    for x in range(1, max_length + 2):
-        begin[x] += begin[x - 1]
+def _best_fit(lengths: NDArray[np.int32], max_length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Offsets of the rows in order of their first piece, and the place of each piece among them."""
     order = np.empty(len(lengths), np.int32)
-    for i in range(len(lengths)):
-        order[begin[max_length - lengths[i]]] = i
-        begin[max_length - lengths[i]] += 1
-    return order
-
-
-@njit(cache=True, nogil=True)
-def _choose_rows(lengths, max_length):  # type: ignore[no-untyped-def]
-    """The row of each piece, rows in order of opening, and their number.
-
-    A row with room for several pieces of one length takes them at once: after the first it is the best fit again.
-    """
-    level_start = _levels(max_length)
-    tree = np.zeros(level_start[-1], np.uint64)
-    top = np.full(max_length + 1, -1, np.int32)  # the row last put on the stack of each free space
+    _longest_first(lengths, max_length, np.zeros(max_length + 2, np.int64), order)
+    levels = _levels(max_length)
+    spaces = np.full(max_length + 1, -1, np.int32)  # the row last put on the stack of each free space
     under = np.empty(len(lengths), np.int32)  # the row below a row on its stack
     row_of = np.empty(len(lengths), np.int32)
-    order = _longest_first(lengths, max_length)
-    num_rows, n = 0, 0
-    while n < len(order):
-        length = lengths[order[n]]
-        space = _next(tree, level_start, length)
-        if space < 0:
-            row, space = num_rows, max_length
-            num_rows += 1
-        else:
-            row = top[space]
-            top[space] = under[row]
-            if top[space] < 0:
-                _mark(tree, level_start, space, False)
-        while True:
-            row_of[order[n]] = row
-            space -= length
-            n += 1
-            if n == len(order) or space < length or lengths[order[n]] != length:
-                break
-        if space > 0:
-            if top[space] < 0:
-                _mark(tree, level_start, space, True)
-            under[row] = top[space]
-            top[space] = row
-    return row_of, num_rows
-
-
-@njit(cache=True, nogil=True)
-def _fill(lengths, max_length):  # type: ignore[no-untyped-def]
-    """Offsets of the rows in order of their first piece, and the place of each piece among them."""
-    row_of, num_rows = _choose_rows(lengths, max_length)
-    rank = np.full(num_rows, -1, np.int32)
-    offsets = np.zeros(num_rows + 1, np.int64)
-    seen = 0
-    for i in range(len(row_of)):
-        if rank[row_of[i]] < 0:
-            rank[row_of[i]] = seen
-            seen += 1
-        row_of[i] = rank[row_of[i]]
-        offsets[row_of[i] + 1] += 1
-    for row in range(num_rows):
-        offsets[row + 1] += offsets[row]
-    filled = offsets[:-1].copy()
-    place = np.empty(len(row_of), np.int64)
-    for i in range(len(row_of)):
-        place[i] = filled[row_of[i]]
-        filled[row_of[i]] += 1
+    tree = np.zeros(int(levels[-1]), np.uint64), levels
+    num_rows = _choose_rows(lengths, max_length, order, tree, (spaces, under), row_of)
+    offsets, place = np.zeros(num_rows + 1, np.int64), np.empty(len(lengths), np.int64)
+    _place(row_of, np.full(num_rows, -1, np.int32), np.empty(num_rows, np.int64), offsets, place)
     return offsets, place
 
 
-@njit(cache=True, nogil=True)
-def _scatter(place, record_in, start_in, length_in, out):  # type: ignore[no-untyped-def]
-    record, start, length = out
-    for i in range(len(place)):
-        record[place[i]] = record_in[i]
-        start[place[i]] = start_in[i]
-        length[place[i]] = length_in[i]
+def _levels(max_length: int) -> NDArray[np.int64]:
+    """Where each level of the tree begins, for free spaces of 0 to ``max_length``."""
+    starts, width = [0], max_length + 1
+    while width > 1 or len(starts) == 1:
+        width = (width + 63) >> 6
+        starts.append(starts[-1] + width)
+    return np.array(starts, np.int64)

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
+from datamix.compiled import Kernel
 from datamix.contracts import Schedule
 from datamix.mix.order import Costs
 from datamix.mix.quota import Quota, segments
 from datamix.mix.schedule import make_track
+
+_recount = Kernel("mix", "deviation", "recount")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def deviation(schedule: Schedule, costs: Sequence[Costs], quota: Quota) -> Devia
         stages = quota.stages[segment.first : segment.last]
         last = int(schedule.stage_ends[segment.last - 1])
         rows = schedule.source[first:last], schedule.row[first:last], first
-        total += _recount(make_track(stages, total - nominal), rows, (flat, begin), worst, places)
+        given = np.zeros(len(costs), np.int64)
+        total += _recount(make_track(stages, total - nominal), rows, (flat, begin), given, worst, places)
         nominal += sum(s.length for s in stages)
         first = last
     largest = [int(c.max()) if w > 0 else 0 for c, w in zip(costs, quota.shares, strict=True)]
@@ -51,36 +54,3 @@ def deviation(schedule: Schedule, costs: Sequence[Costs], quota: Quota) -> Devia
         bounds=tuple(max(float(x), max(largest) / 2) for x in largest),
         place=int(places[at]),
     )
-
-
-@njit(cache=True, nogil=True)
-def _quota(track, piece, source, total):  # type: ignore[no-untyped-def]
-    x = total - track.knot[piece]
-    return (
-        track.quota[piece, source] + (track.weight[piece, source] + track.slope[piece, source] * x / 2.0) * x
-    )
-
-
-@njit(cache=True, nogil=True)
-def _recount(track, rows, supply, worst, places):  # type: ignore[no-untyped-def]
-    """Raise ``worst`` by what the rows of one stretch show; returns their total."""
-    source, row, first = rows
-    cost, begin = supply
-    given = np.zeros(len(worst), np.int64)
-    total, piece = 0, 0
-    for n in range(len(source)):
-        s = source[n]
-        for after in range(2):
-            if after:
-                given[s] += cost[begin[s] + row[n]]
-                total += cost[begin[s] + row[n]]
-                while piece + 1 < len(track.knot) and total >= track.knot[piece + 1]:
-                    piece += 1
-            off = abs(given[s] - _quota(track, piece, s, total))
-            if off > worst[s]:
-                worst[s], places[s] = off, first + n
-    for s in range(len(worst)):
-        off = abs(given[s] - _quota(track, piece, s, total))
-        if off > worst[s]:
-            worst[s], places[s] = off, first + len(source)
-    return total

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..identity import file_sha256
 from ..write import needs_records, open_sink
-from .rows import IGNORED, RowReader, RowSet, Words
+from .kernels import IGNORED
+from .rows import RowReader, RowSet, Words
 from .tokens import list_buffers
 
 

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from ..records import PIECE, SCHEMAS
 from ..write import SetInfo
 from .fill import AddressTable
+from .kernels import IGNORED
 from .shards import RecordStore, SourceShards
 from .tokens import Pieces, TokenStore, open_batch
 
 _BATCH_TOKENS = 1 << 21
 _BATCH_ROWS = 4096
-IGNORED = -100
 
 
 @dataclass(frozen=True)

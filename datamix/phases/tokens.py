@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
+
+from ..compiled import Kernel
+
+_copy = Kernel("phases", "copy", "copy")
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,3 @@ class Pieces:
 def list_buffers(column: pa.ListArray) -> tuple[NDArray[np.int32] | NDArray[np.uint8], NDArray[np.int32]]:
     """Values and offsets of a list column, zero-copy."""
     return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True)
-
-
-@njit(nogil=True, cache=True)
-def _copy(values, begin, length, out, out_begin):  # type: ignore[no-untyped-def]  # pragma: no cover
-    for i in range(len(begin)):
-        a, b, n = begin[i], out_begin[i], length[i]
-        for j in range(n):
-            out[b + j] = values[a + j]

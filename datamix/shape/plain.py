@@ -11,8 +11,9 @@ and the chunk goes the long way. Cost: a dictionary look-up a line and a few cop
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from datamix.records import MESSAGE, ROLES, SCHEMAS
-from datamix.shape.draft import Draft, Unfit
+from datamix.shape.draft import Draft, Row, Unfit
 from datamix.shape.rows import ShapeSpec, row_reader
 from datamix.shape.stencil import MARK, Cutter
 
@@ -74,12 +75,15 @@ class Quick:
 
     def __init__(self, spec: ShapeSpec) -> None:
         self._spec = spec
-        self._read = row_reader(spec)
         self._plans: dict[bytes, Plan | None] = {}
         self._constants = ("", spec.system or "")
         self._cut: Cutter | None = None
         plain = spec.format in OPAQUE and spec.kind in ("text", "sft")
         self._patience = _PATIENCE if plain and not spec.keep_meta and spec.kwargs is None else 0
+
+    @cached_property
+    def _read(self) -> Callable[[Row], list[Draft]]:
+        return row_reader(self._spec)
 
     def __call__(
         self, slice_index: int, lines: list[bytes], record: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import int64, uint64
 
-from datamix.duplicates.kernels.simd import kernel
+from datamix.jit import kernel
 
 
 @kernel

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from numba import int64, uint64
 
-from datamix.duplicates.kernels.simd import kernel
 from datamix.duplicates.kernels.words import next_shingles
+from datamix.jit import kernel
 
 
 @kernel

@@ -5,8 +5,8 @@ from __future__ import annotations
 from numba import int64, uint32, uint64
 
 from datamix.duplicates.kernels import LANES, PER_PASS
-from datamix.duplicates.kernels.simd import kernel
 from datamix.duplicates.kernels.words import next_shingles
+from datamix.jit import kernel
 
 _ODD_A = uint64(0x9E3779B97F4A7C15)
 _ODD_B = uint64(0xFF51AFD7ED558CCD)

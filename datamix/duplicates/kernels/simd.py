@@ -1,29 +1,18 @@
-"""What the kernels are made with: machine operations that numba lacks (64 bytes as one vector, unaligned loads, reads at
-an address), and the two ways to make a function: ``kernel`` is called from outside, ``inline`` is written into its callers.
+"""What the kernels are made with: machine operations that numba lacks (64 bytes as one vector, unaligned loads, reads at an
+address).
 
 Each operation is a few LLVM instructions, which LLVM turns into what the processor has (AVX-512, AVX2, NEON, plain words).
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic as _intrinsic
 
-intrinsic: Any = _intrinsic
-
-# Nothing is compiled that Python would need to call it: the ways in of all inner kernels together took as long as a
-# tenth of the first start on a machine.
-_njit: Any = njit
-# Nothing counts references, because nothing is allocated, nor checks for division by zero.
-kernel: Any = functools.partial(
-    _njit, _nrt=False, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
-inline: Any = functools.partial(kernel, inline="always")
+from datamix.jit import intrinsic
 
 _copy: Any = cgutils.raw_memcpy
 _BLOCK = 64

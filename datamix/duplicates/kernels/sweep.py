@@ -5,8 +5,9 @@ from __future__ import annotations
 from numba import float32, int32, int64, uint32, uint64
 
 from datamix.duplicates.kernels import COUNTS, EXACT, NEAR, REMOVABLE, STAYS
-from datamix.duplicates.kernels.simd import byte_at, inline, kernel
+from datamix.duplicates.kernels.simd import byte_at
 from datamix.duplicates.kernels.words import next_shingles
+from datamix.jit import inline, kernel
 
 
 @inline

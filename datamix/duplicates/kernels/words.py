@@ -13,14 +13,8 @@ from __future__ import annotations
 from numba import int64, uint8, uint32, uint64
 
 from datamix.duplicates.kernels import SINGLE, WINDOW_BYTES, WORD
-from datamix.duplicates.kernels.simd import (
-    copy_bytes,
-    eight_bytes,
-    inline,
-    kernel,
-    lowest_bit,
-    word_mask,
-)
+from datamix.duplicates.kernels.simd import copy_bytes, eight_bytes, lowest_bit, word_mask
+from datamix.jit import inline, kernel
 
 _ODD_A = uint64(0x9E3779B97F4A7C15)
 _ODD_B = uint64(0xFF51AFD7ED558CCD)

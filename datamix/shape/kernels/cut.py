@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.extending import intrinsic as _intrinsic
+from numba import types
 
+from datamix.jit import intrinsic, kernel
 from datamix.shape.kernels import BLOCK
-
-intrinsic: Any = _intrinsic
-_njit: Any = njit
-_kernel: Any = functools.partial(
-    _njit, _nrt=False, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -48,7 +41,7 @@ for _digit in b"0123456789abcdefABCDEF":
     _HEX[_digit] = int(chr(_digit), 16)
 
 
-@_kernel
+@kernel
 def cut(data, starts, texts, offsets, stencils, ends):  # type: ignore[no-untyped-def]
     """Cut each line; of one that needs a closer look the stencil stays empty."""
     for line in range(len(starts) - 1):
@@ -61,7 +54,7 @@ def cut(data, starts, texts, offsets, stencils, ends):  # type: ignore[no-untype
         ends[line + 1, 1] = number
 
 
-@_kernel
+@kernel
 def _cut_line(data, bounds, texts, offsets, stencils, position):  # type: ignore[no-untyped-def]
     """Where stencils and texts end behind this line; -1: one of its strings is none, or a byte stands outside strings
     that JSON does not have there."""
@@ -101,7 +94,7 @@ def _cut_line(data, bounds, texts, offsets, stencils, position):  # type: ignore
     return stencil, number
 
 
-@_kernel
+@kernel
 def _text(data, place, texts, out):  # type: ignore[no-untyped-def]
     """Write the text whose first byte is at ``place``: the place behind its quote, or -1, and where it ends in ``texts``."""
     while True:  # the newline behind the line ends it at the latest
@@ -120,7 +113,7 @@ def _text(data, place, texts, out):  # type: ignore[no-untyped-def]
             return -1, out
 
 
-@_kernel
+@kernel
 def _is_role(data, start, stop):  # type: ignore[no-untyped-def]
     if stop - start != 6:
         return False
@@ -139,7 +132,7 @@ def _is_role(data, start, stop):  # type: ignore[no-untyped-def]
     return role or origin
 
 
-@_kernel
+@kernel
 def _plain_number(data, place):  # type: ignore[no-untyped-def]
     """The length of a number that begins here and is at least 1, of at most 15 digits on each side; 0: none does."""
     if data[place] < 49 or data[place] > 57 or place == 0:
@@ -163,7 +156,7 @@ def _plain_number(data, place):  # type: ignore[no-untyped-def]
     return stop - place if after == 44 or after == 125 or after == 93 or after == 32 else 0
 
 
-@_kernel
+@kernel
 def _escape(data, texts, place, out):  # type: ignore[no-untyped-def]
     """Write the character of the escape at ``place``: where it ends and where the text ends; -1: it is none."""
     named = _ESCAPES[data[place + 1]]
@@ -190,7 +183,7 @@ def _escape(data, texts, place, out):  # type: ignore[no-untyped-def]
     return place, out + num + 1
 
 
-@_kernel
+@kernel
 def _code(data, place):  # type: ignore[no-untyped-def]
     """The number of ``\\uXXXX`` at ``place``; -1: it is none."""
     if place + 6 > len(data) or data[place] != 92 or data[place + 1] != 117:
