@@ -17,12 +17,13 @@ test-torch: .venv-torch/ready  ## run the loader's tests with torch, and train f
 	@.venv-torch/bin/python -m pytest tests/load tests/test_virtual.py tests/test_changing.py tests/test_training.py
 
 test-formats: .venv-formats/ready  ## read our files with the formats' own readers
-	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/write/test_readers.py
+	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/write/test_readers.py tests/write/test_readers_of_trainers.py
 
-test-trainers: .venv/ready .venv-formats/ready .venv-llamafactory/ready .venv-axolotl/ready  ## train two steps with every trainer from our folders
+test-trainers: .venv/ready .venv-formats/ready .venv-llamafactory/ready .venv-axolotl/ready .venv-swift/ready  ## train two steps with every trainer from our folders
 	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/formats/test_trl.py tests/formats/test_transformers.py tests/write/test_trl_trains.py
 	@.venv-llamafactory/bin/python -m pytest -m trainers tests/formats/test_llamafactory.py
 	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-axolotl/bin/python -m pytest -m trainers tests/formats/test_axolotl.py
+	@HF_HUB_OFFLINE=1 .venv-swift/bin/python -m pytest -m trainers tests/formats/test_swift.py
 
 check: .venv/ready-dev  ## format, lint and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
@@ -31,7 +32,7 @@ format: .venv/ready-dev  ## mend format and lint
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 clean:  ## take away what was built and the environment
-	rm -rf .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .datamix demo
+	rm -rf .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
 
 # The environment is made anew when the lock changes. One pip call a stage: quiet, and it says what it does.
 .venv/ready: requirements.lock pyproject.toml

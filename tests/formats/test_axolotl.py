@@ -56,15 +56,37 @@ def test_rows_reach_the_model(run, name):
 
 
 @pytest.mark.parametrize("name", ["sft", "pretrain"])
-def test_documents_are_packed_again_in_our_order(run, name):
-    wanted, seen, _ = run(name)
-    expected = documents(wanted)
+def test_documents_are_packed_again_in_our_order_and_apart(run, alone_equal, name):
+    wanted, seen, model = run(name)
+    expected = list(documents(wanted))
+    packed = []
     for given in seen:
-        for i in range(2):
-            numbers = given["attention_mask"][i]
-            for number in range(1, int(numbers.max()) + 1):
-                inside = numbers == number
-                ids, labels = next(expected)
-                assert given["input_ids"][i][inside].tolist() == ids
-                assert given["labels"][i][inside].tolist() == labels
-                assert given["position_ids"][i][inside].tolist() == list(range(len(ids)))
+        packed.append([lengths_in_row(given, i, expected) for i in range(2)])
+    alone_equal(model, seen[0], packed[0])
+
+
+def lengths_in_row(given, i, expected):
+    """Take the documents of a row from what is expected, until only padding is left; return their lengths."""
+    lengths, start = [], 0
+    while any(given["labels"][i, start:] != -100):
+        ids, labels = expected.pop(0)
+        stop = start + len(ids)
+        assert given["input_ids"][i, start:stop].tolist() == ids
+        assert given["labels"][i, start:stop].tolist() == labels
+        assert given["position_ids"][i, start:stop].tolist() == list(range(len(ids)))
+        lengths.append(len(ids))
+        start = stop
+    return lengths
+
+
+def test_pairs_reach_the_model(run):
+    from transformers import AutoTokenizer
+
+    wanted, seen, model = run("preference")
+    words = AutoTokenizer.from_pretrained(model)
+    for side, place in (("chosen", slice(0, 2)), ("rejected", slice(2, 4))):
+        ours = [words.decode(row["prompt_ids"] + row[f"{side}_completion_ids"]) for row in wanted]
+        for given in seen:
+            for ids, mask in zip(given["input_ids"][place], given["attention_mask"][place], strict=True):
+                said = words.decode(ids[mask == 1])
+                assert any(said.strip() == text.strip() for text in ours)

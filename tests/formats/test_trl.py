@@ -51,7 +51,8 @@ def test_packed_documents_have_the_logits_they_have_alone(run, alone_equal, name
         pair = wanted[2 * step : 2 * step + 2]
         for column in ("input_ids", "labels", "position_ids"):
             assert given[column][0].tolist() == [value for row in pair for value in row[column]]
-    alone_equal(model, seen[0], [[n for row in wanted[:2] for n in row["seq_lengths"]]])
+    lengths = [[n for row in wanted[:2] for n in row["seq_lengths"]]]
+    alone_equal(model, seen[0], lengths, attention)
 
 
 def test_pairs_reach_the_reward_model(run):
