@@ -261,12 +261,12 @@ def _worked(pid: int) -> float:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of a process that no file backs and that no other process shares."""
+    """Bytes of a process that no file backs; what it shares with others counts in part, so that a tree adds up."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text()
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0
-    return sum(int(number) * 1024 for number in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+)", text))
+    return sum(int(number) * 1024 for number in re.findall(r"Pss_(?:Anon|Shmem):\s+(\d+)", text))
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------
