@@ -65,15 +65,27 @@ class Kernel:
     def __call__(self, *arguments: Any) -> int:
         """What the kernel returns, 0 where it returns nothing."""
         whole = flat(arguments)
-        entry = self._loaded.get(whole.types)
-        if entry is None:
-            with _lock:
-                entry = self._loaded.get(whole.types) or self._load(whole)
-                self._loaded[whole.types] = entry
+        return self._run(self._entry(whole), whole.words)
+
+    def bound(self, *first: Any, num_rest: int) -> Callable[..., int]:
+        """The kernel with its first arguments fixed, for calls of microseconds; the rest are whole numbers."""
+        whole = flat((*first, *([0] * num_rest)))
+        entry, words = self._entry(whole), whole.words[:-num_rest]
+        return lambda *rest: self._run(entry, (*words, *rest))
+
+    def _run(self, entry: Callable[..., int], words: tuple[int | float, ...]) -> int:
         result, error = ctypes.c_int64(), ctypes.c_void_p()
-        if entry(ctypes.byref(result), ctypes.byref(error), *whole.words):
+        if entry(ctypes.byref(result), ctypes.byref(error), *words):
             raise RuntimeError(f"the kernel {self._package}.{self._name} failed")
         return result.value
+
+    def _entry(self, arguments: Flat) -> Callable[..., int]:
+        entry = self._loaded.get(arguments.types)
+        if entry is None:
+            with _lock:
+                entry = self._loaded.get(arguments.types) or self._load(arguments)
+                self._loaded[arguments.types] = entry
+        return entry
 
     def _load(self, arguments: Flat) -> Callable[..., int]:
         import llvmlite  # type: ignore[import-untyped]

@@ -7,7 +7,8 @@ microseconds. A shard is mapped when a row first needs it; the table keeps what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..compiled import Kernel, flat
+from ..compiled import Kernel
 from .tokens import Shard, open_batch
 
-_lengths = Kernel("phases", "fill", "lengths")
-_fill = Kernel("phases", "fill", "fill")
-_NONE = np.empty(0, np.int64)
+_LENGTHS = Kernel("phases", "fill", "lengths")
+_FILL = Kernel("phases", "fill", "fill")
+_COLUMNS = ("input_ids", "labels", "position_ids", "attention_mask")
 Order = tuple[NDArray[np.uint16], NDArray[np.int64]]
 
 
@@ -38,7 +39,7 @@ class AddressTable:
         masked: bool,
         packed: bool,
     ) -> None:
-        self._masked, self._packed = masked, packed
+        self._masked, self._how = masked, (masked, packed)
         self._shards = [shard for group in shards for shard in group]
         self._kept: list[Any] = []
         self.bins = np.array([self._bins(path) for path in bins], np.int64).reshape(-1, 5)
@@ -48,24 +49,31 @@ class AddressTable:
         self.shards = np.zeros(
             (len(self._shards), 11), np.int64
         )  # addresses; the last says that they are there
-        self._table = flat((self.bins, self.first, self.begin, self.shards))
-        self._order = flat(order)
+        source, row = order
+        self._kept.append(order)
+        self._order = (_pointer(source), _pointer(row)) if len(row) else (0, 0)
+
+    @cached_property
+    def _lengths(self) -> Callable[..., int]:
+        return _LENGTHS.bound(_at(self.bins), self._order, num_rest=3)
+
+    @cached_property
+    def _fill(self) -> Callable[..., int]:
+        table = _at(self.bins), _at(self.first), _at(self.begin), _at(self.shards)
+        return _FILL.bound(table, self._order, self._how, num_rest=3 + len(_COLUMNS))
 
     def lengths(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each row. ``[num_rows]``."""
         out = np.empty(len(places), np.int64)
-        _lengths(self.bins, self._order, places, out)
+        self._lengths(len(places), _at(places), _at(out))
         return out
 
     def fill(
         self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
     ) -> None:
         """Write the columns in ``out`` of each row to ``out[name][begin[i]:]``; flat arrays, padding left alone."""
-        names = ("input_ids", "labels", "position_ids", "attention_mask")
-        arrays = tuple(out.get(name, _NONE) for name in names)
-        wanted = tuple(name in out for name in names)
-        how = self._masked, self._packed
-        while (missing := _fill(self._table, self._order, places, arrays, wanted, how, begin)) >= 0:
+        columns = [_at(out[name]) if name in out else 0 for name in _COLUMNS]
+        while (missing := self._fill(len(places), _at(places), _at(begin), *columns)) >= 0:
             self._map(missing)
 
     def _bins(self, path: Path) -> list[int]:
@@ -99,3 +107,15 @@ class AddressTable:
     def _keep(self, buffer: pa.Buffer | None, skipped: int) -> int:
         self._kept.append(buffer)
         return 0 if buffer is None else int(buffer.address) + skipped
+
+
+def _at(numbers: NDArray[np.int64]) -> int:
+    """The address of int64 numbers without gaps."""
+    if numbers.dtype != np.int64 or not numbers.flags.c_contiguous:
+        raise TypeError("places, begins and columns are int64 without gaps")
+    return _pointer(numbers)
+
+
+def _pointer(numbers: NDArray[Any]) -> int:
+    address: int = numbers.ctypes.data
+    return address

@@ -25,21 +25,34 @@ def _reader(kind: Any) -> Any:
     return read
 
 
-_byte, _int, _long = _reader(types.uint8), _reader(types.int32), _reader(types.int64)
+_byte, _short = _reader(types.uint8), _reader(types.uint16)
+_int, _long = _reader(types.int32), _reader(types.int64)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _put(_typing: Any, _address: Any, _index: Any, _value: Any) -> Any:
+    """Write an int64 as number ``index`` at an address."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        numbers = builder.inttoptr(args[0], context.get_value_type(types.int64).as_pointer())
+        builder.store(args[2], builder.gep(numbers, [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), build
 
 
 @kernel
 def _row(order, place):  # type: ignore[no-untyped-def]
     """The source at a place, and the row there."""
     source, row = order
-    return (np.int64(source[place]), row[place]) if len(row) else (np.int64(0), np.int64(place))
+    return (np.int64(_short(source, place)), _long(row, place)) if row else (np.int64(0), place)
 
 
 @kernel
-def lengths(bins, order, places, out):  # type: ignore[no-untyped-def]
-    for i in range(len(places)):
-        source, row = _row(order, places[i])
-        out[i] = _long(bins[source, 4], row)
+def lengths(bins, order, num, places, out):  # type: ignore[no-untyped-def]
+    for i in range(num):
+        source, row = _row(order, _long(places, i))
+        _put(out, i, _long(_long(bins, 5 * source + 4), row))
 
 
 @kernel
@@ -47,7 +60,7 @@ def _shard_of(begin, low, high, record):  # type: ignore[no-untyped-def]
     """The last of the shards ``low..high`` that begins at ``record`` or before; ``low - 1`` where there is none."""
     while low < high:
         middle = (low + high) // 2
-        if begin[middle] <= record:
+        if _long(begin, middle) <= record:
             low = middle + 1
         else:
             high = middle
@@ -68,48 +81,48 @@ def _place_of(record, address, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def fill(table, order, places, arrays, wanted, how, begin):  # type: ignore[no-untyped-def]
-    """Fill the arrays; returns the index of a shard that must be mapped first, or -1 when all is written."""
+def fill(table, order, how, num, places, begin, ids_out, labels_out, positions_out, ones_out):  # type: ignore[no-untyped-def]
+    """Write each column that has an address; returns the index of a shard that must be mapped first, or -1 at the end."""
     bins, first, shard_begin, shards = table
-    ids_out, labels_out, positions_out, ones_out = arrays
-    want_ids, want_labels, want_positions, want_ones = wanted
     masked, packed = how
-    for i in range(len(places)):
-        (s, row), at = _row(order, places[i]), begin[i]
-        for piece in range(_int(bins[s, 0], row), _int(bins[s, 0], row + 1)):
-            record = _long(bins[s, 1], piece)
-            k = _shard_of(shard_begin, first[s], first[s + 1], record)
-            if shards[k, 10] == 0:
+    for i in range(num):
+        (s, row), at = _row(order, _long(places, i)), _long(begin, i)
+        edges, records = _long(bins, 5 * s), _long(bins, 5 * s + 1)
+        starts, sizes = _long(bins, 5 * s + 2), _long(bins, 5 * s + 3)
+        for piece in range(_int(edges, row), _int(edges, row + 1)):
+            record = _long(records, piece)
+            k = _shard_of(shard_begin, _long(first, s), _long(first, s + 1), record)
+            shard = shards + 88 * k
+            if _long(shard, 10) == 0:
                 return k
-            local, column = record - shard_begin[k], 0
-            place = _place_of(local, shards[k, 4], shards[k, 5])
+            local, column = record - _long(shard_begin, k), 0
+            place = _place_of(local, _long(shard, 4), _long(shard, 5))
             if place >= 0:
                 local, column = place, 6
-            start, n = _int(bins[s, 2], piece), _int(bins[s, 3], piece)
-            ids, a = shards[k, column], np.int64(_int(shards[k, column + 1], local)) + start
-            mask, b = shards[k, column + 2], np.int64(0)
+            start, n = _int(starts, piece), _int(sizes, piece)
+            ids, a = _long(shard, column), np.int64(_int(_long(shard, column + 1), local)) + start
+            mask, b = _long(shard, column + 2), np.int64(0)
             if masked:
-                b = np.int64(_int(shards[k, column + 3], local)) + start
-            # Loops over views from 0 on: plain index arithmetic keeps the compiler from using wide instructions.
-            if want_ids:
-                view = ids_out[at : at + n]
+                b = np.int64(_int(_long(shard, column + 3), local)) + start
+            # Each loop counts from 0 over addresses of its own: the compiler then uses wide instructions.
+            ids, mask, to = ids + 4 * a, mask + b, 8 * at
+            if ids_out:
                 for j in range(n):
-                    view[j] = _int(ids, a + j)
-            if want_labels:
-                view = labels_out[at : at + n]
+                    _put(ids_out + to, j, np.int64(_int(ids, j)))
+            if labels_out:
                 if masked:
                     for j in range(n):
-                        view[j] = _int(ids, a + j) if _byte(mask, b + j) else IGNORED
+                        _put(labels_out + to, j, np.int64(_int(ids, j) if _byte(mask, j) else IGNORED))
                 else:
                     for j in range(n):
-                        view[j] = _int(ids, a + j)
+                        _put(labels_out + to, j, np.int64(_int(ids, j)))
                 if packed and n > 0:
-                    view[0] = IGNORED
-            if want_positions:
-                view = positions_out[at : at + n]
+                    _put(labels_out + to, 0, np.int64(IGNORED))
+            if positions_out:
                 for j in range(n):
-                    view[j] = j
-            if want_ones:
-                ones_out[at : at + n] = 1
+                    _put(positions_out + to, j, np.int64(j))
+            if ones_out:
+                for j in range(n):
+                    _put(ones_out + to, j, np.int64(1))
             at += n
     return -1
