@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -121,6 +122,7 @@ def _column(batch: pa.RecordBatch, name: str) -> tuple[list[bytes], list[Cell]]:
     return [_shape(length) for length in ragged(batch, name).lengths.tolist()], cells(batch, name)
 
 
+@lru_cache(maxsize=1 << 16)
 def _shape(length: int) -> bytes:
     """One dimension: a byte of ``ndim * 4 + width code``, then the length in the smallest unsigned width."""
     code = (length > 0xFF) + (length > 0xFFFF)
