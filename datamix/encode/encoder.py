@@ -112,9 +112,10 @@ class Encoder:
         return self.plain.engine
 
     def make_ready(self) -> None:
-        """Do now what the first conversation would wait for: transformers is imported, the template compiled (a second)."""
+        """Do now what the first record would wait for: transformers is imported, the template compiled, the engine loaded."""
         if self.spec.kind != "pretrain":
             _ = self._draughtsman
+        self.plain.wait()
 
     def encode(self, batch: pa.RecordBatch, record_kind: RecordKind) -> tuple[pa.RecordBatch, dict[str, int]]:
         """Tokens of a batch of records, row for row at full length, and counts.

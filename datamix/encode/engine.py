@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,10 +95,10 @@ class PlainEncoder:
         plain = plain_spec(spec, control)
         continued = without_prefix(plain)
         texts = [_dumped(plain)] if continued == plain else [_dumped(plain), _dumped(continued)]
-        with ThreadPoolExecutor(1) as beside:  # both load without the interpreter's lock
-            fast = beside.submit(_fast_engines, texts)
-            self._truths = [TokenizersEngine(text) for text in texts]
-            self._fast = fast.result()
+        beside = ThreadPoolExecutor(1)  # it loads for seconds, without the interpreter's lock
+        self._loading = beside.submit(_fast_engines, texts)
+        beside.shutdown(wait=False)
+        self._truths = [TokenizersEngine(text) for text in texts]
         self.truth = self._truths[0]
         self.restarts_after_control = not _prefixes_first_only(plain)
         self._is_control = np.zeros(vocabulary_size(spec), np.bool_)
@@ -105,6 +106,14 @@ class PlainEncoder:
         self._is_control[[token.id for token in control.tokens if token.id != unknown]] = True
         self._nasty = nasty_strings(control)
         self._chars_to_prove = _CHECK_CHARS
+
+    @cached_property
+    def _fast(self) -> list[Engine]:
+        return self._loading.result()
+
+    def wait(self) -> None:
+        """Return when the fast engine is loaded."""
+        _ = self._fast
 
     @property
     def engine(self) -> str:
