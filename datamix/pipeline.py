@@ -173,6 +173,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)
             found = inputs.find_all(bench, works)
+            inputs.warm(bench, works, found)
             said = say_scarcity_first(recipe, bench, encode, works, found)
             decided = decide_and_pack(recipe, bench, encode, inputs.ready(bench, works, found))
             made = Made(recipe, tokenizer, decided, mix_rows(recipe, bench, decided))

@@ -104,17 +104,7 @@ def ready(
     found = find_all(bench, works) if found is None else found
     first_file = 0  # numbers the manifest's inputs
     kinds = [record_kind(work, files) for work, files in zip(works, found, strict=True)]
-    parts = [
-        prepare.parts(
-            files,
-            prepare.ShapeOf(kind, work.system, work.keep_meta, work.kwargs),
-            work.steps,
-            work.limit,
-            bench.home,
-        )
-        for work, files, kind in zip(works, found, kinds, strict=True)
-    ]
-    _warm(bench, works, found, [p.task for group in parts for p in group])
+    parts = [_parts(work, files, bench.home) for work, files in zip(works, found, strict=True)]
     prepared = _grouped(bench, "read", [[p.task for p in group] for group in parts])
     for work, files, receipts in zip(works, found, prepared, strict=True):
         check_source(work, files, receipts)
@@ -172,13 +162,21 @@ def _without_lines(
     return [made.get(number, receipts) for number, receipts in enumerate(prepared)]
 
 
-def _warm(
-    bench: Bench, works: Sequence[SourceWork], found: Sequence[Sequence[Found]], reading: Sequence[Task]
-) -> None:
-    """Load the tokenizer for all workers while this process reads; files that are read for the first time will be encoded."""
+def _parts(work: SourceWork, files: Sequence[Found], home: Path) -> list[prepare.Part]:
+    shape = prepare.ShapeOf(record_kind(work, files), work.system, work.keep_meta, work.kwargs)
+    return prepare.parts(files, shape, work.steps, work.limit, home)
+
+
+def warm(bench: Bench, works: Sequence[SourceWork], found: Sequence[tuple[Found, ...]]) -> None:
+    """Begin to load the tokenizer for all workers, where much is to be read for the first time, and so encoded."""
     specs = [work.encode for work in works if work.encode is not None]
     num_bytes = sum(file.num_bytes for files in found for file in files)
-    if specs and num_bytes >= _LARGE_BYTES and not all(Store(t.home).find(t.key) for t in reading):
+    if not specs or num_bytes < _LARGE_BYTES:
+        return
+    reading = [
+        p.task for work, files in zip(works, found, strict=True) for p in _parts(work, files, bench.home)
+    ]
+    if not all(Store(task.home).find(task.key) for task in reading):
         bench.engine.warm(encode.warm, specs[0])
 
 

@@ -1,7 +1,7 @@
 """Many tasks on this machine: worker processes started by forkserver, one thread each in kernels and tokenizers.
 
-One worker, one task or very little work runs in this process: no start-up cost, same bytes. A worker that dies (out of memory, killed)
-is an error that names the task; what others finished is kept.
+One worker, one task or very little work runs in this process where no workers are there yet: no start-up cost, same bytes. A worker
+that dies (out of memory, killed) is an error that names the task; what others finished is kept.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class LocalEngine:
     def __init__(self, num_workers: int) -> None:
         self.num_workers = max(1, num_workers)
         self._pool: ProcessPoolExecutor | None = None
+        self._warm_for: str | None = None  # the module of tasks that workers are made ready for
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Receipt]]:
         """Yield ``(index, receipt)`` in the order tasks end; finished ones come first, at once."""
@@ -40,7 +41,8 @@ class LocalEngine:
             else:
                 yield index, done
         small = len(pending) <= 1 or sum(task.weight for _, task in pending) < _SMALL_BYTES
-        if self.num_workers == 1 or (small and self._pool is None):
+        waited_for = self._pool or any(task.call.__module__ == self._warm_for for _, task in pending)
+        if self.num_workers == 1 or (small and not waited_for):
             for index, task in pending:
                 yield index, carry(task)
         else:
@@ -50,6 +52,7 @@ class LocalEngine:
         """Call ``call(spec)``, which keeps what later tasks need, beside this process, once for all workers."""
         if self.num_workers > 1 and self._pool is None:
             nursery.start([call.__module__, *_SHARED], call, spec)
+            self._warm_for = call.__module__
 
     def close(self) -> None:
         """Stop the workers; unfinished tasks are dropped."""
