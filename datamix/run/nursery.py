@@ -16,15 +16,19 @@ from collections.abc import Callable
 from typing import Any
 
 _VARIABLE = "DATAMIX_NURSERY"
+_MAX_BYTES = 96 << 10  # Linux takes at most 128 KiB in one variable
 
 
 def start(modules: list[str], call: Callable[[Any], Any], spec: Any) -> None:
     """Start the process now, without waiting for it: it imports ``modules`` and calls ``call(spec)``.
 
-    Where one runs already it is taken as it is.
+    Where one runs already it is taken as it is. A spec too large to be told is left to each worker.
     """
+    told = base64.b64encode(pickle.dumps((call, spec))).decode()
+    if len(told) > _MAX_BYTES:
+        return
     multiprocessing.set_forkserver_preload([*modules, __name__])
-    os.environ[_VARIABLE] = base64.b64encode(pickle.dumps((call, spec))).decode()
+    os.environ[_VARIABLE] = told
     try:
         multiprocessing.forkserver.ensure_running()
     finally:

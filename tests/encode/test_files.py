@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from encode_tokenizers import byte_level, save
+from encode_tokenizers import byte_level, save, sentencepiece_bpe, unigram, word_piece
+from tokenizers import Tokenizer
 
-from datamix.encode import find_tokenizer
+from datamix.encode import decoder, find_tokenizer
 from datamix.errors import RecipeError
 
 
@@ -97,3 +99,22 @@ def test_a_hub_snapshot_is_read_like_a_folder(folder: Path, monkeypatch: pytest.
 def test_a_template_that_is_not_there_is_said(folder: Path) -> None:
     with pytest.raises(RecipeError, match="chat_template: there is no file"):
         find_tokenizer(str(folder), ".", "nowhere.jinja")
+
+
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "byte level": byte_level,
+    "sentencepiece": lambda: sentencepiece_bpe(["<unk>", "<s>", "</s>"]),
+    "unigram": lambda: unigram(["<s>", "<pad>", "</s>", "<unk>"]),
+    "word piece": lambda: word_piece(["[UNK]", "[CLS]", "[SEP]"]),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_decoder_without_merges_decodes_the_same(tmp_path: Path, name: str) -> None:
+    whole = TOKENIZERS[name]()
+    whole.add_special_tokens(["<|end|>"])
+    whole.save(str(tmp_path / "tokenizer.json"))
+    lean, size = decoder(tmp_path / "tokenizer.json"), whole.get_vocab_size()
+    for at in range(0, size, 7):
+        ids = list(range(at, min(at + 7, size)))
+        assert lean.decode(ids, skip_special_tokens=False) == whole.decode(ids, skip_special_tokens=False)
