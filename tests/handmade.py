@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from datamix.audit import content_digest
+from datamix.content import content_digest, files_digest
 from datamix.records import row_schema
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -124,7 +124,7 @@ def mend(out: Path) -> None:
         manifest["outputs"] = [
             e | {k: v for k, v in _output(out, out / e["path"]).items() if k in _MENDED} for e in kept
         ]
-        manifest["content_sha256"] = content_digest(_train_batches(out))
+        manifest["content_sha256"] = _content(out)
 
     change(out, edit)
 
@@ -410,7 +410,7 @@ def _manifest(
                     "fill": None if kind == "prompt" else total["tokens"] / (total["rows"] * MAX_LENGTH),
                     "cut_records": len(cut)},
         "outputs": [_output(out, p) for p in files],
-        "content_sha256": content_digest(_train_batches(out)),
+        "content_sha256": _content(out),
     }  # fmt: skip
 
 
@@ -459,6 +459,6 @@ def _output(out: Path, path: Path) -> dict[str, Any]:
             "keeps": ["ratio", "order", "isolation"] if split == "train" else []}  # fmt: skip
 
 
-def _train_batches(out: Path) -> Iterator[pa.RecordBatch]:
-    for path in sorted((out / "train").glob("*.parquet")):
-        yield from pq.ParquetFile(path).iter_batches(batch_size=5)
+def _content(out: Path) -> str:
+    paths = sorted((out / "train").glob("*.parquet"))
+    return files_digest(content_digest(pq.ParquetFile(p).iter_batches(batch_size=5)) for p in paths)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "datamix"
-FOUNDATION = {"errors", "contracts", "records", "identity", "compiled", "jit"}
+FOUNDATION = {"errors", "contracts", "records", "identity", "content", "compiled", "jit"}
 ROOMS = {"read", "shape", "clean", "duplicates", "encode", "mix", "write", "load", "run"}
 HEAVY = {"transformers", "datasets", "torch", "ray", "matplotlib", "fastokens"}
 FORBIDDEN_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py"}

@@ -1,7 +1,6 @@
-"""Recount a finished set from its files (``verify``), and hash its decoded rows (``content_digest``)."""
+"""Recount a finished set from its files: ``verify``."""
 
-from .digest import ContentDigest, content_digest
 from .findings import Check
 from .promises import verify
 
-__all__ = ["Check", "ContentDigest", "content_digest", "verify"]
+__all__ = ["Check", "verify"]

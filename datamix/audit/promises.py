@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from datamix.sets.opening import kept_set
 
+from ..content import files_digest
 from ..errors import RecipeError
 from ..phases.rows import RowReader
 from .files import check_files, check_manifest, check_tokenizer
@@ -130,7 +131,7 @@ def _check_content(manifest: dict[str, Any], recount: Recount) -> Check:
     if manifest["content_sha256"] is None:
         return Check("content", True, "a virtual set: its rows lie in the cache and were recounted there")
     found = Findings("content")
-    found.expect("the hash of the decoded rows", manifest["content_sha256"], recount.content.hexdigest())
+    found.expect("the hash of the decoded rows", manifest["content_sha256"], files_digest(recount.content))
     return found.check("the decoded rows hash to content_sha256")
 
 

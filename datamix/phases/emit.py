@@ -1,7 +1,7 @@
 """Rows in files: one task for each output shard of each format.
 
 The order and the bins are integers on disk; a task carries their names and a range of places. Each task recounts what it
-really wrote, from the labels. Memory: one batch of about two million tokens, and what the format keeps open.
+really wrote, from the labels, and hashes the rows of training as they pass. Memory: one batch of about two million tokens, and what the format keeps open.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ..content import ContentDigest
 from ..identity import file_sha256
 from ..write import needs_records, open_sink
 from .kernels import IGNORED
@@ -42,10 +43,17 @@ def emit(spec: EmitSpec, folder: Path) -> dict[str, Any]:
     info = spec.rows.info
     words = Words(spec.rows.sources) if needs_records(spec.format) else None
     sink = open_sink(spec.format, spec.options, info, spec.split, words)
-    batches = RowReader(spec.rows).batches(spec.start, spec.stop)
-    names = sink.write(tally.watch(batches, info.kind), spec.index, folder)
+    batches = tally.watch(RowReader(spec.rows).batches(spec.start, spec.stop), info.kind)
+    content = ContentDigest() if is_training(spec) else None
+    names = sink.write(batches if content is None else content.watch(batches), spec.index, folder)
     sha256 = {name: file_sha256(folder / name) for name in names}
-    return {"names": names, "rows": tally.rows, "recount": tally.by, "sha256": sha256}
+    digest = content and content.hexdigest()
+    return {"names": names, "rows": tally.rows, "recount": tally.by, "sha256": sha256, "content": digest}
+
+
+def is_training(spec: EmitSpec) -> bool:
+    """Whether these are rows of train/ themselves: what the manifest counts and hashes."""
+    return spec.split == "train" and spec.format == "parquet"
 
 
 class _Tally:

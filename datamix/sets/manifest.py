@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from datamix import __version__
+from datamix.content import files_digest
 from datamix.contracts import Receipt, Task
 from datamix.errors import DataError
+from datamix.phases import emit
 from datamix.phases.inputs import Ready
 from datamix.phases.tokens import open_batch
 from datamix.recipe import Recipe
@@ -54,7 +54,7 @@ class Written:
     commands: dict[str, str]  # format -> what trains from its folder
 
 
-def make_manifest(made: Made, written: Written, out: Path) -> dict[str, Any]:
+def make_manifest(made: Made, written: Written) -> dict[str, Any]:
     """Everything that the contract names, from the receipts of the phases."""
     recipe, tokenizer, decided, arranged = made.recipe, made.tokenizer, made.decided, made.arranged
     outputs, accounts = written.outputs, written.accounts
@@ -91,7 +91,7 @@ def make_manifest(made: Made, written: Written, out: Path) -> dict[str, Any]:
         "packing": _packing(recipe, decided, emitted),
         "outputs": sorted(outputs, key=lambda o: str(o["path"])),
         "commands": written.commands,
-        "content_sha256": _content(out, outputs) if recipe.write else None,
+        "content_sha256": files_digest(_contents(written.shards)) if recipe.write else None,
     }
     return manifest
 
@@ -124,7 +124,7 @@ def _recounted(written: Sequence[tuple[Task, Receipt]]) -> Amounts:
     """Amounts of train/ as the tasks counted them in the Parquet rows that they wrote."""
     total: Amounts = {}
     for task, receipt in written:
-        if task.spec.split == "train" and task.spec.format == "parquet":
+        if emit.is_training(task.spec):
             for name, amounts in receipt.counts["recount"].items():
                 stage, source = name.split("|")
                 total.setdefault((stage, source), Counter()).update(dict(zip(_AMOUNTS, amounts, strict=True)))
@@ -272,11 +272,6 @@ def _packing(
     }
 
 
-def _content(out: Path, outputs: Sequence[dict[str, Any]]) -> str:
-    """The hash of the decoded rows of train/, in order."""
-    from datamix.audit import content_digest
-
-    names = sorted(o["path"] for o in outputs if o["split"] == "train" and o["format"] == "parquet")
-    return content_digest(
-        batch for name in names for batch in pq.ParquetFile(out / name).iter_batches(batch_size=1024)
-    )
+def _contents(written: Sequence[tuple[Task, Receipt]]) -> Iterator[str]:
+    """The digest of each file of train/, in order, as the tasks took it from the rows that they wrote."""
+    return (r.counts["content"] for task, r in written if emit.is_training(task.spec))

@@ -17,7 +17,7 @@ from datamix.phases.arrange import shard_ends
 from datamix.phases.rows import RowReader, RowSet, Words
 from datamix.write import SetInfo, command, keeps, needs_records, open_sink
 
-_VERSION = 3
+_VERSION = 4
 Format = tuple[str, tuple[tuple[str, Any], ...]]  # name, options
 
 

@@ -141,7 +141,7 @@ def publish(made: Made, options: Options, bench: Bench) -> dict[str, Any]:
     kept.save(options.cache, key, kept.KeptSet(splits, _keys(decided, made.arranged)), out)
     commands = outputs.commands(formats(made.recipe), splits["train"].info)
     manifest = make_manifest(
-        made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands), out
+        made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands)
     )
     with bench.screen.phase("report", 1) as watch:
         _write_report(out, manifest)

@@ -35,6 +35,11 @@ def content_digest(batches: Iterable[pa.RecordBatch]) -> str:
     return content.hexdigest()
 
 
+def files_digest(digests: Iterable[str]) -> str:
+    """``content_sha256`` of a set: sha256 over the digests of the files of train/, in order, each counted by who wrote it."""
+    return hashlib.sha256("".join(f"file\x00{one}\n" for one in digests).encode()).hexdigest()
+
+
 class ContentDigest:
     """The same, fed one batch at a time."""
 
@@ -57,6 +62,12 @@ class ContentDigest:
                     self._states[path] = hashlib.sha256()
                 if values.size:
                     self._states[path].update(np.ascontiguousarray(values).view(np.uint8))
+
+    def watch(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The same batches, each taken as it passes."""
+        for batch in batches:
+            self.update(batch)
+            yield batch
 
     def hexdigest(self) -> str:
         """The digest of all rows so far."""
