@@ -25,6 +25,7 @@ from datamix.encode.engine import PlainEncoder
 from datamix.encode.files import TokenizerFiles, decoder
 from datamix.encode.fim import Middle, find_marks
 from datamix.encode.inline import Parse
+from datamix.encode.lines import line_ends
 from datamix.encode.plain import DocumentEncoder, frame_ids
 from datamix.encode.render import Draughtsman, Purpose
 from datamix.encode.special import holds_control, rows_to_look_at
@@ -112,8 +113,13 @@ class Encoder:
         return self.plain.engine
 
     def make_ready(self) -> None:
-        """Do now what the first record would wait for: transformers is imported, the template compiled, the engine loaded."""
-        if self.spec.kind != "pretrain":
+        """Do now what the first record would wait for: transformers is imported, the template compiled, the engine loaded.
+
+        Of documents also where they may be split: this fits in beside the engine.
+        """
+        if self.spec.kind == "pretrain":
+            line_ends(self.spec.tokenizer)
+        else:
             _ = self._draughtsman
         self.plain.wait()
 

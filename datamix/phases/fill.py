@@ -7,7 +7,7 @@ microseconds. A shard is mapped when a row first needs it; the table keeps what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..compiled import Kernel
+from ..compiled import Kernel, address
 from .tokens import Shard, open_batch
 
 _LENGTHS = Kernel("phases", "fill", "lengths")
@@ -51,29 +51,35 @@ class AddressTable:
         )  # addresses; the last says that they are there
         source, row = order
         self._kept.append(order)
-        self._order = (_pointer(source), _pointer(row)) if len(row) else (0, 0)
+        self._order = (source.ctypes.data, row.ctypes.data) if len(row) else (0, 0)  # mapped, read only
 
     @cached_property
     def _lengths(self) -> Callable[..., int]:
-        return _LENGTHS.bound(_at(self.bins), self._order, num_rest=3)
+        return _LENGTHS.bound(address(self.bins), self._order, num_rest=3)
 
     @cached_property
     def _fill(self) -> Callable[..., int]:
-        table = _at(self.bins), _at(self.first), _at(self.begin), _at(self.shards)
+        table = address(self.bins), address(self.first), address(self.begin), address(self.shards)
         return _FILL.bound(table, self._order, self._how, num_rest=3 + len(_COLUMNS))
 
     def lengths(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each row. ``[num_rows]``."""
         out = np.empty(len(places), np.int64)
-        self._lengths(len(places), _at(places), _at(out))
+        self._lengths(len(places), address(places), address(out))
         return out
 
     def fill(
-        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
+        self,
+        block: NDArray[np.int64],
+        columns: Sequence[str],
+        places: NDArray[np.int64],
+        begin: NDArray[np.int64],
     ) -> None:
-        """Write the columns in ``out`` of each row to ``out[name][begin[i]:]``; flat arrays, padding left alone."""
-        columns = [_at(out[name]) if name in out else 0 for name in _COLUMNS]
-        while (missing := self._fill(len(places), _at(places), _at(begin), *columns)) >= 0:
+        """Copy the columns of each row to ``block[:, begin[i]:]``; padding is left alone."""
+        first, size = address(block), 8 * block.shape[1]
+        at = {name: first + i * size for i, name in enumerate(columns)}
+        call = len(places), address(places), address(begin), *[at.get(name, 0) for name in _COLUMNS]
+        while (missing := self._fill(*call)) >= 0:
             self._map(missing)
 
     def _bins(self, path: Path) -> list[int]:
@@ -107,15 +113,3 @@ class AddressTable:
     def _keep(self, buffer: pa.Buffer | None, skipped: int) -> int:
         self._kept.append(buffer)
         return 0 if buffer is None else int(buffer.address) + skipped
-
-
-def _at(numbers: NDArray[np.int64]) -> int:
-    """The address of int64 numbers without gaps."""
-    if numbers.dtype != np.int64 or not numbers.flags.c_contiguous:
-        raise TypeError("places, begins and columns are int64 without gaps")
-    return _pointer(numbers)
-
-
-def _pointer(numbers: NDArray[Any]) -> int:
-    address: int = numbers.ctypes.data
-    return address

@@ -167,17 +167,22 @@ def _parts(work: SourceWork, files: Sequence[Found], home: Path) -> list[prepare
     return prepare.parts(files, shape, work.steps, work.limit, home)
 
 
-def warm(bench: Bench, works: Sequence[SourceWork], found: Sequence[tuple[Found, ...]]) -> None:
-    """Begin to load the tokenizer for all workers, where much is to be read for the first time, and so encoded."""
+def warm(bench: Bench, works: Sequence[SourceWork], found: Sequence[tuple[Found, ...]]) -> bool:
+    """Begin to load the tokenizer for all workers, where much is to be read for the first time, and so encoded.
+
+    Returns whether it was begun.
+    """
     specs = [work.encode for work in works if work.encode is not None]
     num_bytes = sum(file.num_bytes for files in found for file in files)
     if not specs or num_bytes < _LARGE_BYTES:
-        return
+        return False
     reading = [
         p.task for work, files in zip(works, found, strict=True) for p in _parts(work, files, bench.home)
     ]
-    if not all(Store(task.home).find(task.key) for task in reading):
-        bench.engine.warm(encode.warm, specs[0])
+    if all(Store(task.home).find(task.key) for task in reading):
+        return False
+    bench.engine.warm(encode.warm, specs[0])
+    return True
 
 
 def _grouped(bench: Bench, title: str, groups: Sequence[Sequence[Task]]) -> list[list[Receipt]]:

@@ -123,6 +123,8 @@ class Words:
 class RowReader:
     """Any rows of a set, by their places in the training order."""
 
+    lengths_at_hand = True
+
     def __init__(self, rows: RowSet) -> None:
         self._set = rows
         self._sources = [_Source(s) for s in rows.sources]
@@ -181,10 +183,14 @@ class RowReader:
         return self._addresses.lengths(places)
 
     def fill(
-        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
+        self,
+        block: NDArray[np.int64],
+        columns: Sequence[str],
+        places: NDArray[np.int64],
+        begin: NDArray[np.int64],
     ) -> None:
-        """Copy the columns in ``out`` of each row to ``out[name][begin[i]:]``; flat arrays."""
-        self._addresses.fill(out, places, begin)
+        """Copy the columns of each row to ``block[:, begin[i]:]``."""
+        self._addresses.fill(block, columns, places, begin)
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
         """Rows ``start..stop`` as they are."""

@@ -51,7 +51,7 @@ class LocalEngine:
     def warm(self, call: Callable[[Any], Any], spec: Any) -> None:
         """Call ``call(spec)``, which keeps what later tasks need, beside this process, once for all workers."""
         if self.num_workers > 1 and self._pool is None:
-            nursery.start([call.__module__, *_SHARED], call, spec)
+            nursery.start(_SHARED, call, spec)
             self._warm_for = call.__module__
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """What workers share, made once in the process that they are forked from.
 
 A tokenizer takes seconds to load and hundreds of megabytes; forked workers have it for nothing. multiprocessing's forkserver takes
-names of modules to import and nothing else, so it imports this one, and what to call comes by the environment.
+names of modules to import and nothing else, so it imports this one, and what to call comes by the environment. Modules are imported while
+the call waits for what loads without the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import gc
 import multiprocessing.forkserver
 import os
 import pickle
+import threading
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 _VARIABLE = "DATAMIX_NURSERY"
@@ -24,10 +27,10 @@ def start(modules: list[str], call: Callable[[Any], Any], spec: Any) -> None:
 
     Where one runs already it is taken as it is. A spec too large to be told is left to each worker.
     """
-    told = base64.b64encode(pickle.dumps((call, spec))).decode()
+    told = base64.b64encode(pickle.dumps((modules, call, spec))).decode()
     if len(told) > _MAX_BYTES:
         return
-    multiprocessing.set_forkserver_preload([*modules, __name__])
+    multiprocessing.set_forkserver_preload([__name__])
     os.environ[_VARIABLE] = told
     try:
         multiprocessing.forkserver.ensure_running()
@@ -39,10 +42,22 @@ def _prepare() -> None:
     told = os.environ.pop(_VARIABLE, None)
     if told is None:
         return
-    call, spec = pickle.loads(base64.b64decode(told))
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a pool of threads would not be there after a fork
+    gc.disable()
+    modules, call, spec = pickle.loads(base64.b64decode(told))
+    beside = threading.Thread(target=_quietly, args=(call, spec))
+    beside.start()
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            import_module(module)
+    beside.join()
+    gc.freeze()  # what is here stays; collections in workers leave its pages shared
+    gc.enable()
+
+
+def _quietly(call: Callable[[Any], Any], spec: Any) -> None:
     with contextlib.suppress(Exception):  # the task that needs it will say what is wrong
         call(spec)
-    gc.freeze()  # what is here stays; collections in workers leave its pages shared
 
 
 _prepare()
