@@ -15,7 +15,8 @@ class Remembering(PlainEncoder):
     """The engines of ``plain``, asked once for each text."""
 
     def __init__(self, plain: PlainEncoder) -> None:
-        self.__dict__.update(plain.__dict__)
+        self._plain = plain  # what it has proved of its engine stays proved
+        self.restarts_after_control = plain.restarts_after_control
         self._ids: dict[tuple[str, bool], NDArray[np.int32]] = {}
         self._starts: dict[str, list[int]] = {}
 
@@ -23,7 +24,7 @@ class Remembering(PlainEncoder):
         """The same as ``PlainEncoder.encode``."""
         wanted = list(zip(texts, begins or [True] * len(texts), strict=True))
         new = [one for one in dict.fromkeys(wanted) if one not in self._ids]
-        flat = super().encode([text for text, _ in new], [begins for _, begins in new])
+        flat = self._plain.encode([text for text, _ in new], [begins for _, begins in new])
         for one, start, stop in zip(new, flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True):
             self._ids[one] = flat.ids[start:stop]
         lists = [self._ids[one] for one in wanted]
@@ -34,5 +35,5 @@ class Remembering(PlainEncoder):
     def character_starts(self, text: str) -> list[int]:
         """The same as ``PlainEncoder.character_starts``."""
         if text not in self._starts:
-            self._starts[text] = super().character_starts(text)
+            self._starts[text] = self._plain.character_starts(text)
         return self._starts[text]

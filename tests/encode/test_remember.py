@@ -42,3 +42,10 @@ def test_where_tokens_begin_is_remembered_too() -> None:
         assert remembering.character_starts("问 question") == PLAIN["byte level"].character_starts(
             "问 question"
         )
+
+
+def test_what_an_engine_has_proved_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = plain("byte level")
+    encoder.encode(["question 问题 " * (1 << 15)])
+    monkeypatch.setattr(encoder, "_agree", lambda *_: pytest.fail("proved twice"))
+    Remembering(encoder).encode(["an answer"])
