@@ -58,7 +58,7 @@ def address(numbers: np.ndarray[Any, np.dtype[np.int64]]) -> int:
     """Where int64 numbers without gaps lie: four times as fast as ``numbers.ctypes.data``."""
     if numbers.dtype != np.int64:
         raise TypeError("kernels take addresses of int64 numbers")
-    return ctypes.addressof(_Nothing.from_buffer(numbers))
+    return ctypes.addressof(_Nothing.from_buffer(numbers.data))
 
 
 class Kernel:
@@ -78,10 +78,11 @@ class Kernel:
     def bound(self, *first: Any, num_rest: int) -> Callable[..., int]:
         """The kernel with its first arguments fixed, for calls of microseconds; the rest are whole numbers."""
         whole = flat((*first, *([0] * num_rest)))
-        entry, words = self._entry(whole), whole.words[:-num_rest]
+        entry, fixed = self._entry(whole), whole.words[:-num_rest]
+        words = tuple(ctypes.c_double(w) if isinstance(w, float) else ctypes.c_int64(w) for w in fixed)
         return lambda *rest: self._run(entry, (*words, *rest))
 
-    def _run(self, entry: Callable[..., int], words: tuple[int | float, ...]) -> int:
+    def _run(self, entry: Callable[..., int], words: tuple[Any, ...]) -> int:
         result, error = ctypes.c_int64(), ctypes.c_void_p()
         if entry(ctypes.byref(result), ctypes.byref(error), *words):
             raise RuntimeError(f"the kernel {self._package}.{self._name} failed")

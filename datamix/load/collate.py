@@ -1,12 +1,13 @@
 """Rows to batches: padded to the longest, or joined into one row of documents kept apart by their positions.
 
 Ids and labels become int64, what losses and embeddings of every framework take; each value is copied once, from the
-mapped file to its place in the batch. A batch is one block of memory, ``int64[num_columns, num_rows, width]``.
+mapped file to its place in the batch. A batch is one block of memory, ``int64[num_columns, num_rows, width]``, made when it
+is asked for; where its rows go is worked out for many batches at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from datamix.load.stores import RowStore
 
 IGNORED = -100  # the label that no loss counts
-NewBlock = Callable[[tuple[str, ...], tuple[int, int]], NDArray[np.int64]]  # (names, shape) -> uninitialised
+Batch = dict[str, Any]  # name -> int64[num_rows, width]
+# (num_columns, (num_rows, width)) -> an uninitialised block, and its columns as they are handed out
+NewBlock = Callable[[int, tuple[int, int]], tuple[NDArray[np.int64], Sequence[Any]]]
 
 
 @dataclass(frozen=True)
@@ -30,77 +33,79 @@ class Collation:
 
 def collate(
     rows: RowStore, columns: Sequence[str], places: NDArray[np.int64], how: Collation, new: NewBlock
-) -> None:
-    """Fill the block that ``new`` gives out with the rows at ``places``.
+) -> Iterator[Batch]:
+    """Batches of the rows at ``places``, ``[num_batches, num_rows]``, in blocks that ``new`` gives out.
 
     Padded: ``input_ids``, ``labels`` and, as the rows have them, ``attention_mask`` or ``position_ids``, each
     ``int64[num_rows, width]``. Packed: ``input_ids``, ``labels``, ``position_ids``, each ``int64[1, width]``; positions
     restart at each document, and the first label of each is ignored, for no document predicts the next.
     """
-    lengths = rows.num_tokens(places)
-    if how.packed:
-        _join(rows, columns, places, lengths, how, new)
-    else:
-        _pad(rows, columns, places, lengths, how, new)
+    make = _joined if how.packed else _padded
+    for part in (places,) if rows.lengths_at_hand else places[:, None]:
+        lengths = rows.num_tokens(part.ravel()).reshape(part.shape)
+        yield from make(rows, columns, part, lengths, how, new)
 
 
-def _pad(
+def _padded(
     rows: RowStore,
     columns: Sequence[str],
     places: NDArray[np.int64],
     lengths: NDArray[np.int64],
     how: Collation,
     new: NewBlock,
-) -> None:
-    sizes = lengths.tolist()
-    width = _rounded(max(sizes), how.multiple)
-    block = new(tuple(columns), (len(sizes), width))
-    fills = {"input_ids": how.filler_id, "labels": IGNORED}
-    for i, length in enumerate(sizes):
+) -> Iterator[Batch]:
+    num_rows = places.shape[1]
+    widths = _rounded(lengths.max(axis=1), how.multiple)
+    begins = widths[:, None] * np.arange(num_rows)
+    short = lengths.min(axis=1) < widths
+    for i, width in enumerate(widths.tolist()):
+        block, values = new(len(columns), (num_rows, width))
+        if short[i]:
+            _pad(block, columns, lengths[i].tolist(), how.filler_id)
+        rows.fill(block.reshape(len(columns), -1), columns, places[i], begins[i])
+        yield dict(zip(columns, values, strict=True))
+
+
+def _pad(block: NDArray[np.int64], columns: Sequence[str], lengths: Sequence[int], filler_id: int) -> None:
+    """Write what stands behind the tokens of each row."""
+    width = block.shape[2]
+    fills = {"input_ids": filler_id, "labels": IGNORED}
+    for i, length in enumerate(lengths):
         if length < width:
             for name, values in zip(columns, block[:, i], strict=True):
                 values[length:] = np.arange(width - length) if name == "position_ids" else fills.get(name, 0)
-    flat = block.reshape(len(columns), -1)
-    rows.fill(dict(zip(columns, flat, strict=True)), places, np.arange(len(sizes)) * width)
 
 
-def _join(
+def _joined(
     rows: RowStore,
     columns: Sequence[str],
     places: NDArray[np.int64],
     lengths: NDArray[np.int64],
     how: Collation,
     new: NewBlock,
-) -> None:
-    ends = np.cumsum(lengths)
-    total, begin = int(ends[-1]), ends - lengths
-    width = _rounded(total, how.multiple)
-    ids, labels, positions = new(("input_ids", "labels", "position_ids"), (1, width))[:, 0]
-    ids[total:], labels[total:] = how.filler_id, IGNORED
-    positions[total:] = np.arange(width - total)
-    out = {"input_ids": ids, "labels": labels}
-    if "position_ids" in columns:
-        out["position_ids"] = positions
-    else:
-        positions[:total] = np.arange(total) - np.repeat(begin, lengths)
-    rows.fill(out, places, begin)
-    labels[begin[lengths > 0]] = IGNORED
+) -> Iterator[Batch]:
+    copied = ("input_ids", "labels", "position_ids")[: 3 if "position_ids" in columns else 2]
+    ends = lengths.cumsum(axis=1)
+    begins, totals = ends - lengths, ends[:, -1]
+    for i, (total, width) in enumerate(
+        zip(totals.tolist(), _rounded(totals, how.multiple).tolist(), strict=True)
+    ):
+        block, values = new(3, (1, width))
+        ids, labels, positions = lines = block.reshape(3, width)
+        ids[total:], labels[total:] = how.filler_id, IGNORED
+        positions[total:] = np.arange(width - total)
+        if "position_ids" not in copied:
+            positions[:total] = np.arange(total) - np.repeat(begins[i], lengths[i])
+        rows.fill(lines[: len(copied)], copied, places[i], begins[i])
+        labels[begins[i][lengths[i] > 0]] = IGNORED
+        yield dict(zip(("input_ids", "labels", "position_ids"), values, strict=True))
 
 
-def _rounded(width: int, multiple: int) -> int:
-    return -(-width // multiple) * multiple
+def _rounded(widths: NDArray[np.int64], multiple: int) -> NDArray[np.int64]:
+    return -(-widths // multiple) * multiple
 
 
-def numpy_batch(
-    rows: RowStore, columns: Sequence[str], places: NDArray[np.int64], how: Collation
-) -> dict[str, NDArray[Any]]:
-    """A batch as plain numpy arrays, see ``collate``."""
-    out: dict[str, NDArray[Any]] = {}
-
-    def new(names: tuple[str, ...], shape: tuple[int, int]) -> NDArray[np.int64]:
-        block = np.empty((len(names), *shape), np.int64)
-        out.update(zip(names, block, strict=True))
-        return block
-
-    collate(rows, columns, places, how, new)
-    return out
+def numpy_block(num_columns: int, shape: tuple[int, int]) -> tuple[NDArray[np.int64], Sequence[Any]]:
+    """For batches of plain numpy arrays."""
+    block = np.empty((num_columns, *shape), np.int64)
+    return block, list(block)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from datamix.identity import mix64, permutation, salt
 
-_WINDOWS_AT_ONCE = 64
+_STEPS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,23 @@ class Deal:
         return start + order[low:high]
 
     def walk(self, start: int, steps: range, rank: int) -> Iterator[NDArray[np.int64]]:
-        """``places`` of each of some steps counted from row ``start``; orders are made for many windows at once."""
-        for low in range(0, len(steps), _WINDOWS_AT_ONCE):
-            begin = start + np.array(steps[low : low + _WINDOWS_AT_ONCE], np.int64) * self.window
+        """``places`` of some steps counted from row ``start``, many at once: ``[num_steps, num_rows]``."""
+        for low in range(0, len(steps), _STEPS_AT_ONCE):
+            begin = start + np.array(steps[low : low + _STEPS_AT_ONCE], np.int64) * self.window
             whole = begin[begin + self.window <= self.num_rows]
-            seeds = mix64(whole.astype(np.uint64) ^ self._salt)
-            orders = np.argsort(mix64(np.arange(self.window, dtype=np.uint64) ^ seeds[:, None]), axis=1)
-            own = orders[:, rank * self.batch_size : (rank + 1) * self.batch_size]
-            yield from whole[:, None] + own
+            if len(whole):
+                seeds = mix64(whole.astype(np.uint64) ^ self._salt)
+                orders = np.argsort(mix64(np.arange(self.window, dtype=np.uint64) ^ seeds[:, None]), axis=1)
+                yield whole[:, None] + orders[:, rank * self.batch_size : (rank + 1) * self.batch_size]
             for last in begin[len(whole) :].tolist():
-                yield self.places(last, rank)
+                yield self.places(last, rank)[None]
+
+
+def in_order(start: int, stop: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Rows ``start..stop`` as they stand, many batches at once: ``[num_batches, num_rows]``; the last may be smaller."""
+    for low in range(start, stop, _STEPS_AT_ONCE * batch_size):
+        places = np.arange(low, min(low + _STEPS_AT_ONCE * batch_size, stop), dtype=np.int64)
+        whole = len(places) - len(places) % batch_size
+        for part in (places[:whole].reshape(-1, batch_size), places[None, whole:]):
+            if part.size:
+                yield part

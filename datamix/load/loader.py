@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamix.errors import DataError
-from datamix.load.collate import Collation, collate
+from datamix.load.collate import Batch, Collation, collate
 from datamix.load.deal import Deal
 from datamix.load.stores import RowStore
 
 Identity = Mapping[str, str | None]  # content_sha256 (None of a virtual set) and key: either names the set
-Batch = dict[str, Any]  # name -> torch.int64 [num_rows, width]
 
 
 class RowStream(IterableDataset):  # type: ignore[misc]
@@ -58,22 +57,17 @@ class RowStream(IterableDataset):  # type: ignore[misc]
         first = self._next if self._resumed and self._next is not None else number
         self._resumed = False
         steps = range(first, len(self), stride)
-        for step, places in zip(steps, self.deal.walk(self.start, steps, self.rank), strict=True):
+        for step, batch in zip(steps, self._batches(steps), strict=True):
             self._next = step + stride
-            yield self.batch(places)
+            yield batch
 
-    def batch(self, places: NDArray[np.int64]) -> Batch:
-        """The rows at some places as a batch."""
-        out: Batch = {}
+    def _batches(self, steps: range) -> Iterator[Batch]:
+        for places in self.deal.walk(self.start, steps, self.rank):
+            yield from collate(self.rows, self.columns, places, self.how, self._block)
 
-        def new(names: tuple[str, ...], shape: tuple[int, int]) -> NDArray[np.int64]:
-            block = torch.empty((len(names), *shape), dtype=torch.int64, pin_memory=self.pin)
-            out.update(zip(names, block.unbind(), strict=True))
-            array: NDArray[np.int64] = block.numpy()
-            return array
-
-        collate(self.rows, self.columns, places, self.how, new)
-        return out
+    def _block(self, num_columns: int, shape: tuple[int, int]) -> tuple[NDArray[np.int64], Sequence[Any]]:
+        block = torch.empty((num_columns, *shape), dtype=torch.int64, pin_memory=self.pin)
+        return block.numpy(), block.unbind()
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process stands; good for the same number of ranks and workers."""

@@ -18,14 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datamix.compiled import Kernel, address
 from datamix.errors import DataError
 
 MODEL_COLUMNS: tuple[str, ...] = ("input_ids", "labels", "attention_mask", "position_ids")
+_LENGTHS = Kernel("load", "lists", "lengths")
+_FILL = Kernel("load", "lists", "fill")
 _KEPT_GROUPS = 4  # decoded row groups of Parquet in memory
 
 
 class RowStore(Protocol):
     """Rows by their place in the training order."""
+
+    @property
+    def lengths_at_hand(self) -> bool:
+        """Whether the lengths of rows far ahead cost no decoding."""
+        ...
 
     @property
     def columns(self) -> tuple[str, ...]: ...
@@ -37,9 +45,13 @@ class RowStore(Protocol):
         ...
 
     def fill(
-        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
+        self,
+        block: NDArray[np.int64],
+        columns: Sequence[str],
+        places: NDArray[np.int64],
+        begin: NDArray[np.int64],
     ) -> None:
-        """Copy the columns in ``out`` of each row to ``out[name][begin[i]:]``; flat arrays."""
+        """Copy the columns of each row to ``block[:, begin[i]:]``; one line of the block is one column."""
         ...
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
@@ -50,11 +62,13 @@ class RowStore(Protocol):
 class ArrowStore:
     """Arrow stream files, mapped: a row is a view of the page cache."""
 
+    lengths_at_hand = True
+
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._batches = [batch for path in self.paths for batch in _mapped_batches(path)]
         self._starts = _starts([len(batch) for batch in self._batches])
-        self._views: dict[tuple[int, str], tuple[NDArray[Any], NDArray[Any]]] = {}
+        self._lists: dict[tuple[str, ...], _MappedLists] = {}
 
     def __reduce__(self) -> tuple[type[ArrowStore], tuple[tuple[Path, ...]]]:
         return ArrowStore, (self.paths,)  # another process maps the files itself
@@ -67,22 +81,21 @@ class ArrowStore:
         return int(self._starts[-1])
 
     def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        edges = [(self._view(owner, "input_ids")[1], row) for owner, row in self._locate(places)]
-        return np.array([offsets.item(row + 1) - offsets.item(row) for offsets, row in edges], np.int64)
+        return self._columns(("input_ids",)).lengths(places)
 
     def fill(
-        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
+        self,
+        block: NDArray[np.int64],
+        columns: Sequence[str],
+        places: NDArray[np.int64],
+        begin: NDArray[np.int64],
     ) -> None:
-        for (owner, row), at in zip(self._locate(places), begin.tolist(), strict=True):
-            for column, values in out.items():
-                numbers, offsets = self._view(owner, column)
-                a, b = offsets.item(row), offsets.item(row + 1)
-                values[at : at + b - a] = numbers[a:b]
+        self._columns(tuple(columns)).fill(block, places, begin)
 
-    def _locate(self, places: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """The batch that holds each row, and its number there."""
-        owners = np.searchsorted(self._starts, places, side="right") - 1
-        return list(zip(owners.tolist(), (places - self._starts[owners]).tolist(), strict=True))
+    def _columns(self, columns: tuple[str, ...]) -> _MappedLists:
+        if columns not in self._lists:
+            self._lists[columns] = _MappedLists(self._batches, self._starts, columns)
+        return self._lists[columns]
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
@@ -90,11 +103,42 @@ class ArrowStore:
         parts = [batch.select(list(columns)) for batch in self._batches[first : max(last, first + 1)]]
         return pa.Table.from_batches(parts).slice(start - int(self._starts[first]), stop - start)
 
-    def _view(self, owner: int, column: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        view = self._views.get((owner, column))
-        if view is None:
-            view = self._views[owner, column] = _flat(self._batches[owner].column(column))
-        return view
+
+class _MappedLists:
+    """Some columns of all batches as addresses, so that one compiled call copies the lists of many rows."""
+
+    def __init__(
+        self, batches: Sequence[pa.RecordBatch], starts: NDArray[np.int64], columns: tuple[str, ...]
+    ) -> None:
+        self._batches, self._names, self._starts = batches, columns, starts
+        kinds = [batches[0].schema.field(name).type.value_type for name in columns]
+        self._sizes = np.array(
+            [kind.bit_width // 8 for kind in kinds], np.int64
+        )  # 4, or 1 of an attention mask
+        self._table = np.zeros(
+            (len(batches), len(columns), 2), np.int64
+        )  # offsets, numbers; 0: not yet needed
+        about = address(self._table), address(starts), len(batches), address(self._sizes), len(columns)
+        self._lengths = _LENGTHS.bound(about, num_rest=3)
+        self._fill = _FILL.bound(about, num_rest=5)
+
+    def lengths(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of the first column. ``[num_rows]``."""
+        out = np.empty(len(places), np.int64)
+        while (missing := self._lengths(len(places), address(places), address(out))) >= 0:
+            self._map(missing)
+        return out
+
+    def fill(self, block: NDArray[np.int64], places: NDArray[np.int64], begin: NDArray[np.int64]) -> None:
+        """See ``RowStore.fill``."""
+        call = len(places), address(places), address(begin), address(block), block.shape[1]
+        while (missing := self._fill(*call)) >= 0:
+            self._map(missing)
+
+    def _map(self, index: int) -> None:
+        for column, name in enumerate(self._names):
+            numbers, offsets = _flat(self._batches[index].column(name))
+            self._table[index, column] = offsets.ctypes.data, numbers.ctypes.data
 
 
 def _flat(lists: pa.ListArray) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -120,6 +164,8 @@ def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
 
 class ParquetStore:
     """Parquet files: row groups are decoded as whole columns, the next one ahead in a thread."""
+
+    lengths_at_hand = False
 
     def __init__(self, files: Sequence[tuple[Path, int]]) -> None:
         self._files = tuple(files)
@@ -153,13 +199,17 @@ class ParquetStore:
         return out
 
     def fill(
-        self, out: Mapping[str, NDArray[np.int64]], places: NDArray[np.int64], begin: NDArray[np.int64]
+        self,
+        block: NDArray[np.int64],
+        columns: Sequence[str],
+        places: NDArray[np.int64],
+        begin: NDArray[np.int64],
     ) -> None:
         for i, group, row in self._rising(places):
-            for column, values in out.items():
+            for line, column in enumerate(columns):
                 numbers, offsets = group.view(column)
                 a, b = offsets.item(row), offsets.item(row + 1)
-                values[begin[i] : begin[i] + b - a] = numbers[a:b]
+                block[line, begin[i] : begin[i] + b - a] = numbers[a:b]
 
     def _rising(self, places: NDArray[np.int64]) -> Iterator[tuple[int, _Group, int]]:
         """The decoded group of each row, and its number there; in rising order, so that each group is decoded once."""

@@ -8,13 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix.errors import DataError
-from datamix.load.collate import Collation, numpy_batch
-from datamix.load.deal import Deal
+from datamix.load.collate import Collation, collate, numpy_block
+from datamix.load.deal import Deal, in_order
 from datamix.load.stores import MODEL_COLUMNS, ArrowStore, ParquetStore, RowStore, open_store
 
 if TYPE_CHECKING:
@@ -96,9 +95,8 @@ class TrainingSet:
     ) -> Iterator[dict[str, NDArray[Any]]]:
         """Numpy batches in order, from row ``start`` on; the last may be smaller. See ``collate`` for their arrays."""
         how, columns = self.collation(pad_to_multiple_of, packed), self.model_columns()
-        for low in range(start, len(self), batch_size):
-            places = np.arange(low, min(low + batch_size, len(self)), dtype=np.int64)
-            yield numpy_batch(self.rows, columns, places, how)
+        for places in in_order(start, len(self), batch_size):
+            yield from collate(self.rows, columns, places, how, numpy_block)
 
     def torch(
         self,

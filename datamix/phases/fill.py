@@ -42,6 +42,7 @@ class AddressTable:
         self._masked, self._how = masked, (masked, packed)
         self._shards = [shard for group in shards for shard in group]
         self._kept: list[Any] = []
+        self._fills: dict[tuple[str, ...], Callable[..., int]] = {}
         self.bins = np.array([self._bins(path) for path in bins], np.int64).reshape(-1, 5)
         self.first = np.cumsum([0, *(len(group) for group in shards)])  # [num_sources + 1] shards
         begins = [np.cumsum([0, *(s.num_rows for s in group)])[:-1] for group in shards]
@@ -57,11 +58,6 @@ class AddressTable:
     def _lengths(self) -> Callable[..., int]:
         return _LENGTHS.bound(address(self.bins), self._order, num_rest=3)
 
-    @cached_property
-    def _fill(self) -> Callable[..., int]:
-        table = address(self.bins), address(self.first), address(self.begin), address(self.shards)
-        return _FILL.bound(table, self._order, self._how, num_rest=3 + len(_COLUMNS))
-
     def lengths(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each row. ``[num_rows]``."""
         out = np.empty(len(places), np.int64)
@@ -76,11 +72,16 @@ class AddressTable:
         begin: NDArray[np.int64],
     ) -> None:
         """Copy the columns of each row to ``block[:, begin[i]:]``; padding is left alone."""
-        first, size = address(block), 8 * block.shape[1]
-        at = {name: first + i * size for i, name in enumerate(columns)}
-        call = len(places), address(places), address(begin), *[at.get(name, 0) for name in _COLUMNS]
-        while (missing := self._fill(*call)) >= 0:
+        fill = self._fills.get(tuple(columns)) or self._bound(tuple(columns))
+        call = len(places), address(places), address(begin), address(block), block.shape[1]
+        while (missing := fill(*call)) >= 0:
             self._map(missing)
+
+    def _bound(self, columns: tuple[str, ...]) -> Callable[..., int]:
+        table = address(self.bins), address(self.first), address(self.begin), address(self.shards)
+        lines = tuple(columns.index(name) if name in columns else -1 for name in _COLUMNS)
+        self._fills[columns] = _FILL.bound(table, self._order, self._how, lines, num_rest=5)
+        return self._fills[columns]
 
     def _bins(self, path: Path) -> list[int]:
         batch = open_batch(path)

@@ -36,10 +36,11 @@ def _place_of(record, address, size):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def fill(table, order, how, num, places, begin, ids_out, labels_out, positions_out, ones_out):  # type: ignore[no-untyped-def]
-    """Write each column that has an address; returns the index of a shard that must be mapped first, or -1 at the end."""
+def fill(table, order, how, lines, num, places, begin, block, width):  # type: ignore[no-untyped-def]
+    """Write each column that has a line in the block; returns a shard that must be mapped first, or -1 at the end."""
     bins, first, shard_begin, shards = table
     masked, packed = how
+    ids_line, labels_line, positions_line, ones_line = lines
     for i in range(num):
         (s, row), at = _row(order, int64_at(places, i)), int64_at(begin, i)
         edges, records = int64_at(bins, 5 * s), int64_at(bins, 5 * s + 1)
@@ -60,24 +61,28 @@ def fill(table, order, how, num, places, begin, ids_out, labels_out, positions_o
             if masked:
                 b = int32_at(int64_at(shard, column + 3), local) + start
             # Each loop counts from 0 over addresses of its own: the compiler then uses wide instructions.
-            ids, mask, to = ids + 4 * a, mask + b, 8 * at
-            if ids_out:
+            ids, mask, to = ids + 4 * a, mask + b, block + 8 * at
+            if ids_line >= 0:
+                ids_out = to + 8 * width * ids_line
                 for j in range(n):
-                    put_int64(ids_out + to, j, int32_at(ids, j))
-            if labels_out:
+                    put_int64(ids_out, j, int32_at(ids, j))
+            if labels_line >= 0:
+                labels_out = to + 8 * width * labels_line
                 if masked:
                     for j in range(n):
-                        put_int64(labels_out + to, j, int32_at(ids, j) if uint8_at(mask, j) else IGNORED)
+                        put_int64(labels_out, j, int32_at(ids, j) if uint8_at(mask, j) else IGNORED)
                 else:
                     for j in range(n):
-                        put_int64(labels_out + to, j, int32_at(ids, j))
+                        put_int64(labels_out, j, int32_at(ids, j))
                 if packed and n > 0:
-                    put_int64(labels_out + to, 0, np.int64(IGNORED))
-            if positions_out:
+                    put_int64(labels_out, 0, np.int64(IGNORED))
+            if positions_line >= 0:
+                positions_out = to + 8 * width * positions_line
                 for j in range(n):
-                    put_int64(positions_out + to, j, np.int64(j))
-            if ones_out:
+                    put_int64(positions_out, j, np.int64(j))
+            if ones_line >= 0:
+                ones_out = to + 8 * width * ones_line
                 for j in range(n):
-                    put_int64(ones_out + to, j, np.int64(1))
+                    put_int64(ones_out, j, np.int64(1))
             at += n
     return -1

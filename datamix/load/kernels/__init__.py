@@ -1,0 +1,1 @@
+"""What numba compiles (imported by ``compiled`` alone, when a kernel is missing)."""
