@@ -13,8 +13,11 @@ from typing import Any
 
 import handmade
 import pytest
+import small
 
 from datamix.errors import RecipeError
+from datamix.pipeline import Options, build
+from datamix.recipe import Recipe
 from datamix.report import render_report
 from datamix.report.verdicts import verdicts
 from datamix.transcript import read_manifest
@@ -196,3 +199,8 @@ def test_many_sources_share_the_last_colour(packed: Path) -> None:
 def test_a_folder_that_is_no_set_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not a finished set"):
         render_report(tmp_path)
+
+
+def test_a_report_of_costs_that_are_known_is_the_report_of_those_that_are_counted(tmp_path: Path) -> None:
+    build(Recipe.read(small.recipe(tmp_path)), Options(tmp_path / "out", tmp_path / "cache"))
+    assert (tmp_path / "out" / "report.html").read_text(encoding="utf-8") == render_report(tmp_path / "out")

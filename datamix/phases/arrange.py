@@ -197,6 +197,17 @@ def row_costs(bins: Path, unit: str) -> NDArray[np.int64]:
     return costs
 
 
+def costs_in_order(
+    source: NDArray[Any], row: NDArray[np.int64], bins: Sequence[Path], unit: str
+) -> NDArray[np.int64]:
+    """What each row of an order costs in a unit: row ``row[i]`` of source ``source[i]``."""
+    costs = np.zeros(len(source), np.int64)
+    for number, file in enumerate(bins):
+        here = source == number
+        costs[here] = row_costs(file, unit)[row[here]]
+    return costs
+
+
 def num_rows(bins: Path) -> int:
     """Rows of a source."""
     count: int = open_batch(bins).num_rows
@@ -219,10 +230,7 @@ def schedule(spec: ScheduleSpec, folder: Path) -> dict[str, Any]:
         row_of[here] = np.arange(num_rows(spec.bins[number]))[dealt][plan.row[here]]
     _save(folder / "order.arrow", pa.record_batch({"source": plan.source, "row": row_of}))
     seen = mix.deviation(plan, costs, spec.quota)
-    tokens = np.zeros(len(plan.source), np.int64)
-    for number, bins in enumerate(spec.bins):
-        here = plan.source == number
-        tokens[here] = row_costs(bins, "tokens")[row_of[here]]
+    tokens = costs_in_order(plan.source, row_of, spec.bins, "tokens")
     return {
         "rows": len(plan.source),
         "stage_ends": plan.stage_ends.tolist(),

@@ -1,6 +1,6 @@
 """What the report draws, taken from a finished set in one pass over its small columns.
 
-Read are the source, stage and record columns, and labels only where the mixture counts loss tokens. Everything is summed
+Read are the source, stage and record columns, and labels only where the mixture counts loss tokens and nobody knows them. Everything is summed
 into a few hundred bins as it streams by, so memory does not grow with the set.
 """
 
@@ -44,8 +44,13 @@ class Picture:
     )  # (reason, source, kept source)
 
 
-def gather(out: Path, manifest: dict[str, Any], num_examples: int) -> Picture:
-    """Read the set below ``out`` once; note ``num_examples`` rows of each source."""
+def gather(
+    out: Path, manifest: dict[str, Any], num_examples: int, costs: NDArray[np.int64] | None = None
+) -> Picture:
+    """Read the set below ``out`` once; note ``num_examples`` rows of each source.
+
+    ``costs``: of each row, in the unit of the mixture, where they are known; else they are counted from the columns.
+    """
     sources = list(manifest["sources"])
     shards = [p for p in train_shards(out, manifest) if p.is_file()]
     num_rows = sum(pq.read_metadata(p).num_rows for p in shards)
@@ -63,31 +68,37 @@ def gather(out: Path, manifest: dict[str, Any], num_examples: int) -> Picture:
     first = 0
     for shard in shards:
         file = pq.ParquetFile(shard)
-        columns = _columns(manifest, file.schema_arrow.names)
+        columns = _columns("" if costs is not None else manifest["mixture"]["unit"], file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=2048, columns=columns):
-            _add(picture, batch, first, manifest, prefix)
+            known = None if costs is None else costs[first : first + batch.num_rows]
+            _add(picture, batch, first, manifest, prefix, known)
             _note_examples(picture, batch, first, num_examples)
             first += batch.num_rows
     _read_duplicates(out, manifest, picture)
     return picture
 
 
-def _columns(manifest: dict[str, Any], names: list[str]) -> list[str]:
+def _columns(unit: str, names: list[str]) -> list[str]:
     wanted = {"source", "stage", "records"}
-    if manifest["mixture"]["unit"] == "loss_tokens":
+    if unit == "loss_tokens":
         wanted |= {"labels", "chosen_completion_ids", "rejected_completion_ids", "completion_ids"}
     return [n for n in names if n in wanted]
 
 
 def _add(
-    picture: Picture, batch: pa.RecordBatch, first: int, manifest: dict[str, Any], prefix: PrefixDeviation
+    picture: Picture,
+    batch: pa.RecordBatch,
+    first: int,
+    manifest: dict[str, Any],
+    prefix: PrefixDeviation,
+    known: NDArray[np.int64] | None,
 ) -> None:
     source = _codes(batch.column("source"), picture.sources)
     stage = _codes(batch.column("stage"), [s["name"] for s in manifest["mixture"]["stages"]])
     held = pieces(batch)
     total = np.concatenate(([0], np.cumsum(held.length)))
     tokens = total[held.offsets[1:]] - total[held.offsets[:-1]]
-    cost = _cost(batch, manifest["mixture"]["unit"], tokens)
+    cost = _cost(batch, manifest["mixture"]["unit"], tokens) if known is None else known
     window = (first + np.arange(batch.num_rows)) * len(picture.windows) // max(1, picture.num_rows)
     np.add.at(picture.windows, (window, source), cost)
     picture.window_stage[window] = stage

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..transcript import read_manifest
 from .gather import gather
 from .sections import Section, row_section, sections
@@ -14,13 +17,16 @@ from .verdicts import Verdict, percent, verdicts
 _HERE = Path(__file__).parent
 
 
-def render_report(out: Path, manifest: dict[str, Any] | None = None) -> str:
+def render_report(
+    out: Path, manifest: dict[str, Any] | None = None, costs: NDArray[np.int64] | None = None
+) -> str:
     """The report of the set below ``out`` as one HTML page.
 
-    ``manifest`` is given where it is not written yet. Raises RecipeError where ``out`` is no finished set.
+    ``manifest`` is given where it is not written yet, ``costs`` (of each row, in the unit of the mixture) where they are
+    known. Raises RecipeError where ``out`` is no finished set.
     """
     said = read_manifest(out) if manifest is None else manifest
-    return _page(said, verdicts(said), sections(out, said, gather(out, said, num_examples=3)))
+    return _page(said, verdicts(said), sections(out, said, gather(out, said, 3, costs)))
 
 
 def render_rows(out: Path, manifest: dict[str, Any], first: int, num_rows: int) -> str:

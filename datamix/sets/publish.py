@@ -17,12 +17,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from datamix.encode import TokenizerFiles
 from datamix.errors import DatamixError, RecipeError
 from datamix.identity import digest
+from datamix.phases.arrange import costs_in_order
 from datamix.phases.inputs import Bench
 from datamix.phases.prepare import read_batches
-from datamix.phases.rows import RowSet, SourceRows
+from datamix.phases.rows import RowReader, RowSet, SourceRows
 from datamix.recipe import Recipe
 from datamix.sets import kept, ledger, outputs
 from datamix.write import SetInfo
@@ -144,7 +148,7 @@ def publish(made: Made, options: Options, bench: Bench) -> dict[str, Any]:
         made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands)
     )
     with bench.screen.phase("report", 1) as watch:
-        _write_report(out, manifest)
+        _write_report(out, manifest, _row_costs(splits["train"], manifest["mixture"]["unit"]))
         watch.advance(1, "report")
     save_manifest(out, manifest)
     return manifest
@@ -254,7 +258,13 @@ def _copy_tokenizer(out: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]
     return [outputs.output(out, path, "tokenizer", "", 0) for path in sorted(folder.iterdir())]
 
 
-def _write_report(out: Path, manifest: dict[str, Any]) -> None:
+def _row_costs(train: RowSet, unit: str) -> NDArray[np.int64]:
+    """What each row of training costs, from the integers: labels need not be read back."""
+    source, row = RowReader(train).locate(np.arange(train.num_rows))
+    return costs_in_order(source, row, [s.bins for s in train.sources], unit)
+
+
+def _write_report(out: Path, manifest: dict[str, Any], costs: NDArray[np.int64]) -> None:
     from datamix.report import render_report
     from datamix.sets.manifest import save_manifest
 
@@ -262,4 +272,4 @@ def _write_report(out: Path, manifest: dict[str, Any]) -> None:
         out / BUILDING / "manifest.json"
     )  # the report reads a whole set; this one is not told to be whole yet
     save_manifest(building.parent, manifest)
-    (out / "report.html").write_text(render_report(out, manifest), encoding="utf-8")
+    (out / "report.html").write_text(render_report(out, manifest, costs), encoding="utf-8")
