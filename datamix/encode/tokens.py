@@ -113,8 +113,9 @@ def _only(flat: Flat, keep: NDArray[np.bool_]) -> Flat:
 
 
 def _sums(values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    totals = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    return np.diff(totals[offsets])
+    """Of each stretch ``values[offsets[i]:offsets[i + 1]]`` its sum; of an empty one 0."""
+    sums = np.add.reduceat(np.append(values, np.uint8(0)), offsets[:-1], dtype=np.int64)
+    return np.where(np.diff(offsets) > 0, sums, 0)
 
 
 def _lists(

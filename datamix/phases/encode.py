@@ -94,7 +94,7 @@ def encode(spec: EncodeWindow, folder: Path) -> dict[str, Any]:
     schema = TOKENS[spec.encode.kind]
     table = _one_batch(batches, schema)
     _write(folder / "tokens.arrow", table)
-    usable = table.filter(pc.is_null(table.column("reason")))
+    usable = table.select(["length", "loss"]).filter(pc.is_null(table.column("reason")))
     return {
         "rows": table.num_rows,
         "usable": usable.num_rows,
