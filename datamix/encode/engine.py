@@ -104,6 +104,8 @@ class PlainEncoder:
         self._is_control = np.zeros(vocabulary_size(spec), np.bool_)
         unknown = unknown_id(spec)
         self._is_control[[token.id for token in control.tokens if token.id != unknown]] = True
+        controls = np.flatnonzero(self._is_control)
+        self._control_range = (int(controls[0]), int(controls[-1])) if len(controls) else (1, 0)
         self._nasty = nasty_strings(control)
         self._chars_to_prove = _CHECK_CHARS
 
@@ -139,6 +141,11 @@ class PlainEncoder:
     def _guarded(self, texts: list[str], variant: int) -> Flat:
         engine: Engine = self._fast[variant] if self._fast else self._truths[variant]
         flat = engine.encode(texts)
+        first, last = (
+            self._control_range
+        )  # most often a few ids at one end: looked at before the table, at a tenth of its cost
+        if not ((flat.ids >= first) & (flat.ids <= last)).any():
+            return flat
         hits = np.flatnonzero(self._is_control[flat.ids])
         if not len(hits):
             return flat
