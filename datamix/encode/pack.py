@@ -23,6 +23,7 @@ Pieces = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]  # recor
 Cuts = tuple[NDArray[np.int64], NDArray[np.int32]]  # offsets [num_long + 1], positions [num_cuts]
 
 _concat = Kernel("encode", "pack", "concat")
+_choose_cuts = Kernel("encode", "pack", "choose_cuts")
 _split = Kernel("encode", "pack", "split")
 _longest_first = Kernel("encode", "pack", "longest_first")
 _choose_rows = Kernel("encode", "pack", "choose_rows")
@@ -87,6 +88,29 @@ def best_fit(
     start, length = np.empty(len(lengths), np.int32), np.empty(len(lengths), np.int32)
     _scatter(place, pieces_record, pieces_start, lengths, (record, start, length))
     return Bins(offsets, record, start, length)
+
+
+def room_for_cuts(lengths: NDArray[np.int32], max_length: int) -> Cuts:
+    """No cut yet, and room for all that records of these lengths can have, each longer than ``max_length``."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths // (max_length // 2) + 1, out=offsets[1:])
+    return offsets, np.full(offsets[-1], np.iinfo(np.int32).max, np.int32)
+
+
+def choose_cuts(
+    cuts: Cuts,
+    places: NDArray[np.int64],
+    tokens: NDArray[np.int32] | NDArray[np.uint8],
+    spans: tuple[NDArray[np.int64], NDArray[np.int64]],
+    ends: NDArray[np.bool_],
+    max_length: int,
+) -> None:
+    """Choose the best cuts of the records ``places`` of ``cuts``, which are ``tokens[begin:end]`` of ``spans``.
+
+    ``ends``: ``[vocab_size]``, after which tokens a document is best cut. Reads tokens back from the end of each block
+    until one is found: a few in a hundred.
+    """
+    _choose_cuts(tokens, *spans, ends.view(np.uint8), max_length, cuts[0][places], cuts[1])
 
 
 def split_long(lengths: NDArray[np.int32], max_length: int, cuts: Cuts | None = None) -> Pieces:

@@ -138,22 +138,17 @@ def _bins(spec: PackSpec, encoded: Encoded, records: NDArray[np.int64], split: s
 def _split(
     spec: PackSpec, records: NDArray[np.int64], lengths: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
-    """Cut documents longer than a block, best where a line ends. Reads the tokens of those documents only."""
+    """Cut documents longer than a block, best where a line ends: of those few tokens are read."""
     assert spec.max_length is not None
-    long = records[lengths > spec.max_length]
-    offsets, positions = np.zeros(len(long) + 1, np.int64), np.empty(0, np.int32)
-    if len(long):
+    long = lengths > spec.max_length
+    cuts = packing.room_for_cuts(lengths[long], spec.max_length)
+    if long.any():
         ends = line_ends(spec.encode.tokenizer)
-        found: list[NDArray[np.int32]] = [positions] * len(long)
-        for batch, rows, places in TokenStore(spec.source.shards).batches(long):
-            values, begin = list_buffers(batch.column("ids"))
-            for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-                found[place] = (np.flatnonzero(ends[values[begin[row] : begin[row + 1]]]) + 1).astype(
-                    np.int32
-                )
-        offsets[1:] = np.cumsum([len(f) for f in found])
-        positions = np.concatenate(found)
-    return packing.split_long(lengths, spec.max_length, (offsets, positions))
+        for batch, rows, places in TokenStore(spec.source.shards).batches(records[long]):
+            tokens, offsets = list_buffers(batch.column("ids"))
+            spans = offsets[rows].astype(np.int64), offsets[rows + 1].astype(np.int64)
+            packing.choose_cuts(cuts, places, tokens, spans, ends, spec.max_length)
+    return packing.split_long(lengths, spec.max_length, cuts)
 
 
 def _costs(spec: PackSpec, encoded: Encoded, bins: Bins) -> dict[str, NDArray[np.int64]]:

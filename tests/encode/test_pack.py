@@ -175,3 +175,26 @@ def test_pieces_fit_cover_the_record_and_have_something_to_predict(
 def test_cuts_must_be_given_for_every_long_record() -> None:
     with pytest.raises(ValueError, match="1 records, 2 are too long"):
         split([20, 20], 8, [[5]])
+
+
+@given(
+    st.lists(st.integers(1, 200), max_size=12), st.integers(3, 40), st.integers(0, 2**32), st.integers(1, 30)
+)
+@examples
+def test_chosen_cuts_are_the_best_of_all_that_are_allowed(
+    lengths: list[int], max_length: int, seed: int, spread: int
+) -> None:
+    begin = np.cumsum([0, *lengths])
+    tokens = np.random.default_rng(seed).integers(0, spread, int(begin[-1])).astype(np.int32)
+    ends = np.arange(spread) == 0
+    long = np.flatnonzero(np.array(lengths) > max_length)
+    allowed = [(np.flatnonzero(ends[tokens[begin[i] : begin[i + 1]]]) + 1).tolist() for i in long]
+    cuts = pack.room_for_cuts(np.array(lengths, np.int32)[long], max_length)
+    places = np.arange(len(long))[::-1].copy()
+    pack.choose_cuts(
+        cuts, places, tokens, (begin[long][::-1].copy(), begin[long + 1][::-1].copy()), ends, max_length
+    )
+    pieces = pack.split_long(np.array(lengths, np.int32), max_length, cuts)
+    assert list(zip(*(column.tolist() for column in pieces), strict=True)) == split(
+        lengths, max_length, allowed
+    )

@@ -28,6 +28,25 @@ def concat(lengths, order, max_length, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def choose_cuts(tokens, begin, end, ends, max_length, first, positions):  # type: ignore[no-untyped-def]
+    """Of each long record the places where ``split`` will cut it, where those are after a token that ends something."""
+    for i in range(len(begin)):
+        n, at, length = first[i], 0, end[i] - begin[i]
+        while length - at > max_length:
+            block = min(at + max_length, length - 2)
+            cut = block
+            while cut > at + max_length // 2 and not ends[tokens[begin[i] + cut - 1]]:
+                cut -= 1
+            if cut > at + max_length // 2:
+                positions[n] = cut
+                n += 1
+                at = cut
+            else:
+                at = block
+    return 0
+
+
+@kernel
 def split(lengths, max_length, offsets, positions, out):  # type: ignore[no-untyped-def]
     record, start, length = out
     n, long = 0, 0
