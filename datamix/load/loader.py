@@ -66,8 +66,11 @@ class RowStream(IterableDataset):  # type: ignore[misc]
             yield from collate(self.rows, self.columns, places, self.how, self._block)
 
     def _block(self, num_columns: int, shape: tuple[int, int]) -> tuple[NDArray[np.int64], Sequence[Any]]:
-        block = torch.empty((num_columns, *shape), dtype=torch.int64, pin_memory=self.pin)
-        return block.numpy(), block.unbind()
+        if self.pin:
+            pinned = torch.empty((num_columns, *shape), dtype=torch.int64, pin_memory=True)
+            return pinned.numpy(), pinned.unbind()
+        block = np.empty((num_columns, *shape), np.int64)  # half the time of torch.empty, numpy and unbind
+        return block, [torch.from_numpy(column) for column in block]
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process stands; good for the same number of ranks and workers."""
