@@ -10,6 +10,7 @@ that border. So the trained tokens decode to exactly what the assistant said.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -110,6 +111,22 @@ class _Builder:
         self._lstrip = rstrip
 
 
+class _Trained:
+    """The trained stretches of a rendering: in order, disjoint."""
+
+    def __init__(self, spans: Sequence[tuple[int, int]]) -> None:
+        self._starts = [start for start, _ in spans]
+        self._ends = [end for _, end in spans]
+        self._borders = sorted({*self._starts, *self._ends})
+
+    def holds(self, place: int) -> bool:
+        return bisect_right(self._starts, place) > bisect_right(self._ends, place)
+
+    def borders(self, first: int, stop: int) -> list[int]:
+        """Those at ``first`` or after it, and before ``stop``."""
+        return self._borders[bisect_left(self._borders, first) : bisect_left(self._borders, stop)]
+
+
 def build_layout(
     pieces: Sequence[Piece], spans: Sequence[tuple[int, int]], control: ControlTokens, restarts: bool
 ) -> Layout:
@@ -117,35 +134,30 @@ def build_layout(
 
     ``restarts``: whether the tokenizer treats text after a control token as the beginning of a text.
     """
-    builder = _Builder(restarts)
-    borders = sorted({edge for span in spans for edge in span})
+    builder, trained = _Builder(restarts), _Trained(spans)
     for piece in pieces:
-        if piece.start in borders:
-            builder.cut(_is_trained(piece.start - 1, spans))
+        if trained.borders(piece.start, piece.start + 1):
+            builder.cut(trained.holds(piece.start - 1))
         if piece.slot is not None:
             builder.text(piece.slot)
             continue
         at = piece.start
         for found in [*control.find(piece.text), None]:
             stop = piece.end if found is None else piece.start + found.start
-            for border in [edge for edge in borders if at < edge < stop]:
+            for border in trained.borders(at + 1, stop):
                 builder.text(unescape(piece.text[at - piece.start : border - piece.start]))
-                builder.cut(_is_trained(border - 1, spans))
+                builder.cut(trained.holds(border - 1))
                 at = border
             if stop > at:
                 builder.text(unescape(piece.text[at - piece.start : stop - piece.start]))
             if found is not None:
-                builder.cut(_is_trained(stop - 1, spans), rstrip=found.token.lstrip)
-                builder.control(found.token.id, _is_trained(stop, spans), found.token.rstrip)
+                builder.cut(trained.holds(stop - 1), rstrip=found.token.lstrip)
+                builder.control(found.token.id, trained.holds(stop), found.token.rstrip)
                 at = piece.start + found.end
-    builder.cut(bool(pieces) and _is_trained(pieces[-1].end - 1, spans))
+    builder.cut(bool(pieces) and trained.holds(pieces[-1].end - 1))
     return Layout(tuple(builder.entries), tuple(builder.trained))
 
 
 def with_ending(layout: Layout, token_id: int, trained: bool) -> Layout:
     """The layout with one more token at its end."""
     return replace(layout, entries=(*layout.entries, token_id), trained=(*layout.trained, trained))
-
-
-def _is_trained(place: int, spans: Sequence[tuple[int, int]]) -> bool:
-    return any(start <= place < end for start, end in spans)

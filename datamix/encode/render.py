@@ -17,7 +17,8 @@ from datamix.encode.blind import Sight
 from datamix.encode.control import ControlTokens, unescape
 from datamix.encode.conversation import Conversation, dressed
 from datamix.encode.layout import Layout, build_layout, with_ending
-from datamix.encode.skeleton import RealTurnFinder, Rendering, Sketch, Span, TurnFinder, habits
+from datamix.encode.skeleton import Rendering, Sketch, habits
+from datamix.encode.spans import RealTurnFinder, Span, TurnFinder
 from datamix.encode.template import Renderer, TemplateFailure
 
 Purpose = Literal["all", "assistant", "last_assistant", "prompt", "completion", "document"]

@@ -5,11 +5,6 @@ in the slots. Each sentinel stands in white space of a known form, so that the r
 but what the template does to it: nothing, strip newlines, strip all, write it as JSON. The rest is constant. Filled with
 a record's texts, the skeleton gives its rendering; the encoder compares it with the real one wherever the template is
 not known to be blind to what texts say.
-
-What an assistant turn is trained on: from where the generation prompt for that turn ends (the turn's header is what the
-model is given) to the token that ends the turn, included; the newline after it is not. Three cases have no such token
-of their own. If the next turn opens with a control token at once (ChatGLM4's ``<|user|>``), that token is the stop and
-is trained. At the end of the conversation the tokenizer's EOS is added. Otherwise (Alpaca's text headers) nothing is.
 """
 
 from __future__ import annotations
@@ -28,7 +23,7 @@ from datamix.encode.template import Renderer, TemplateFailure
 _NEWLINES = 7  # more than any template writes in a row
 _LEFT, _RIGHT = "\n" * _NEWLINES + "\u2003", "\u2003" + "\n" * _NEWLINES  # white space around a sentinel
 _JSON_LEFT, _JSON_RIGHT = _LEFT.replace("\n", "\\n"), _RIGHT.replace("\n", "\\n")
-_CORE = re.compile('\U000f5e00(\\d+)(\\\\?)"\U000f5e01')
+CORE = re.compile('\U000f5e00(\\d+)(\\\\?)"\U000f5e01')
 
 
 @dataclass(frozen=True)
@@ -63,15 +58,6 @@ class Piece:
     text: str
     slot: Slot | None
     turn: int  # the turn whose slot it is; -1 for constants
-
-
-@dataclass(frozen=True)
-class Span:
-    """A trained stretch ``[start, end)``; ``stops`` is False where EOS has to be added after it."""
-
-    start: int
-    end: int
-    stops: bool
 
 
 @dataclass(frozen=True)
@@ -154,7 +140,7 @@ class Sketch:
         history = {
             int(match.group(1))
             for message in self.messages[:-1]
-            for match in _CORE.finditer(message.get("reasoning_content", ""))
+            for match in CORE.finditer(message.get("reasoning_content", ""))
         }
         return not written | history >= set(range(len(self.owners)))
 
@@ -162,7 +148,7 @@ class Sketch:
 def _pieces(text: str, owners: Sequence[int]) -> list[Piece]:
     pieces: list[Piece] = []
     at = 0
-    for match in _CORE.finditer(text):
+    for match in CORE.finditer(text):
         is_json = bool(match.group(2))
         left, width = _padding_before(text, at, match.start(), is_json)
         right, end = _padding_after(text, match.end(), is_json)
@@ -195,18 +181,6 @@ def _padding_after(text: str, place: int, is_json: bool) -> tuple[str | None, in
     if text.startswith(whole, place):
         return "", len(whole)
     return ("\n", 1) if text.startswith("\u2003", place) else (None, 0)
-
-
-def common_prefix(a: str, b: str) -> int:
-    """The number of leading characters that two texts share."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # bisect on equality of slices: compares in C
-        middle = (low + high + 1) // 2
-        if a[:middle] == b[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 @dataclass(frozen=True)
@@ -253,134 +227,3 @@ def _writes(rendering: Rendering | None, slot: int) -> bool:
     return rendering is not None and any(
         piece.slot and piece.slot.index == slot for piece in rendering.slots()
     )
-
-
-class TurnFinder:
-    """Finds the trained spans of assistant turns in one conversation's rendering."""
-
-    def __init__(self, sketch: Sketch, full: Rendering, control: ControlTokens, habits: Habits) -> None:
-        self._sketch = sketch
-        self._full = full
-        self._control = control
-        self._habits = habits
-
-    def span(self, turn: int) -> Span | None:
-        """The span of one assistant turn; None where the template wrote nothing of it.
-
-        Raises TemplateFailure where the turn is there but its borders cannot be told.
-        """
-        slots = self._full.slots()
-        mine = [piece for piece in slots if piece.turn == turn]
-        self._require_all_said(turn, mine)
-        if not mine:
-            return None
-        first, last = mine[0].start, mine[-1].end
-        if any(first < piece.start < last and piece.turn != turn for piece in slots):
-            raise TemplateFailure("the template mixes an assistant turn with others")
-        low = max((piece.end for piece in slots if piece.end <= first), default=0)
-        high = min((piece.start for piece in slots if piece.start >= last), default=len(self._full.text))
-        end, stops = self._end(turn, last, high)
-        return Span(self._start(turn, low, first), end, stops)
-
-    def _require_all_said(self, turn: int, mine: list[Piece]) -> None:
-        """Content and calls of a trained turn must be in the rendering (its reasoning may be dropped)."""
-        message = self._sketch.messages[turn]
-        found = "".join(piece.text for piece in mine)
-        content = message.get("content")
-        if content and not content.isspace() and content.strip() not in found:
-            raise TemplateFailure("the template does not write what an assistant turn says")
-        calls = message.get("tool_calls")
-        names = _CORE.findall(json.dumps(calls, ensure_ascii=False)) if calls else []
-        if names and not any(
-            piece.slot is not None and str(piece.slot.index) == names[0][0] for piece in mine
-        ):
-            raise TemplateFailure("the template does not write the tool calls of an assistant turn")
-
-    def _start(self, turn: int, low: int, first: int) -> int:
-        """Where the generation prompt for a turn ends, between the last text before it and its own first text."""
-        text = self._full.text
-        try:
-            prompt = self._sketch.render(turn, generation_prompt=True)
-        except TemplateFailure:  # no template renders a conversation without turns
-            return first
-        if low <= len(prompt.text) <= first and text.startswith(prompt.text):
-            return self._after_header(len(prompt.text), first)
-        given = prompt.slots()  # history was rewritten: compare what follows the last text only
-        tail = prompt.text[given[-1].end :] if given else prompt.text
-        shared = low + common_prefix(tail, text[low:first])
-        if shared == low + len(tail):
-            return self._after_header(shared, first)
-        return self._snap(low, shared, first)
-
-    def _after_header(self, place: int, first: int) -> int:
-        """Past the turn's header, where the template has no generation prompt that would hold it."""
-        after = place + len(self._habits.header)
-        return after if after <= first and self._full.text.startswith(self._habits.header, place) else place
-
-    def _snap(self, low: int, place: int, first: int) -> int:
-        """The last natural border up to ``place``: a control token's, or after white space; else the first text."""
-        if place == first:
-            return place
-        found = self._control.find(self._full.text[low:first])
-        borders = [low + edge for one in found for edge in (one.start, one.end) if low + edge <= place]
-        borders += [at for at in range(low + 1, place + 1) if self._full.text[at - 1].isspace()]
-        inside = {at for one in found for at in range(low + one.start + 1, low + one.end)}
-        return max((at for at in borders if at not in inside), default=first)
-
-    def _end(self, turn: int, last: int, high: int) -> tuple[int, bool]:
-        """Where a turn ends, and whether a token there says so."""
-        after = self._full.text[last:high]
-        own = len(after)
-        if turn + 1 < len(self._sketch.messages):
-            own = self._own_tail(turn, last, after)
-        found = self._control.find(after)
-        mine = [one for one in found if one.end <= own]
-        if mine:
-            ending = next((one for one in mine if one.token.text == self._habits.ending), None)
-            return last + (ending or mine[-1]).end, True
-        if own == len(after) and high == len(self._full.text):
-            return last + len(after), False
-        following = next((one for one in found if one.start >= own), None)
-        if following is not None and not after[own : following.start].strip():
-            return last + following.end, True
-        return last + len(after[:own].rstrip()), True
-
-    def _own_tail(self, turn: int, last: int, after: str) -> int:
-        """How much of the text after a turn's last slot is the turn's: what also stands there when it is the last."""
-        alone = self._sketch.render(turn + 1, generation_prompt=False)
-        if len(alone.text) >= last and self._full.text.startswith(alone.text):
-            return min(len(alone.text) - last, len(after))
-        closing = next(piece.slot for piece in self._full.slots() if piece.end == last)
-        ends = [
-            piece.end
-            for piece in alone.slots()
-            if piece.slot and closing and piece.slot.index == closing.index
-        ]
-        if not ends:
-            raise TemplateFailure("the template does not write an assistant turn when it is the last")
-        return common_prefix(alone.text[ends[-1] :], after)
-
-
-class RealTurnFinder:
-    """Finds trained spans by the real texts alone, for records whose words the template acts on.
-
-    A turn begins where the rendering of the turns before it, with generation prompt, ends, and ends at the first
-    control token of the template's that ends an answer. Anything less certain is a TemplateFailure.
-    """
-
-    def __init__(self, sketch: Sketch, full: Rendering, control: ControlTokens, habits: Habits) -> None:
-        self._sketch = sketch
-        self._full = full
-        self._control = control
-        self._habits = habits
-
-    def span(self, turn: int) -> Span | None:
-        """The span of one assistant turn."""
-        prompt = self._sketch.render(turn, generation_prompt=True).text + self._habits.header
-        if not self._full.text.startswith(prompt):
-            raise TemplateFailure("the template acts on what a turn says and rewrites the turns before it")
-        found = self._control.find(self._full.text[len(prompt) :])
-        ending = next((one for one in found if one.token.text == self._habits.ending), None)
-        if ending is None:
-            raise TemplateFailure("the template acts on what a turn says and has no token that ends a turn")
-        return Span(len(prompt), len(prompt) + ending.end, True)
