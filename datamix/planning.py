@@ -274,7 +274,7 @@ def _told(
             }
             for s in quota.stages
         ],
-        "loss_norm": recipe.mix.loss_norm,
+        "loss_norm": recipe.mix.averaged_over,
         "binding": list(quota.binding),
         "scarcity": None if quota.scarcity is None else ladder(quota.scarcity),
         "notes": list(quota.notes),
@@ -294,8 +294,10 @@ def _shares(recipe: Recipe, sources: Sequence[SourcePlan], quota: mix.Quota) -> 
         return tuple(getattr(s, unit) * e for s, e in zip(sources, quota.epochs, strict=True))
 
     found = {unit: mix.shares(parts(unit)) for unit in ("records", "tokens", "loss_tokens")}
-    if recipe.mix.loss_norm is not None:
-        found["effective"] = mix.effective_shares(parts("rows"), parts("loss_tokens"), recipe.mix.loss_norm)
+    if recipe.mix.averaged_over is not None:
+        found["effective"] = mix.effective_shares(
+            parts("rows"), parts("loss_tokens"), recipe.mix.averaged_over
+        )
     return found
 
 

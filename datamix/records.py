@@ -186,7 +186,9 @@ PIECE = pa.struct(
 )
 
 
-def row_schema(kind: Kind, packed: bool, paired: bool = True, meta: bool = False) -> pa.Schema:
+def row_schema(
+    kind: Kind, packed: bool, paired: bool = True, meta: bool = False, weighed: bool = False
+) -> pa.Schema:
     """The columns of ``train/``. ``packed``: documents of one row kept apart by positions (``best_fit``)."""
     fields = [
         pa.field("source", pa.string()),
@@ -200,6 +202,8 @@ def row_schema(kind: Kind, packed: bool, paired: bool = True, meta: bool = False
             fields += [pa.field("position_ids", _IDS), pa.field("seq_lengths", _IDS)]
         else:
             fields += [pa.field("attention_mask", pa.list_(pa.int8()))]
+        if weighed:
+            fields += [pa.field("weight", pa.float32())]
     elif kind == "preference" and paired:
         fields += [pa.field(f"{n}_ids", _IDS) for n in ("prompt", "chosen_completion", "rejected_completion")]
         fields += [pa.field("margin", pa.float64())]

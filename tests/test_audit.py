@@ -533,7 +533,7 @@ def test_the_published_schema_of_rows_has_the_columns_that_are_written(
     kind: Any, packed: bool, paired: bool, name: str
 ) -> None:
     shape = json.loads(schema_text("row"))["$defs"][name]
-    assert list(shape["properties"]) == row_schema(kind, packed, paired, meta=True).names
+    assert list(shape["properties"]) == row_schema(kind, packed, paired, meta=True, weighed=True).names
     assert shape["required"] == row_schema(kind, packed, paired, meta=kind == "prompt").names
 
 

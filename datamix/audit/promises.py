@@ -62,6 +62,7 @@ def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
         recount.owners.check("every record belongs to the source of its row"),
         _check_counts(manifest, recount),
         _check_shares(manifest, recount),
+        *([recount.weights.check()] if recount.weights else []),
         _check_stages(manifest, recount),
         _check_prefix(manifest, recount),
         _check_epochs(manifest, recount, uses),

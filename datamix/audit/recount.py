@@ -24,6 +24,7 @@ from .ledger import Inputs, Uses
 from .prefix import PrefixDeviation, read_stages
 from .rows import Shape, amounts, broken_laws, pieces
 from .turns import TurnEnds, control_ids
+from .weights import Weights
 
 UNITS = ("rows", "records", "tokens", "loss_tokens")
 _BATCH_TOKENS = 1 << 20
@@ -50,6 +51,7 @@ class Recount:
     stage_names: list[str]
     unit: str
     loss_on: str
+    weights: Weights | None  # None: rows have none
     by_source: NDArray[np.int64]  # [num_sources, UNITS]
     by_stage: NDArray[np.int64]  # [num_stages, UNITS]
     largest: int = 0  # cost of the largest row, in the unit
@@ -66,6 +68,7 @@ class Recount:
         inputs = Inputs.of(manifest)
         names = [s["name"] for s in manifest["mixture"]["stages"]]
         encode = manifest["recipe"]["encode"]
+        weights = Weights.of(manifest)
         tokenizer = out / "tokenizer" / "tokenizer.json"
         return Recount(
             shape=Shape(
@@ -73,6 +76,7 @@ class Recount:
                 manifest["packing"]["strategy"] == "best_fit",
                 encode.get("max_length"),
                 manifest["tokenizer"]["vocab_size"],
+                weights is not None,
             ),
             inputs=inputs,
             prefix=PrefixDeviation(read_stages(manifest["mixture"], list(inputs.names))),
@@ -81,6 +85,7 @@ class Recount:
             stage_names=names,
             unit=manifest["mixture"]["unit"],
             loss_on=encode.get("loss_on", "assistant"),
+            weights=weights,
             by_source=np.zeros((len(inputs.names), len(UNITS)), np.int64),
             by_stage=np.zeros((len(names), len(UNITS)), np.int64),
         )
@@ -90,6 +95,8 @@ class Recount:
         content = ContentDigest()
         for batch, first in self._batches(shard):
             content.update(batch)
+            if self.weights is not None:
+                self.weights.count(amounts(batch, self.shape.kind).loss_tokens)
             source = self._owners(batch, shard, first)
             self.uses.add(pieces(batch))
             held = amounts(batch, self.shape.kind)
@@ -121,6 +128,9 @@ class Recount:
             for broken in broken_laws(batch, self.shape):
                 self.laws.add(f"{shard.name} row {first + broken.row:,} {broken.sentence}", broken.num_found)
             self._check_masks(batch, f"{shard.name} row", first)
+            if self.weights is not None:
+                loss = amounts(batch, self.shape.kind).loss_tokens
+                self.weights.hold(batch.column("weight"), loss, f"{shard.name} row", first)
             yield batch, first
             first += batch.num_rows
 
@@ -201,7 +211,7 @@ def _codes(column: pa.Array, names: list[str]) -> NDArray[np.int64]:
 def _wrong_columns(schema: pa.Schema, shape: Shape) -> str:
     """What the columns of a shard have that rows of this kind do not, or the other way; "" where they agree."""
     paired = "completion_ids" not in schema.names
-    wanted = row_schema(shape.kind, shape.packed, paired, "meta" in schema.names)
+    wanted = row_schema(shape.kind, shape.packed, paired, "meta" in schema.names, shape.weighed)
     for name in wanted.names:
         if name not in schema.names:
             return f"lacks the column {name}"

@@ -28,6 +28,7 @@ class Shape:
     packed: bool  # documents of a row are kept apart by positions
     max_length: int | None  # tokens
     vocab_size: int
+    weighed: bool = False  # rows have a weight
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from datamix.load.stores import RowStore
 
 IGNORED = -100  # the label that no loss counts
-Batch = dict[str, Any]  # name -> int64[num_rows, width]
+Batch = dict[str, Any]  # name -> int64[num_rows, width]; weight -> float32[num_rows]
 # (num_columns, (num_rows, width)) -> an uninitialised block, and its columns as they are handed out
 NewBlock = Callable[[int, tuple[int, int]], tuple[NDArray[np.int64], Sequence[Any]]]
 
@@ -38,12 +38,23 @@ def collate(
 
     Padded: ``input_ids``, ``labels`` and, as the rows have them, ``attention_mask`` or ``position_ids``, each
     ``int64[num_rows, width]``. Packed: ``input_ids``, ``labels``, ``position_ids``, each ``int64[1, width]``; positions
-    restart at each document, and the first label of each is ignored, for no document predicts the next.
+    restart at each document, and the first label of each is ignored, for no document predicts the next. Both with
+    ``weight``, ``float32[num_rows]``, where the rows have one.
     """
     make = _joined if how.packed else _padded
     for part in (places,) if rows.lengths_at_hand else places[:, None]:
         lengths = rows.num_tokens(part.ravel()).reshape(part.shape)
-        yield from make(rows, columns, part, lengths, how, new)
+        batches = make(rows, columns, part, lengths, how, new)
+        yield from _weighed(rows, part, batches) if "weight" in rows.columns else batches
+
+
+def _weighed(rows: RowStore, places: NDArray[np.int64], batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches with their rows' weights, which lie close together: a batch is dealt from consecutive rows."""
+    first = int(places.min())
+    column = rows.table(["weight"], first, int(places.max()) + 1).column("weight")
+    weights = np.concatenate([np.from_dlpack(chunk) for chunk in column.chunks])[places - first]
+    for batch, weight in zip(batches, weights, strict=True):
+        yield {**batch, "weight": weight}
 
 
 def _padded(

@@ -63,7 +63,10 @@ class RowStream(IterableDataset):  # type: ignore[misc]
 
     def _batches(self, steps: range) -> Iterator[Batch]:
         for places in self.deal.walk(self.start, steps, self.rank):
-            yield from collate(self.rows, self.columns, places, self.how, self._block)
+            for batch in collate(self.rows, self.columns, places, self.how, self._block):
+                if "weight" in batch:
+                    batch["weight"] = torch.from_numpy(batch["weight"])
+                yield batch
 
     def _block(self, num_columns: int, shape: tuple[int, int]) -> tuple[NDArray[np.int64], Sequence[Any]]:
         if self.pin:

@@ -1,7 +1,15 @@
 """Mixing: quotas, weights, the schedule and its recount. Integers only: this room never sees a token."""
 
 from datamix.mix.deviation import Deviation, deviation
-from datamix.mix.effective import effective_cost, effective_shares, row_weights, scaled_rows, shares
+from datamix.mix.effective import (
+    LossNorm,
+    effective_cost,
+    effective_shares,
+    mean_loss_tokens,
+    row_weights,
+    scaled_rows,
+    shares,
+)
 from datamix.mix.order import caps, epoch_order
 from datamix.mix.quota import Available, Quota, Rung, Scarcity, Stage, StagePlan, quantity
 from datamix.mix.scarcity import ladder
@@ -13,6 +21,7 @@ __all__ = [
     "Available",
     "Deviation",
     "Group",
+    "LossNorm",
     "Quota",
     "Rung",
     "Scarcity",
@@ -24,6 +33,7 @@ __all__ = [
     "effective_shares",
     "epoch_order",
     "ladder",
+    "mean_loss_tokens",
     "quantity",
     "replay",
     "row_weights",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,16 +44,24 @@ def shares(parts: Sequence[float]) -> tuple[float, ...]:
     return tuple(p / total for p in parts) if total > 0 else tuple(0.0 for _ in parts)
 
 
-def row_weights(loss_tokens: NDArray[np.int32], trainer: LossNorm, wanted: LossNorm) -> NDArray[np.float32]:
+def mean_loss_tokens(loss_tokens: NDArray[Any]) -> float:
+    """Of the rows that train anything; 1 where none does. ``[num_rows]``."""
+    num_trained = np.count_nonzero(loss_tokens)
+    return float(loss_tokens.sum(dtype=np.int64) / num_trained) if num_trained else 1.0
+
+
+def row_weights(
+    loss_tokens: NDArray[Any], trainer: LossNorm, wanted: LossNorm, mean: float | None = None
+) -> NDArray[np.float32]:
     """A weight a row that makes a trainer averaging over ``trainer`` count as if it averaged over ``wanted``.
 
-    The mean weight is 1 over what the trainer averages, so the learning rate keeps its meaning. Rows that train
-    nothing weigh 0. ``[num_rows]`` in and out.
+    The mean weight is 1 over what the trainer averages, so the learning rate keeps its meaning; where these are some rows
+    of a set, ``mean`` is ``mean_loss_tokens`` of all. Rows that train nothing weigh 0. ``[num_rows]`` in and out.
     """
     counts = loss_tokens.astype(np.float64)
-    if trainer == wanted or counts.sum() == 0:
+    if trainer == wanted:
         return (counts > 0).astype(np.float32)
-    mean = counts.sum() / np.count_nonzero(counts)
+    mean = mean_loss_tokens(loss_tokens) if mean is None else mean
     if trainer == "example":
         return np.asarray(counts / mean, np.float32)
     weights: NDArray[np.float32] = np.divide(

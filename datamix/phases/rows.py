@@ -22,6 +22,7 @@ from .fill import AddressTable
 from .kernels import IGNORED
 from .shards import RecordStore, SourceShards
 from .tokens import Pieces, TokenStore, open_batch
+from .weights import weights
 
 _BATCH_TOKENS = 1 << 21
 _BATCH_ROWS = 4096
@@ -63,6 +64,11 @@ class _Source:
     def offsets(self) -> NDArray[np.int64]:
         offsets: NDArray[np.int64] = self._bins.column("rows").offsets.to_numpy().astype(np.int64)
         return offsets
+
+    @cached_property
+    def loss_tokens(self) -> NDArray[np.int64]:
+        counts: NDArray[np.int64] = self._bins.column("loss_tokens").to_numpy()
+        return counts
 
     @cached_property
     def pieces(self) -> Pieces:
@@ -163,6 +169,9 @@ class RowReader:
             "source": _named([s.name for s in self._sources], source_of),
             "stage": _named(info.stages, stage_of),
         }
+        if "weight" in wanted:
+            trained = [s.loss_tokens for s in self._sources]
+            found["weight"] = weights(info.weighing, trained, source_of, row_of)
         if not found.keys() >= set(wanted):
             view = _View(self._sources, source_of, row_of)
             found |= {"records": view.records(), **_columns(info, view)}

@@ -1,5 +1,5 @@
 """The recipe: typed, every error told at once, and put in the words of the rooms."""
 
-from datamix.recipe.model import HELD_OUT, CleanStep, Epochs, Recipe, Temperature
+from datamix.recipe.model import HELD_OUT, CleanStep, Epochs, Recipe, Temperature, Weighed
 
-__all__ = ["HELD_OUT", "CleanStep", "Epochs", "Recipe", "Temperature"]
+__all__ = ["HELD_OUT", "CleanStep", "Epochs", "Recipe", "Temperature", "Weighed"]

@@ -214,6 +214,22 @@ class Replay(Model):
     share: Annotated[float, Field(gt=0, lt=1)]
 
 
+LossNorm = Literal["token", "example"]
+
+
+class Weighed(Model):
+    """Rows of a column ``weight``, by which a trainer that averages the loss over one counts as if over the other."""
+
+    trainer: LossNorm
+    wanted: LossNorm
+
+    @model_validator(mode="after")
+    def _differ(self) -> Weighed:
+        if self.trainer == self.wanted:
+            raise ValueError(f"weighs nothing where both are the same; write loss_norm: {self.trainer}")
+        return self
+
+
 class Mix(Model):
     unit: Literal["records", "tokens", "loss_tokens"] | None = None
     size: Count | Epochs | None = None
@@ -221,7 +237,7 @@ class Mix(Model):
     weights: Literal["proportional", "unimax"] | Temperature | None = None
     stages: tuple[Stage, ...] = ()
     replay: Replay | None = None
-    loss_norm: Literal["token", "example"] | None = None
+    loss_norm: LossNorm | Weighed | None = None
 
     @model_validator(mode="after")
     def _stages_add_up(self) -> Mix:
@@ -238,6 +254,11 @@ class Mix(Model):
         if self.stages and self.stages[0].ramp:
             raise ValueError("the first stage has nothing to ramp from")
         return self
+
+    @property
+    def averaged_over(self) -> LossNorm | None:
+        """What the loss is averaged over in the end, the rows' weights counted."""
+        return self.loss_norm.wanted if isinstance(self.loss_norm, Weighed) else self.loss_norm
 
 
 class Output(Model):

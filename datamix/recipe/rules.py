@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datamix.recipe.model import HELD_OUT, Epochs, Recipe
+from datamix.recipe.model import HELD_OUT, Epochs, Recipe, Weighed
 from datamix.recipe.strict_yaml import Key
 
 
@@ -101,6 +101,10 @@ def _kind_rules(recipe: Recipe) -> list[tuple[Key, str]]:
     if recipe.encode.fim is not None and recipe.kind != "pretrain":
         found.append(
             (("encode", "fim"), f"cuts documents; a {recipe.kind} recipe has conversations: leave it out")
+        )
+    if isinstance(recipe.mix.loss_norm, Weighed) and recipe.kind in ("preference", "prompt"):
+        found.append(
+            (("mix", "loss_norm"), f"weighs rows by their labels; {recipe.kind} rows have none: leave it out")
         )
     if recipe.mix.replay and (recipe.mix.stages or recipe.mix.weights):
         found.append((("mix", "replay"), "stands instead of weights and stages; keep one of them"))

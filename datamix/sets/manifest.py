@@ -217,10 +217,11 @@ def _noticed(ready: Ready) -> dict[str, int]:
 
 
 def _effective(recipe: Recipe, own: Counter[str], emitted: Amounts) -> dict[str, float]:
-    """The share of the loss under the mean that the recipe says the trainer takes."""
-    if recipe.mix.loss_norm is None:
+    """The share of the loss under the mean that the recipe says is taken in the end."""
+    if recipe.mix.averaged_over is None:
         return {}
-    return {"effective": _share(own, emitted, "rows" if recipe.mix.loss_norm == "example" else "loss_tokens")}
+    unit = "rows" if recipe.mix.averaged_over == "example" else "loss_tokens"
+    return {"effective": _share(own, emitted, unit)}
 
 
 def _share(own: Counter[str], emitted: Amounts, unit: str) -> float:

@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix import mix
 from datamix.encode import TokenizerFiles
 from datamix.errors import DatamixError, RecipeError
 from datamix.identity import digest
@@ -27,9 +29,9 @@ from datamix.phases.arrange import costs_in_order
 from datamix.phases.inputs import Bench
 from datamix.phases.prepare import read_batches
 from datamix.phases.rows import RowReader, RowSet, SourceRows
-from datamix.recipe import Recipe
+from datamix.recipe import Recipe, Weighed
 from datamix.sets import kept, ledger, outputs
-from datamix.write import SetInfo
+from datamix.write import SetInfo, Weighing
 
 if TYPE_CHECKING:
     from datamix.pipeline import Arranged, Decided, Made, Options
@@ -183,6 +185,11 @@ def row_sets(made: Made) -> dict[str, RowSet]:
         arranged.order.folder / "order.arrow",
         tuple(counts["stage_ends"]),
     )
+    wanted = made.recipe.mix.loss_norm
+    if isinstance(wanted, Weighed):
+        mean = mix.mean_loss_tokens(_row_costs(train, "loss_tokens"))
+        info = replace(info, weighing=Weighing(wanted.trainer, mean))
+        train = replace(train, info=info)
     splits = {"train": train}
     for rows, packed in zip(_all_rows(decided, "validation"), decided.packed, strict=True):
         num_rows = packed.counts["validation"]["rows"]

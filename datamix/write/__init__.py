@@ -6,13 +6,14 @@ more than a chunk.
 
 from datamix.write.catalog import FORMATS, Format, command, keeps, needs_records, open_sink
 from datamix.write.rows import read_rows
-from datamix.write.sets import RecordSource, SetInfo
+from datamix.write.sets import RecordSource, SetInfo, Weighing
 
 __all__ = [
     "FORMATS",
     "Format",
     "RecordSource",
     "SetInfo",
+    "Weighing",
     "command",
     "keeps",
     "needs_records",

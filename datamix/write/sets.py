@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix.records import Kind, row_schema
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How rows are weighed so that a trainer that averages its loss over one counts as if over the other."""
+
+    trainer: Literal["token", "example"]
+    mean_loss_tokens: float  # of the rows of train/ that train anything
 
 
 @dataclass(frozen=True)
@@ -29,11 +37,12 @@ class SetInfo:
     shares: tuple[tuple[str, float], ...]  # asked, by source
     paired: bool = True  # preference: pairs, or completions with a label
     meta: bool = False
+    weighing: Weighing | None = None  # None: no column ``weight``
 
     @property
     def schema(self) -> pa.Schema:
         """Columns of the rows, used where a shard holds none."""
-        return row_schema(self.kind, self.packed, self.paired, self.meta)
+        return row_schema(self.kind, self.packed, self.paired, self.meta, self.weighing is not None)
 
     @property
     def filler_id(self) -> int:
