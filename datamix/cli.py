@@ -332,7 +332,8 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; expected failures are one paragraph on stderr and an exit code."""
     import gc
 
-    gc.set_threshold(500_000)  # imports and tokenizers make objects by the hundred thousand, and hardly a ring
+    # Imports and tokenizers make objects by the hundred thousand, and hardly a ring among them.
+    gc.set_threshold(500_000)
     debug = "--debug" in (arguments if arguments is not None else sys.argv[1:])
     arguments = [a for a in (arguments if arguments is not None else sys.argv[1:]) if a != "--debug"]
     try:
