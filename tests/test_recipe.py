@@ -54,6 +54,20 @@ def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("norm", "told"),
+    [
+        ("{trainer: token, wanted: exampel}", "loss_norm.wanted: is 'exampel'"),
+        ("{trainer: token, wanted: token}", "weighs nothing"),
+        ("toekn", "Did you mean token?"),
+    ],
+)
+def test_a_word_or_a_mapping_is_one_mistake_told_once(tmp_path: Path, norm: str, told: str) -> None:
+    said = error(tmp_path, GOOD + f"mix: {{loss_norm: {norm}}}\n")
+    assert told in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("word", "kind"),
     [
         ("dpo", "preference"),

@@ -66,15 +66,24 @@ _KEYS = {
 
 def explain(error: ValidationError, root: type[BaseModel]) -> list[tuple[Key, str]]:
     """Each problem with its key: what was asked, what was found, what to do."""
+    found = [
+        (tuple(part for part in problem["loc"] if not _is_branch(part)), problem)
+        for problem in error.errors(include_url=False)
+    ]
     problems: list[tuple[Key, str]] = []
-    for problem in error.errors(include_url=False):
-        key = tuple(part for part in problem["loc"] if not _is_branch(part))
-        if problem["type"] in ("model_type", "dict_type", "tuple_type") and any(
-            k == key for k, _ in problems
-        ):
-            continue  # another branch of the same union has said it better
+    for number, (key, problem) in enumerate(found):
+        if _is_said_better(key, problem, [k for n, (k, _) in enumerate(found) if n != number], problems):
+            continue
         problems.append((key, _say(problem, root, key)))
     return problems
+
+
+def _is_said_better(key: Key, problem: Any, others: list[Key], problems: list[tuple[Key, str]]) -> bool:
+    """Whether another branch of the same union tells more: a word was not found where a mapping stands, or the other way."""
+    if problem["type"] == "literal_error":
+        return isinstance(problem.get("input"), dict) and any(k[: len(key)] == key for k in others)
+    kinds = ("model_type", "dict_type", "tuple_type")
+    return problem["type"] in kinds and any(k == key for k, _ in problems)
 
 
 def _is_branch(part: str | int) -> bool:
