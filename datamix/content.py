@@ -85,7 +85,7 @@ def _streams(path: str, column: pa.Array) -> Iterator[Stream]:
     if pa.types.is_dictionary(kind):
         yield from _streams(path, column.dictionary_decode())
         return
-    yield f"{path}?", column.is_null().cast(pa.uint8()).to_numpy(zero_copy_only=False)
+    yield f"{path}?", _nulls(column)
     if pa.types.is_struct(kind):
         for field, child in zip(kind, column.flatten(), strict=True):
             yield from _streams(f"{path}.{field.name}", child)
@@ -97,6 +97,13 @@ def _streams(path: str, column: pa.Array) -> Iterator[Stream]:
         yield f"{path}=", _string_bytes(column)
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         yield f"{path}=", _numbers(column)
+
+
+def _nulls(column: pa.Array) -> NDArray[np.uint8]:
+    if column.null_count == 0:
+        return np.zeros(len(column), np.uint8)
+    nulls: NDArray[np.uint8] = column.is_null().cast(pa.uint8()).to_numpy(zero_copy_only=False)
+    return nulls
 
 
 def _lengths(lengths: pa.Array) -> NDArray[np.int64]:
