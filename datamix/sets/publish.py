@@ -28,7 +28,8 @@ from datamix.identity import digest
 from datamix.phases.arrange import costs_in_order
 from datamix.phases.inputs import Bench
 from datamix.phases.prepare import read_batches
-from datamix.phases.rows import RowReader, RowSet, SourceRows
+from datamix.phases.rows import RowReader, RowSet
+from datamix.phases.view import SourceRows
 from datamix.recipe import Recipe, Weighed
 from datamix.sets import kept, ledger, outputs
 from datamix.write import SetInfo, Weighing
