@@ -1,20 +1,16 @@
 """The recipe: what a training set is made of, as one typed value that YAML and Python share.
 
-Pydantic stands here and nowhere else: it reports every error at once; the YAML gives the lines; the published JSON
+Pydantic stands here and in ``parts``, nowhere else: it reports every error at once; the YAML gives the lines; the published JSON
 Schema (``schemas/recipe.schema.json``) is generated from these classes.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -25,255 +21,20 @@ from datamix.errors import RecipeError
 from datamix.identity import digest
 from datamix.recipe import strict_yaml
 from datamix.recipe.mistakes import explain
+from datamix.recipe.parts import (
+    CleanStep,
+    Decontaminate,
+    Dedupe,
+    Encode,
+    Group,
+    Mix,
+    Model,
+    Name,
+    Output,
+    Source,
+    Validation,
+)
 from datamix.records import Kind
-
-_SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9}
-HELD_OUT = "validation"  # the source that `validation: {path: ...}` makes
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"
-
-
-def _count(value: Any) -> Any:
-    """``"50M"`` -> 50000000; whole numbers pass."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMB])\s*", value, re.IGNORECASE)
-        if match is None:
-            raise ValueError("should be a whole number, or a number with K, M or B, such as 50M")
-        return round(float(match[1]) * _SUFFIX[match[2].upper()])
-    return value
-
-
-def _several(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _near(value: Any) -> Any:
-    return {} if value is True else None if value is False else value
-
-
-Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
-Paths = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=_NAME)]
-
-
-class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-
-class Source(Model):
-    """One corpus: where it lies, what it is, how much of it is wanted."""
-
-    path: Paths
-    format: str = "auto"
-    columns: dict[str, str] = {}
-    encoding: str | None = None
-    group: str | None = None
-    weight: Weight | None = None
-    max_epochs: Weight = 1.0
-    max_records: Count | None = None
-    system: str | None = None
-    keep_meta: tuple[str, ...] = ()
-    chat_template_kwargs: dict[str, Any] = {}
-
-
-class Group(Model):
-    """Sources that share one weight."""
-
-    weight: Weight
-    within: Literal["proportional", "weights"] = "proportional"
-
-
-class CleanStep(Model):
-    """One cleaning step: its name, its options, and what it is for."""
-
-    name: str
-    options: dict[str, Any] = {}
-    sources: tuple[str, ...] = ()
-    fields: Literal["prompt", "answer", "all"] = "all"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_one_key_map(cls, value: Any) -> Any:
-        """``{length: {min_chars: 2, fields: answer}}`` -> name, options, fields."""
-        if isinstance(value, str):
-            return {"name": value}
-        if not isinstance(value, dict) or "name" in value:
-            return value
-        outer = {k: v for k, v in value.items() if k in ("sources", "fields")}
-        names = [k for k in value if k not in outer]
-        if len(names) != 1:
-            raise ValueError("should be one step, such as `length: {min_chars: 2}`")
-        options = (
-            dict(value[names[0]] or {}) if isinstance(value[names[0]], dict | None) else {"": value[names[0]]}
-        )
-        outer.update({k: options.pop(k) for k in ("sources", "fields") if k in options})
-        return {"name": names[0], "options": options, **outer}
-
-
-class Near(Model):
-    """MinHash LSH, candidates verified by exact Jaccard."""
-
-    threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
-    ngram: Annotated[int, Field(ge=1, le=50)] = 5
-    num_perm: Annotated[int, Field(ge=8, le=1024)] | None = None
-    verify: bool = True
-
-
-class Fields(Model):
-    """Which words of a record are compared; absent: the rule of its kind."""
-
-    exact: Literal["prompt", "answer", "all"] | None = None
-    near: Literal["prompt", "answer", "all"] | None = None
-
-
-class Lines(Model):
-    """Lines or paragraphs that stand in more than ``max_documents`` documents are cut from all of them."""
-
-    max_documents: Annotated[int, Field(ge=1)]
-    unit: Literal["line", "paragraph"] = "line"
-    match: Literal["text", "words"] = "text"
-    min_chars: Annotated[int, Field(ge=1)] = 12
-
-
-class Dedupe(Model):
-    exact: bool = True
-    normalize: bool = False
-    fields: Fields = Fields()
-    lines: Lines | None = None
-    near: Annotated[Near | None, BeforeValidator(_near)] = None
-    prefer: tuple[str, ...] = ()
-    rank: Literal["first", "longest"] = "first"
-    scope: Literal["across", "within"] = "across"
-    keep: Annotated[int, Field(ge=1)] = 1
-    against: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
-    max_removed_share: Annotated[float, Field(ge=0, le=1)] = 0.9
-
-
-class Against(Model):
-    path: Paths
-    format: str = "auto"
-    columns: dict[str, str] = {}
-
-
-class Decontaminate(Model):
-    against: Annotated[tuple[Against, ...], Field(min_length=1)]
-    ngram: Annotated[int, Field(ge=1, le=100)] = 13
-    min_overlap: Share = 0.5
-    fields: Literal["prompt", "answer", "all"] = "prompt"
-
-
-class Validation(Model):
-    share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    records: Count | None = None
-    path: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
-
-    @model_validator(mode="after")
-    def _one_of_three(self) -> Validation:
-        if sum((self.share is not None, self.records is not None, bool(self.path))) != 1:
-            raise ValueError("takes exactly one of share, records, path")
-        return self
-
-
-class FillInTheMiddle(Model):
-    """Documents cut in three and written prefix, suffix, middle: for code models."""
-
-    rate: Share = 0.5  # of the documents
-
-
-class Encode(Model):
-    max_length: Annotated[int, Field(ge=8)] | None = None
-    pack: Literal["none", "concat", "best_fit"] | None = None
-    loss_on: Literal["all", "assistant", "last_assistant"] = "assistant"
-    overlong: Literal["split", "drop_turns", "truncate", "truncate_prompt", "drop"] | None = None
-    special_text: Literal["text", "reject", "allow"] = "text"
-    inline_tags: Literal["parse", "text"] = "parse"
-    fim: FillInTheMiddle | None = None
-
-
-class Epochs(Model):
-    """A size said as "this source so many times"."""
-
-    epochs: Annotated[dict[str, Weight], Field(min_length=1, max_length=1)]
-
-
-class Temperature(Model):
-    temperature: Weight
-
-
-class Stage(Model):
-    name: Name
-    share: Share | None = None
-    size: Count | None = None
-    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
-    ramp: Literal["linear"] | None = None
-
-
-class Replay(Model):
-    of: str
-    share: Annotated[float, Field(gt=0, lt=1)]
-
-
-LossNorm = Literal["token", "example"]
-
-
-class Weighed(Model):
-    """Rows of a column ``weight``, by which a trainer that averages the loss over one counts as if over the other."""
-
-    trainer: LossNorm
-    wanted: LossNorm
-
-    @model_validator(mode="after")
-    def _differ(self) -> Weighed:
-        if self.trainer == self.wanted:
-            raise ValueError(f"weighs nothing where both are the same; write loss_norm: {self.trainer}")
-        return self
-
-
-class Mix(Model):
-    unit: Literal["records", "tokens", "loss_tokens"] | None = None
-    size: Count | Epochs | None = None
-    on_short: Literal["error", "shrink", "reweigh"] = "error"
-    weights: Literal["proportional", "unimax"] | Temperature | None = None
-    stages: tuple[Stage, ...] = ()
-    replay: Replay | None = None
-    loss_norm: LossNorm | Weighed | None = None
-
-    @model_validator(mode="after")
-    def _stages_add_up(self) -> Mix:
-        shares = [s.share for s in self.stages]
-        if any((s.share is None) == (s.size is None) for s in self.stages):
-            raise ValueError("each stage takes either share or size")
-        if all(x is not None for x in shares) and shares and abs(sum(x or 0 for x in shares) - 1) > 1e-9:
-            raise ValueError(f"the stages' shares sum to {sum(x or 0 for x in shares):g}, not 1")
-        if any(x is None for x in shares) and any(x is not None for x in shares):
-            raise ValueError("stages are sized either all by share or all by size")
-        names = [s.name for s in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError("two stages have the same name")
-        if self.stages and self.stages[0].ramp:
-            raise ValueError("the first stage has nothing to ramp from")
-        return self
-
-    @property
-    def averaged_over(self) -> LossNorm | None:
-        """What the loss is averaged over in the end, the rows' weights counted."""
-        return self.loss_norm.wanted if isinstance(self.loss_norm, Weighed) else self.loss_norm
-
-
-class Output(Model):
-    name: str
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_one_key_map(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, dict) and "name" not in value and len(value) == 1:
-            name, options = next(iter(value.items()))
-            return {"name": name, "options": options or {}}
-        return value
 
 
 class Recipe(Model):
@@ -284,9 +45,9 @@ class Recipe(Model):
     seed: int = 42
     tokenizer: str
     chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = Field({})
     sources: Annotated[dict[Name, Source], Field(min_length=1)]
-    groups: dict[Name, Group] = {}
+    groups: dict[Name, Group] = Field({})
     clean: tuple[CleanStep, ...] = ()
     dedupe: Dedupe | None = None
     decontaminate: Decontaminate | None = None

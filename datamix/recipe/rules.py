@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from datamix.recipe.model import HELD_OUT, Epochs, Recipe, Weighed
+from datamix.recipe.model import Recipe
+from datamix.recipe.parts import HELD_OUT, Epochs, Weighed
 from datamix.recipe.strict_yaml import Key
 
 

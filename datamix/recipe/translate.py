@@ -19,7 +19,8 @@ from datamix.phases.arrange import dealt_rows, row_costs
 from datamix.phases.inputs import SourceWork
 from datamix.phases.survey import Wanted
 from datamix.recipe.mistakes import nearest
-from datamix.recipe.model import HELD_OUT, CleanStep, Epochs, Recipe, Temperature
+from datamix.recipe.model import Recipe
+from datamix.recipe.parts import HELD_OUT, CleanStep, Epochs, Temperature
 
 LEAK = DedupeSpec(exact=True, near=NearSpec())
 
