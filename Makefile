@@ -31,6 +31,9 @@ check: .venv/ready-dev  ## format, lint and types
 format: .venv/ready-dev  ## mend format and lint
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+schemas: .venv/ready  ## write the recipe's schema anew from its classes
+	@$(BIN)/python -c 'from datamix.schemas import write_recipe_schema; write_recipe_schema()'
+
 clean:  ## take away what was built and the environment
 	rm -rf .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
 

@@ -24,24 +24,13 @@ from numpy.typing import NDArray
 Stream = tuple[str, NDArray[Any]]  # path of the stream inside the row, its bytes in canonical form
 
 
-def content_digest(batches: Iterable[pa.RecordBatch]) -> str:
-    """sha256 (64 hex digits) over the rows of ``batches`` in order; batch borders do not matter.
-
-    Raises TypeError for a column type that rows never hold, ValueError where batches differ in their columns.
-    """
-    content = ContentDigest()
-    for batch in batches:
-        content.update(batch)
-    return content.hexdigest()
-
-
 def files_digest(digests: Iterable[str]) -> str:
     """``content_sha256`` of a set: sha256 over the digests of the files of train/, in order, each counted by who wrote it."""
     return hashlib.sha256("".join(f"file\x00{one}\n" for one in digests).encode()).hexdigest()
 
 
 class ContentDigest:
-    """The same, fed one batch at a time."""
+    """sha256 (64 hex digits) over rows in order, fed one batch at a time; batch borders do not matter."""
 
     def __init__(self) -> None:
         self._columns: list[str] | None = None
@@ -49,7 +38,10 @@ class ContentDigest:
         self._states: dict[str, Any] = {}
 
     def update(self, batch: pa.RecordBatch) -> None:
-        """Take the rows of one more batch."""
+        """Take the rows of one more batch.
+
+        Raises TypeError for a column type that rows never hold, ValueError where batches differ in their columns.
+        """
         columns = [f"{field.name}:{_type_name(field.type)}" for field in batch.schema]
         if self._columns is None:
             self._columns = columns

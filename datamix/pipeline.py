@@ -7,10 +7,8 @@ it was, and one that changes only weights does only integers and the last copy.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from datamix.recipe.preflight import preflight
 
 from .contracts import Receipt
 from .duplicates import ContaminationSpec
-from .encode import EncodeSpec, TokenizerFiles, decoder
+from .encode import EncodeSpec, TokenizerFiles
 from .errors import DataError
 from .phases import arrange, decide, inputs
 from .phases.inputs import Bench, Ready
@@ -175,8 +173,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)
             found = inputs.find_all(bench, works)
-            if inputs.warm(bench, works, found):
-                threading.Thread(target=_load_ahead, args=(tokenizer,), daemon=True).start()
+            inputs.warm(bench, works, found)
             said = say_scarcity_first(recipe, bench, encode, works, found)
             decided = decide_and_pack(recipe, bench, encode, inputs.ready(bench, works, found))
             made = Made(recipe, tokenizer, decided, mix_rows(recipe, bench, decided))
@@ -191,9 +188,3 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             return publish(made, options, bench)
         finally:
             bench.engine.close()
-
-
-def _load_ahead(tokenizer: TokenizerFiles) -> None:
-    """What the end of a build needs and takes a second to load, while workers get ready and this process has little to do."""
-    decoder(Path(tokenizer.folder) / "tokenizer.json")
-    import_module("matplotlib.figure")

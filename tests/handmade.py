@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from datamix.content import content_digest, files_digest
+from datamix.content import ContentDigest, files_digest
 from datamix.records import row_schema
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -457,6 +457,13 @@ def _output(out: Path, path: Path) -> dict[str, Any]:
     return {"path": name, "format": path.suffix[1:], "split": split, "rows": rows, "bytes": len(body),
             "sha256": hashlib.sha256(body).hexdigest(),
             "keeps": ["ratio", "order", "isolation"] if split == "train" else []}  # fmt: skip
+
+
+def content_digest(batches: Iterable[pa.RecordBatch]) -> str:
+    content = ContentDigest()
+    for batch in batches:
+        content.update(batch)
+    return content.hexdigest()
 
 
 def _content(out: Path) -> str:

@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 import pyarrow as pa
+from handmade import content_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamix.content import content_digest, files_digest
+from datamix.content import files_digest
 
 Rows = list[dict[str, Any]]
 

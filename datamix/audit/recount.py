@@ -95,12 +95,12 @@ class Recount:
         content = ContentDigest()
         for batch, first in self._batches(shard):
             content.update(batch)
-            if self.weights is not None:
-                self.weights.count(amounts(batch, self.shape.kind).loss_tokens)
             source = self._owners(batch, shard, first)
             self.uses.add(pieces(batch))
             held = amounts(batch, self.shape.kind)
             cost = held.of(self.unit)
+            if self.weights is not None:
+                self.weights.count(held.loss_tokens)
             stage = self._stages_of(batch, shard, first)
             self.largest = max(self.largest, int(cost.max(initial=0)))
             table = np.stack([np.ones_like(cost), held.records, held.tokens, held.loss_tokens], axis=1)

@@ -83,7 +83,14 @@ class _Opened:
 def _opened(files: TokenizerFiles) -> _Opened:
     spec = orjson.loads((Path(files.folder) / "tokenizer.json").read_bytes())
     control = control_tokens(spec.get("added_tokens") or [])
-    return _Opened(control, PlainEncoder(spec, control), {"post_processor": spec.get("post_processor")})
+    try:
+        plain = PlainEncoder(spec, control)
+    except Exception as error:  # the library raises nothing more exact
+        raise RecipeError(
+            f"tokenizer: the tokenizer.json of {files.name} cannot be loaded: {error}. Save the tokenizer again with "
+            "`tokenizer.save_pretrained(folder)`, or name another."
+        ) from error
+    return _Opened(control, plain, {"post_processor": spec.get("post_processor")})
 
 
 @lru_cache(maxsize=8)

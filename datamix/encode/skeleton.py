@@ -1,4 +1,4 @@
-"""The skeleton of a rendered conversation: what the template wrote, where the data's texts stand, what is trained.
+"""The skeleton of a rendered conversation: what the template wrote, and where the data's texts stand.
 
 A template is rendered once per *shape* of conversation (roles, which fields there are, tools, arguments) with sentinels
 in the slots. Each sentinel stands in white space of a known form, so that the rendering shows not only where a slot is

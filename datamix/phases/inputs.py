@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from ..clean import Step
 from ..contracts import Engine, Receipt, Task
 from ..duplicates import DedupeSpec, LineSpec
@@ -167,22 +165,17 @@ def _parts(work: SourceWork, files: Sequence[Found], home: Path) -> list[prepare
     return prepare.parts(files, shape, work.steps, work.limit, home)
 
 
-def warm(bench: Bench, works: Sequence[SourceWork], found: Sequence[tuple[Found, ...]]) -> bool:
-    """Begin to load the tokenizer for all workers, where much is to be read for the first time, and so encoded.
-
-    Returns whether it was begun.
-    """
+def warm(bench: Bench, works: Sequence[SourceWork], found: Sequence[tuple[Found, ...]]) -> None:
+    """Begin to load the tokenizer for all workers, where much is to be read for the first time, and so encoded."""
     specs = [work.encode for work in works if work.encode is not None]
     num_bytes = sum(file.num_bytes for files in found for file in files)
     if not specs or num_bytes < _LARGE_BYTES:
-        return False
+        return
     reading = [
         p.task for work, files in zip(works, found, strict=True) for p in _parts(work, files, bench.home)
     ]
-    if all(Store(task.home).find(task.key) for task in reading):
-        return False
-    bench.engine.warm(encode.warm, specs[0])
-    return True
+    if not all(Store(task.home).find(task.key) for task in reading):
+        bench.engine.warm(encode.warm, specs[0])
 
 
 def _grouped(bench: Bench, title: str, groups: Sequence[Sequence[Task]]) -> list[list[Receipt]]:
@@ -304,8 +297,3 @@ def _example(receipts: Sequence[Receipt]) -> str:
 def num_rejects(part: Receipt) -> int:
     """Records of one prepare task that went to rejects."""
     return sum(part.counts["rejected_by"].values())
-
-
-def open_rejects(folder: Path) -> list[pa.RecordBatch]:
-    """What one prepare task rejected."""
-    return list(prepare.read_batches(str(folder / "rejects.arrow")))

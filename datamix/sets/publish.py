@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamix import mix
-from datamix.encode import TokenizerFiles
+from datamix.encode import TokenizerFiles, decoder
 from datamix.errors import DatamixError, RecipeError
 from datamix.identity import digest
 from datamix.phases.arrange import costs_in_order
@@ -135,7 +135,7 @@ def publish(made: Made, options: Options, bench: Bench) -> dict[str, Any]:
     out, key, decided = options.out, set_key(made), made.decided
     splits = row_sets(made)
     tasks = outputs.emit_tasks(_written(made.recipe, splits), formats(made.recipe), key, out / BUILDING)
-    threading.Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()  # for the report
+    threading.Thread(target=_load_ahead, args=(made.tokenizer,), daemon=True).start()
     done = list(zip(tasks, bench.run("write", tasks), strict=True))
     _clear(out)
     listed = outputs.link(out, done) + outputs.finish(out, done)
@@ -155,6 +155,13 @@ def publish(made: Made, options: Options, bench: Bench) -> dict[str, Any]:
         watch.advance(1, "report")
     save_manifest(out, manifest)
     return manifest
+
+
+def _load_ahead(tokenizer: TokenizerFiles) -> None:
+    """What the report needs and takes a second to load, while workers write; it says itself what cannot be loaded."""
+    with suppress(Exception):
+        import_module("matplotlib.figure")
+        decoder(Path(tokenizer.folder) / "tokenizer.json")
 
 
 def formats(recipe: Recipe) -> list[outputs.Format]:

@@ -10,7 +10,7 @@ import pytest
 from encode_tokenizers import byte_level, save, sentencepiece_bpe, unigram, word_piece
 from tokenizers import Tokenizer
 
-from datamix.encode import decoder, find_tokenizer
+from datamix.encode import EncodeSpec, decoder, find_tokenizer, load
 from datamix.errors import RecipeError
 
 
@@ -118,3 +118,11 @@ def test_a_decoder_without_merges_decodes_the_same(tmp_path: Path, name: str) ->
     for at in range(0, size, 7):
         ids = list(range(at, min(at + 7, size)))
         assert lean.decode(ids, skip_special_tokens=False) == whole.decode(ids, skip_special_tokens=False)
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_named(folder: Path) -> None:
+    spec = json.loads((folder / "tokenizer.json").read_bytes())
+    spec["model"]["merges"].insert(0, ["nope", "nothere"])
+    (folder / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(RecipeError, match="tok cannot be loaded: Token `nope` out of vocabulary"):
+        load(EncodeSpec("sft", find_tokenizer(str(folder), "."), "assistant"))
