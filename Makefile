@@ -17,13 +17,13 @@ test-torch: .venv-torch/ready  ## run the loader's tests with torch, and train f
 	@.venv-torch/bin/python -m pytest tests/load tests/test_virtual.py tests/test_changing.py tests/test_training.py tests/test_weights.py
 
 test-formats: .venv-formats/ready  ## read our files with the formats' own readers
-	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/write/test_readers.py tests/write/test_readers_of_trainers.py
+	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/exporters/test_readers.py tests/exporters/test_readers_of_trainers.py
 
 test-trainers: .venv/ready .venv-formats/ready .venv-llamafactory/ready .venv-axolotl/ready .venv-swift/ready  ## train two steps with every trainer from our folders
-	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/formats/test_trl.py tests/formats/test_transformers.py tests/write/test_trl_trains.py
-	@.venv-llamafactory/bin/python -m pytest -m trainers tests/formats/test_llamafactory.py
-	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-axolotl/bin/python -m pytest -m trainers tests/formats/test_axolotl.py
-	@HF_HUB_OFFLINE=1 .venv-swift/bin/python -m pytest -m trainers tests/formats/test_swift.py
+	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/trainers/test_trl.py tests/trainers/test_transformers.py tests/exporters/test_trl_trains.py
+	@.venv-llamafactory/bin/python -m pytest -m trainers tests/trainers/test_llamafactory.py
+	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-axolotl/bin/python -m pytest -m trainers tests/trainers/test_axolotl.py
+	@HF_HUB_OFFLINE=1 .venv-swift/bin/python -m pytest -m trainers tests/trainers/test_swift.py
 
 check: .venv/ready-dev  ## format, lint and types
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
@@ -32,7 +32,7 @@ format: .venv/ready-dev  ## mend format and lint
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 schemas: .venv/ready  ## write the recipe's schema anew from its classes
-	@$(BIN)/python -c 'from datamix.schemas import write_recipe_schema; write_recipe_schema()'
+	@$(BIN)/python -c 'from datamix.recipe.schemas import write_recipe_schema; write_recipe_schema()'
 
 clean:  ## take away what was built and the environment
 	rm -rf .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
@@ -58,7 +58,7 @@ clean:  ## take away what was built and the environment
 	@touch $@
 
 # Readers and trainers, each with its own pins: made once, several gigabytes in all, used by their tests alone.
-.venv-%/ready: tests/formats/requirements-%.txt
+.venv-%/ready: tests/trainers/requirements-%.txt
 	@echo "Setting up .venv-$* (once, some minutes) ..."
 	@test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip install -q --disable-pip-version-check --no-deps -r $<

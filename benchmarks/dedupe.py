@@ -162,7 +162,7 @@ def quality(mask: np.ndarray, pairs: np.ndarray) -> tuple[float, float, int]:
 
 def datamix_with(verify: bool, bands: int | None, rows: int | None) -> Callable[[pa.Table, int], np.ndarray]:
     def run(table: pa.Table, processes: int) -> np.ndarray:
-        from datamix.duplicates import DedupeSpec, NearSpec, dedupe
+        from datamix.dedup import DedupeSpec, NearSpec, dedupe
 
         spec = DedupeSpec(near=NearSpec(bands=bands, rows=rows, verify=verify))
         return np.array(dedupe(table, spec=spec, threads=processes).stays.to_pylist())
@@ -441,8 +441,8 @@ def generated(num_records: int, seed: int = 7) -> Iterator[list[str]]:
 
 def out_of_core(num_records: int) -> None:
     """Sign and decide through files, as a build does; peak memory and the planted duplicates that were found."""
-    from datamix.duplicates import DedupeSpec, NearSpec, Signed, decide, sign
-    from datamix.records import SCHEMAS
+    from datamix.core.records import SCHEMAS
+    from datamix.dedup import DedupeSpec, NearSpec, Signed, decide, sign
 
     spec = DedupeSpec(near=NearSpec())
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:

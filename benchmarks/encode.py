@@ -21,9 +21,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from datamix.encode import Encoder, EncodeSpec, find_tokenizer
-from datamix.encode.engine import PlainEncoder, TokenizersEngine
-from datamix.records import SCHEMAS
+from datamix.core.records import SCHEMAS
+from datamix.tokenize import Encoder, EncodeSpec, find_tokenizer
+from datamix.tokenize.tokenizer import PlainEncoder, TokenizersBackend
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "observation": "tool"}
 
@@ -47,7 +47,7 @@ def documents(language: str, path: Path, tokenizer: Path, given: argparse.Namesp
     rounds = _parts(path, int(given.megabytes * 1e6), 3 * given.rounds + 1)
     fast, slow = _encoder(tokenizer, "pretrain"), _without_fast(_encoder(tokenizer, "pretrain"))
     proof = _timed(lambda one: fast.encode(one, "text"), _texts(rounds.pop()))
-    raw = TokenizersEngine((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))._tokenizer
+    raw = TokenizersBackend((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))._tokenizer
     times: dict[str, list[float]] = {"raw": [], "tokenizers": [], fast.engine: []}
     for at in range(0, len(rounds) - 2, 3):
         size = [sum(len(text.encode()) for text in part) for part in rounds[at : at + 3]]

@@ -153,7 +153,7 @@ class Memory:
 
 
 def opened(name: str) -> tuple[Any, Any]:
-    from datamix.write import SetInfo, open_sink
+    from datamix.exporters import SetInfo, open_sink
 
     info = SetInfo(
         name="speed", kind="pretrain", packed=True, max_length=LENGTH, vocab_size=VOCABULARY, eos_token_id=2,

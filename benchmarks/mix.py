@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.mix import Available, Quota, Stage, deviation, epoch_order, schedule, solve
+from datamix.mix import Available, MixStage, Quota, deviation, epoch_order, schedule, solve
+from datamix.mix.passes import Passes, PassRows, Stretch
 from datamix.mix.schedule import make_track
-from datamix.mix.walk import Passes, Rows, Stretch
 
 NUM_SAMPLES = 60_000
 WINDOW = 1024
@@ -56,7 +56,7 @@ def random_sources(num_sources: int, num_rows: int) -> tuple[list[NDArray[np.int
     weights /= weights.sum()
     costs = [rng.integers(5, 4097, int(num_rows * w * 1.05) + 10).astype(np.int32) for w in weights]
     names = [f"source {i}" for i in range(num_sources)]
-    stage = Stage("all", 1.0, None, tuple(weights))
+    stage = MixStage("all", 1.0, None, tuple(weights))
     return costs, solve(available(costs, names), [stage], "tokens", None, "error"), names
 
 
@@ -95,7 +95,7 @@ def time_rule(costs: list[NDArray[np.int32]], quota: Quota, names: list[str]) ->
     passes = Passes(costs, [len(c) for c in costs], 7, names)
     for i in range(len(costs)):
         passes.refill(i)
-    rows = Rows(sum(len(c) for c in costs))
+    rows = PassRows(sum(len(c) for c in costs))
     rows.source[:], rows.row[:] = 0, 0
     stretch = Stretch(make_track(quota.stages, 0.0), np.arange(len(costs)), passes, rows)
     half = max(int(c.max()) for c in costs) / 2
@@ -126,7 +126,7 @@ def make(weights: NDArray[np.float64], num_samples: int) -> Sources:
     costs = [np.ones(num_samples, np.int32)] * len(weights)
     names = [f"source {i}" for i in range(len(weights))]
     quota = solve(
-        available(costs, names), [Stage("all", 1.0, None, tuple(weights))], "records", num_samples, "error"
+        available(costs, names), [MixStage("all", 1.0, None, tuple(weights))], "records", num_samples, "error"
     )
     return schedule(costs, quota, [1] * len(weights), 7, names).source.astype(np.int64)
 
@@ -212,7 +212,9 @@ def print_ratio_in_tokens() -> None:
     costs = [np.clip(rng.lognormal(m, 0.8, NUM_SAMPLES), 1, 4096).astype(np.int32) for m in (6.0, 5.0, 4.0)]
     names = ["long rows", "middle", "short rows"]
     total = 5_000_000
-    quota = solve(available(costs, names), [Stage("all", 1.0, None, tuple(shares))], "tokens", total, "error")
+    quota = solve(
+        available(costs, names), [MixStage("all", 1.0, None, tuple(shares))], "tokens", total, "error"
+    )
     found = deviation(schedule(costs, quota, [1] * 3, 7, names), costs, quota)
     print(f"\nshares of tokens where rows differ, asked 70 / 20 / 10 %, {total:,} tokens")
     print(

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.encode import pack
+from datamix.tokenize import pack
 
 MAX_LENGTH = 8192
 AXOLOTL_GROUP, AXOLOTL_BIN = 10_000, 200  # sequences a group; at most so many in a row

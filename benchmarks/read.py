@@ -45,15 +45,14 @@ def datamix(files: Sequence[str], out: Path) -> Callable[[], int]:
     sys.path.insert(0, str(ROOT))
     import pandas  # noqa: F401  # Arrow imports it with the first list it converts; the peers' imports hold it too
 
-    from datamix.phases import prepare, survey
-    from datamix.run import LocalEngine
-    from datamix.run.local import receipts_in_order
+    from datamix.pipeline import prepare, scan
+    from datamix.pipeline.engine import LocalEngine, receipts_in_order
 
     def run() -> int:
         engine = LocalEngine(WORKERS)
-        wanted = survey.Wanted("bench", tuple(files), ".")
-        looks = survey.tasks(wanted, out)
-        found = survey.files(wanted, list(zip(looks, receipts_in_order(engine, looks), strict=True)))
+        wanted = scan.SourceRequest("bench", tuple(files), ".")
+        looks = scan.tasks(wanted, out)
+        found = scan.files(wanted, list(zip(looks, receipts_in_order(engine, looks), strict=True)))
         kind = "text" if found[0].kind == "text" else "sft"
         parts = prepare.parts(found, prepare.ShapeOf(kind), (), None, out)  # type: ignore[arg-type]
         done = receipts_in_order(engine, [part.task for part in parts])

@@ -16,11 +16,11 @@ __all__ = ["Recipe", "__version__", "build", "dedupe", "open", "plan", "verify"]
 
 _PLACES = {  # imported when they are first asked for, so that `datamix --help` is instant
     "Recipe": ("datamix.recipe", "Recipe"),
-    "build": ("datamix.python", "build"),
-    "dedupe": ("datamix.duplicates", "dedupe"),
-    "open": ("datamix.sets.opening", "open_any"),
-    "plan": ("datamix.python", "plan"),
-    "verify": ("datamix.python", "verify"),
+    "build": ("datamix.commands.api", "build"),
+    "dedupe": ("datamix.dedup", "dedupe"),
+    "open": ("datamix.pipeline.opening", "open_any"),
+    "plan": ("datamix.commands.api", "plan"),
+    "verify": ("datamix.commands.api", "verify"),
 }
 
 

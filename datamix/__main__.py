@@ -1,5 +1,5 @@
 """``python -m datamix``."""
 
-from .cli import main
+from datamix.commands.cli import main
 
 main()

@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from datamix.audit import verify
-from datamix.errors import DatamixError
-from datamix.pipeline import Options, build
+from datamix.core.errors import DatamixError
+from datamix.pipeline.run import build
+from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
-from datamix.summary import closing
+from datamix.reporting.summaries import closing
 
 HERE = Path(__file__).resolve().parent
 KINDS = ("pretrain", "sft", "preference", "prompt")

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from datamix.content import ContentDigest, files_digest
-from datamix.records import row_schema
+from datamix.core.content import ContentDigest, files_digest
+from datamix.core.records import row_schema
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ASKED = {"general": 0.7, "medical": 0.3}

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 
 from datamix.audit import Check, verify
 from datamix.audit.prefix import PrefixDeviation, read_stages
-from datamix.audit.rows import UNTRAINED
-from datamix.errors import RecipeError
-from datamix.pipeline import Options, build
+from datamix.audit.row_laws import UNTRAINED
+from datamix.core.errors import RecipeError
+from datamix.core.records import row_schema
+from datamix.pipeline.run import build
+from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
-from datamix.records import row_schema
-from datamix.schemas import schema_text
+from datamix.recipe.schemas import schema_text
 
 KINDS = [("pretrain", "concat"), ("pretrain", "best_fit"), ("sft", "none"), ("sft", "best_fit"), ("preference", "none"), ("prompt", "none")]  # fmt: skip
 Rows = list[dict[str, Any]]

@@ -10,10 +10,11 @@ import pytest
 from small import GENERAL, ROOT, alpaca, datamix, fingerprint, recipe, write_jsonl
 
 from datamix.audit import verify
-from datamix.errors import DataError, RecipeError
-from datamix.pipeline import Options, build
+from datamix.core.errors import DataError, RecipeError
+from datamix.pipeline.run import build
+from datamix.pipeline.state import Options
+from datamix.pipeline.store import Store
 from datamix.recipe import Recipe
-from datamix.run import Store
 
 
 def run(path: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -313,6 +314,6 @@ def test_a_pool_of_workers_builds_what_one_process_builds(
 ) -> None:
     path = recipe(tmp_path)
     build(Recipe.read(path), Options(tmp_path / "one/set", tmp_path / "one/cache", workers=1))
-    monkeypatch.setattr("datamix.run.local._SMALL_BYTES", 0)
+    monkeypatch.setattr("datamix.pipeline.engine._SMALL_BYTES", 0)
     build(Recipe.read(path), Options(tmp_path / "two/set", tmp_path / "two/cache", workers=2))
     assert fingerprint(tmp_path / "two/set") == fingerprint(tmp_path / "one/set")

@@ -9,7 +9,7 @@ import pytest
 from small import recipe
 
 import datamix
-from datamix.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError
 from datamix.load import TrainingSet
 
 

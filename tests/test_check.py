@@ -10,11 +10,11 @@ import jsonschema_rs
 import pyarrow as pa
 import pytest
 
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
+from datamix.core.records import MESSAGE, ROLES, SCHEMAS, RecordKind
 from datamix.files.check import Problem, check
-from datamix.records import MESSAGE, ROLES, SCHEMAS, RecordKind
-from datamix.schemas import schema_text
-from datamix.shape import unshape
+from datamix.formats import unshape
+from datamix.recipe.schemas import schema_text
 
 KINDS: tuple[RecordKind, ...] = ("text", "sft", "preference", "prompt")
 # a field of a record batch -> the property of the published schema that holds it

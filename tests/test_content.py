@@ -11,7 +11,7 @@ from handmade import content_digest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamix.content import files_digest
+from datamix.core.content import files_digest
 
 Rows = list[dict[str, Any]]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from datamix.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError
 from datamix.files.convert import convert
-from datamix.files.recognise import recognise
+from datamix.formats import ShapeSpec, native_kinds, shape
+from datamix.pipeline.recognise import recognise
 from datamix.read import read
-from datamix.shape import ShapeSpec, native_kinds, shape
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real corpora are not beside the checkout")

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamix.duplicates import DedupeSpec, NearSpec
-from datamix.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError
+from datamix.dedup import DedupeSpec, NearSpec
 from datamix.files.deduplicate import deduplicate
 
 SPEC = DedupeSpec(near=NearSpec())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small import datamix, fingerprint, recipe
 
-from datamix.run import Store
+from datamix.pipeline.store import Store
 
 
 def count(*roots: Path) -> int:

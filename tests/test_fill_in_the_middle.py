@@ -9,8 +9,9 @@ from small import write_jsonl
 from tokenizers import Tokenizer
 
 from datamix.audit import verify
-from datamix.errors import RecipeError
-from datamix.pipeline import Options, build
+from datamix.core.errors import RecipeError
+from datamix.pipeline.run import build
+from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 
 NAMES = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]

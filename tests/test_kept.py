@@ -10,11 +10,12 @@ import pytest
 from small import recipe
 
 import datamix
-from datamix.errors import DataError, RecipeError
-from datamix.pipeline import Options, build
+from datamix.core.errors import DataError, RecipeError
+from datamix.pipeline.exporting import export, parse_format
+from datamix.pipeline.ladder import parse_vary, sweep
+from datamix.pipeline.run import build
+from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
-from datamix.sets.export import export, parse_format
-from datamix.sweep import parse_vary, sweep
 
 
 def both(tmp_path: Path) -> tuple[Path, Path]:

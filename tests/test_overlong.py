@@ -7,7 +7,8 @@ import pytest
 from small import TOKENIZER, write_jsonl
 
 from datamix.audit import verify
-from datamix.pipeline import Options, build
+from datamix.pipeline.run import build
+from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 
 

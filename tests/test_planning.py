@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from small import MEDICAL, alpaca, datamix, recipe, write_jsonl
 
-from datamix.pipeline import Options
-from datamix.planning import make_plan, plan_text
-from datamix.progress import Screen
+from datamix.pipeline.planning import make_plan, plan_text
+from datamix.pipeline.progress import Screen
+from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 
 GROUPED = {

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
 from datamix.recipe import Recipe
-from datamix.schemas import recipe_schema, schema_text
+from datamix.recipe.schemas import recipe_schema, schema_text
 
 GOOD = """\
 name: x

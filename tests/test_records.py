@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from datamix.records import SCHEMAS, identity_texts, texts
+from datamix.core.records import SCHEMAS, identity_texts, texts
 
 
 def test_a_turn_without_any_words_keeps_its_place() -> None:

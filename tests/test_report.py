@@ -15,12 +15,13 @@ import handmade
 import pytest
 import small
 
-from datamix.errors import RecipeError
-from datamix.pipeline import Options, build
+from datamix.core.errors import RecipeError
+from datamix.pipeline.run import build
+from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
-from datamix.report import render_report
-from datamix.report.verdicts import verdicts
-from datamix.transcript import read_manifest
+from datamix.reporting import render_report
+from datamix.reporting.decode import read_manifest
+from datamix.reporting.verdicts import verdicts
 
 KINDS = [("pretrain", "concat"), ("pretrain", "best_fit"), ("sft", "none"), ("sft", "best_fit"), ("preference", "none"), ("prompt", "none")]  # fmt: skip
 
@@ -140,7 +141,7 @@ def test_sources_of_a_group_are_judged_together(packed: Path) -> None:
 
 
 def test_the_same_set_gives_the_same_bytes_in_another_process(packed: Path) -> None:
-    code = "import sys; from pathlib import Path; from datamix.report import render_report; sys.stdout.buffer.write(render_report(Path(sys.argv[1])).encode())"
+    code = "import sys; from pathlib import Path; from datamix.reporting import render_report; sys.stdout.buffer.write(render_report(Path(sys.argv[1])).encode())"
     root = str(Path(__file__).resolve().parents[1])
     other = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONPATH": root}
     made = subprocess.run(
@@ -184,8 +185,8 @@ def test_counts_of_the_manifest_stand_in_the_tables(packed: Path) -> None:
 
 
 def test_many_sources_share_the_last_colour(packed: Path) -> None:
-    from datamix.report.gather import gather
-    from datamix.report.sections import _series
+    from datamix.reporting.gather import gather
+    from datamix.reporting.sections import _series
 
     manifest = read_manifest(packed)
     picture = gather(packed, manifest, 1)

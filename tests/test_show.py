@@ -11,9 +11,9 @@ import handmade
 import pyarrow.parquet as pq
 import pytest
 
-from datamix.errors import DataError, RecipeError
-from datamix.show import show
-from datamix.transcript import Decoder, visible
+from datamix.core.errors import DataError, RecipeError
+from datamix.reporting.decode import Decoder, visible
+from datamix.reporting.inspection import show
 
 _GREEN = re.compile(r"\x1b\[32m(.*?)\x1b\[0m", re.DOTALL)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from small import GENERAL, alpaca, recipe, write_jsonl
 
-from datamix.errors import RecipeError
-from datamix.pipeline import Options
+from datamix.core.errors import RecipeError
+from datamix.pipeline.ladder import sweep
+from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
-from datamix.summary import ladder_table
-from datamix.sweep import sweep
+from datamix.reporting.summaries import ladder_table
 
 
 def grouped(tmp_path: Path) -> tuple[Recipe, Options]:

@@ -14,8 +14,8 @@ from small import recipe
 
 import datamix
 from datamix.audit import verify
-from datamix.audit.weights import Weights
-from datamix.errors import RecipeError
+from datamix.audit.row_weights import RowWeights
+from datamix.core.errors import RecipeError
 
 AS_EXAMPLES = {"trainer": "token", "wanted": "example"}
 AS_TOKENS = {"trainer": "example", "wanted": "token"}
@@ -121,7 +121,7 @@ def test_the_share_of_the_loss_is_that_after_weighing(tmp_path: Path) -> None:
     ],
 )
 def test_a_weight_that_does_not_follow_is_found(weight: list[float | None], told: str) -> None:
-    held, loss = Weights("token"), np.array([10, 20, 0])
+    held, loss = RowWeights("token"), np.array([10, 20, 0])
     held.count(np.array([10, 20, 0, 30]))
     held.hold(pa.array(weight, pa.float32()), loss, "part-00000.parquet row", 0)
     check = held.check()

@@ -1,6 +1,6 @@
 """Recount a finished set from its files: ``verify``."""
 
-from .findings import Check
-from .promises import verify
+from datamix.audit.findings import Check
+from datamix.audit.promises import verify
 
 __all__ = ["Check", "verify"]

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageClaim:
     """What one stage asks for."""
 
     name: str
@@ -38,24 +38,24 @@ class Stage:
         """Each source's share of the whole stage, ``[num_sources]``."""
         return (self.first + self.last) / 2
 
-    def after(self, skipped: float) -> Stage:
+    def after(self, skipped: float) -> StageClaim:
         """What is left of the stage when ``skipped`` units of it are over."""
         if self.length <= 0:
             return self
         first = self.first + (self.last - self.first) * max(0.0, skipped / self.length)
-        return Stage(self.name, self.length - skipped, first, self.last)
+        return StageClaim(self.name, self.length - skipped, first, self.last)
 
 
-def read_stages(mixture: dict[str, Any], sources: list[str]) -> list[Stage]:
+def read_stages(mixture: dict[str, Any], sources: list[str]) -> list[StageClaim]:
     """The stages of a manifest; a stage's length is its planned ``size``, else what it emitted."""
-    stages: list[Stage] = []
+    stages: list[StageClaim] = []
     for stage in mixture["stages"]:
         last = _shares(stage["weights"], sources)
         first = _shares(stage["ramp_from"], sources) if stage.get("ramp_from") else last
         emitted = (
             stage.get("records", stage["rows"]) if mixture["unit"] == "records" else stage[mixture["unit"]]
         )
-        stages.append(Stage(stage["name"], float(stage.get("size") or emitted), first, last))
+        stages.append(StageClaim(stage["name"], float(stage.get("size") or emitted), first, last))
     return stages
 
 
@@ -64,7 +64,7 @@ def _shares(weights: dict[str, float], sources: list[str]) -> Floats:
 
 
 @dataclass(frozen=True)
-class Track:
+class SourceTrack:
     """The quotas of one segment; piece p holds from ``knots[p]`` on, and the last for ever."""
 
     knots: Floats  # [num_pieces] units since the segment began
@@ -73,7 +73,7 @@ class Track:
     slope: Floats  # [num_pieces, num_sources] what the share gains a unit
 
     @staticmethod
-    def of(stages: list[Stage], late: float) -> Track:
+    def of(stages: list[StageClaim], late: float) -> SourceTrack:
         """The quotas of consecutive stages, of which ``late`` units are over before the first row."""
         knots, owed, kept = [0.0], [np.zeros_like(stages[0].last)], []
         for stage in stages:
@@ -85,7 +85,7 @@ class Track:
                 knots.append(knots[-1] + rest.length)
                 owed.append(owed[-1] + rest.shares * rest.length)
         still = np.zeros_like(stages[0].last)
-        return Track(
+        return SourceTrack(
             np.array(knots),
             np.array(owed),
             np.array([s.first for s in kept] + [stages[-1].last]),
@@ -103,7 +103,7 @@ class Track:
 class PrefixDeviation:
     """The largest deviation of any prefix, fed row by row in training order."""
 
-    def __init__(self, stages: list[Stage]) -> None:
+    def __init__(self, stages: list[StageClaim]) -> None:
         self.worst = 0.0  # units
         self.worst_at = (0, 0)  # row, source
         self._stages = stages
@@ -111,7 +111,7 @@ class PrefixDeviation:
         self._current = -1  # segment
         self._nominal = 0.0  # units planned for all segments up to the current one
         self._total = 0  # units emitted before the current one
-        self._track: Track | None = None
+        self._track: SourceTrack | None = None
         self._emitted = np.zeros(0, np.int64)  # per source, since the segment began
         self._num_rows = 0
 
@@ -139,13 +139,13 @@ class PrefixDeviation:
     def _enter(self, segment: int) -> None:
         self._total += int(self._emitted.sum())
         stages = [s for s, number in zip(self._stages, self._segment, strict=True) if number == segment]
-        self._track = Track.of(stages, self._total - self._nominal)
+        self._track = SourceTrack.of(stages, self._total - self._nominal)
         self._nominal += sum(s.length for s in stages)
         self._emitted = np.zeros(len(stages[0].last), np.int64)
         self._current = segment
 
 
-def _segments(stages: list[Stage]) -> list[int]:
+def _segments(stages: list[StageClaim]) -> list[int]:
     """The segment of each stage: another where a source enters or leaves."""
     numbers = [0]
     for before, stage in pairwise(stages):

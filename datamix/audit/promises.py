@@ -16,16 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.sets.opening import kept_set
-
-from ..content import files_digest
-from ..errors import RecipeError
-from ..phases.rows import RowReader
-from .files import check_files, check_manifest, check_tokenizer
-from .findings import Check, Findings, first_line
-from .ledger import FATES, Ledger, UseCounts
-from .prefix import read_stages
-from .recount import UNITS, Recount, Shard
+from datamix.audit.fates import RECORD_FATES, Ledger, UseCounts
+from datamix.audit.findings import Check, Findings, first_line
+from datamix.audit.listed_files import check_files, check_manifest, check_tokenizer
+from datamix.audit.prefix import read_stages
+from datamix.audit.recount import UNITS, Recount, RowShard
+from datamix.core.content import files_digest
+from datamix.core.errors import RecipeError
+from datamix.pipeline.opening import built_set
+from datamix.pipeline.rows import RowReader
 
 
 def verify(out: Path) -> list[Check]:
@@ -72,12 +71,12 @@ def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
     ]
 
 
-def _shards(out: Path, manifest: dict[str, Any], split: str) -> list[Shard]:
+def _shards(out: Path, manifest: dict[str, Any], split: str) -> list[RowShard]:
     """The Parquet files of one split that are there, as listed; a missing one is told by the file check."""
     if split == "train" and manifest.get("virtual"):
-        rows = kept_set(out, manifest).splits["train"]
-        return [Shard(out, "the virtual set", RowReader(rows))]
-    return [Shard(out / p, p) for p in _listed(out, manifest, split) if p.endswith(".parquet")]
+        rows = built_set(out, manifest).splits["train"]
+        return [RowShard(out, "the virtual set", RowReader(rows))]
+    return [RowShard(out / p, p) for p in _listed(out, manifest, split) if p.endswith(".parquet")]
 
 
 def _max_epochs(manifest: dict[str, Any], name: str) -> float:
@@ -256,9 +255,11 @@ def _check_ledger(manifest: dict[str, Any], ledger: Ledger, counts: NDArray[np.i
         )
     for index, name in enumerate(ledger.inputs.names):
         claims = manifest["sources"][name]
-        for fate in FATES[1:]:
+        for fate in RECORD_FATES[1:]:
             found.expect(
-                f"{name}: records {fate}", claims["records"][fate], int(counts[index, FATES.index(fate)])
+                f"{name}: records {fate}",
+                claims["records"][fate],
+                int(counts[index, RECORD_FATES.index(fate)]),
             )
         read = sum(e["records"] for e in manifest["inputs"] if e["source"] == name)
         found.expect(f"{name}: records read", claims["records"]["read"], read)
@@ -268,16 +269,16 @@ def _check_ledger(manifest: dict[str, Any], ledger: Ledger, counts: NDArray[np.i
             for reason in sorted({*counted, *claimed}):
                 found.expect(f"{name}: {key} {reason}", claimed.get(reason, 0), counted.get(reason, 0))
     total = counts.sum(axis=0)
-    parts = " + ".join(f"{int(total[i]):,} {fate}" for i, fate in enumerate(FATES) if i)
+    parts = " + ".join(f"{int(total[i]):,} {fate}" for i, fate in enumerate(RECORD_FATES) if i)
     return found.check(f"{len(ledger.fate):,} records read = {parts}; each has its line or its row")
 
 
 def _check_split(ledger: Ledger, uses: UseCounts, counts: NDArray[np.int64]) -> Check:
     found = Findings("split")
-    both = uses.used[ledger.fate[uses.used] == FATES.index("validation")]
+    both = uses.used[ledger.fate[uses.used] == RECORD_FATES.index("validation")]
     if len(both):
         found.add(f"{ledger.inputs.record(int(both[0]))} stands in train/ and in validation/", len(both))
-    held = int(counts[:, FATES.index("validation")].sum())
+    held = int(counts[:, RECORD_FATES.index("validation")].sum())
     return found.check(f"{held:,} validation records, none of them in train/")
 
 

@@ -16,22 +16,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..content import ContentDigest
-from ..phases.rows import RowReader
-from ..records import row_schema
-from .findings import Findings, first_line
-from .ledger import Inputs, Uses
-from .prefix import PrefixDeviation, read_stages
-from .rows import Shape, amounts, broken_laws, pieces
-from .turns import TurnEnds, control_ids
-from .weights import Weights
+from datamix.audit.fates import Inputs, Uses
+from datamix.audit.findings import Findings, first_line
+from datamix.audit.prefix import PrefixDeviation, read_stages
+from datamix.audit.row_laws import Shape, amounts, broken_laws, pieces
+from datamix.audit.row_weights import RowWeights
+from datamix.audit.turn_ends import TurnEnds, control_ids
+from datamix.core.content import ContentDigest
+from datamix.core.records import row_schema
+from datamix.pipeline.rows import RowReader
 
 UNITS = ("rows", "records", "tokens", "loss_tokens")
 _BATCH_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Shard:
+class RowShard:
     """One Parquet file of rows, as the manifest lists it; of a virtual set its rows in the cache."""
 
     path: Path
@@ -51,7 +51,7 @@ class Recount:
     stage_names: list[str]
     unit: str
     loss_on: str
-    weights: Weights | None  # None: rows have none
+    weights: RowWeights | None  # None: rows have none
     by_source: NDArray[np.int64]  # [num_sources, UNITS]
     by_stage: NDArray[np.int64]  # [num_stages, UNITS]
     largest: int = 0  # cost of the largest row, in the unit
@@ -68,7 +68,7 @@ class Recount:
         inputs = Inputs.of(manifest)
         names = [s["name"] for s in manifest["mixture"]["stages"]]
         encode = manifest["recipe"]["encode"]
-        weights = Weights.of(manifest)
+        weights = RowWeights.of(manifest)
         tokenizer = out / "tokenizer" / "tokenizer.json"
         return Recount(
             shape=Shape(
@@ -90,7 +90,7 @@ class Recount:
             by_stage=np.zeros((len(names), len(UNITS)), np.int64),
         )
 
-    def add_train(self, shard: Shard) -> None:
+    def add_train(self, shard: RowShard) -> None:
         """Count one file of ``train/``; files come in the order of training."""
         content = ContentDigest()
         for batch, first in self._batches(shard):
@@ -112,7 +112,7 @@ class Recount:
                 self.prefix.add(int(index), source[chosen], cost[chosen])
         self.content.append(content.hexdigest())
 
-    def add_validation(self, shard: Shard) -> NDArray[np.int64]:
+    def add_validation(self, shard: RowShard) -> NDArray[np.int64]:
         """Hold one file of ``validation/`` against the laws; the numbers of its records, each once."""
         numbers = [np.zeros(0, np.int64)]
         for batch, first in self._batches(shard):
@@ -121,7 +121,7 @@ class Recount:
             numbers.append(self.inputs.number(held.file, held.record))
         return np.unique(np.concatenate(numbers))
 
-    def _batches(self, shard: Shard) -> Iterator[tuple[pa.RecordBatch, int]]:
+    def _batches(self, shard: RowShard) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Batches of a shard that hold the columns of the contract, and the number of their first row."""
         first = 0
         for batch in self._read(shard):
@@ -134,7 +134,7 @@ class Recount:
             yield batch, first
             first += batch.num_rows
 
-    def _read(self, shard: Shard) -> Iterator[pa.RecordBatch]:
+    def _read(self, shard: RowShard) -> Iterator[pa.RecordBatch]:
         """What of a shard can be decoded; that it cannot be is a broken law, not an error."""
         if shard.rows is not None:
             yield from shard.rows.batches(0, len(shard.rows))
@@ -158,7 +158,7 @@ class Recount:
         if self.shape.kind == "sft" and self.loss_on != "all":
             self.turns.add(batch, place, first)
 
-    def _owners(self, batch: pa.RecordBatch, shard: Shard, first: int) -> NDArray[np.int64]:
+    def _owners(self, batch: pa.RecordBatch, shard: RowShard, first: int) -> NDArray[np.int64]:
         """The source of each row, -1 where unknown; every record of the row must belong to it."""
         source = _codes(batch.column("source"), list(self.inputs.names))
         unknown = np.flatnonzero(source < 0)
@@ -183,7 +183,7 @@ class Recount:
             self.owners.add(f"{shard.name} row {first + row:,} {told}", len(moved))
         return source
 
-    def _stages_of(self, batch: pa.RecordBatch, shard: Shard, first: int) -> NDArray[np.int64]:
+    def _stages_of(self, batch: pa.RecordBatch, shard: RowShard, first: int) -> NDArray[np.int64]:
         """The stage of each row, as an index that never falls."""
         stage = _codes(batch.column("stage"), self.stage_names)
         unknown = np.flatnonzero(stage < 0)

@@ -24,8 +24,8 @@ from datamix.clean.pii import Pii, passes
 from datamix.clean.preference_checks import PreferenceChecks, check_preference
 from datamix.clean.sft_checks import SftChecks, check_sft
 from datamix.clean.web import C4Lines, C4Pages, FineWebQuality, judge_c4, judge_fineweb, keep_c4_lines
-from datamix.contracts import Cleaned
-from datamix.records import Fields, RecordKind
+from datamix.core.contracts import Cleaned
+from datamix.core.records import Fields, RecordKind
 
 __all__ = ["STEPS", "PreferenceChecks", "Step", "clean", "require"]
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamix.records import MESSAGE, MESSAGES, Fields, RecordKind
+from datamix.core.records import MESSAGE, MESSAGES, Fields, RecordKind
 
 Mend = Callable[[pa.Array, Any], pa.Array]  # string[n] -> string[n]; null stays null
 Judge = Callable[[pa.Array, Any], pa.Array]  # string[n] -> reason, or null where the text may stay

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
 
 _CHINESE = frozenset({"zh", "wuu", "yue", "lzh", "hak", "nan", "gan"})
 _HEAD_CHARS = 4000  # enough to know; the rest of a book changes nothing

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamix.clean.fields import join_turns
-from datamix.records import Fields, RecordKind
+from datamix.core.records import Fields, RecordKind
 
 _PARTS = ("reasoning", "content", "tool_calls")
 

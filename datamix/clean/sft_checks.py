@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamix.clean import script
-from datamix.records import Fields, RecordKind
+from datamix.core.records import Fields, RecordKind
 
 _CANNOT_EN = r"(?:can['’]?t|cannot|can not|am unable|am not able|['’]m unable|['’]m not able|do not have|don['’]t have|am not capable)"
 _CANNOT_ZH = r"(?:无法|不能|没有办法|没办法|不便|不会|没有能力|不具备)"

@@ -13,13 +13,13 @@ from typing import Any
 
 import jsonschema_rs
 
-from datamix.contracts import Reject, Rows
-from datamix.errors import RecipeError
-from datamix.files.recognise import Recognised, recognise
+from datamix.core.contracts import Reject, Rows
+from datamix.core.errors import RecipeError
+from datamix.core.records import RecordKind
+from datamix.formats import RECORD_FORMATS, ShapeSpec, can_become, native_kinds, shape
+from datamix.pipeline.recognise import Recognised, recognise
 from datamix.read import find, read
-from datamix.records import RecordKind
-from datamix.schemas import schema_text
-from datamix.shape import FORMATS, ShapeSpec, can_become, native_kinds, shape
+from datamix.recipe.schemas import schema_text
 
 KINDS: tuple[RecordKind, ...] = ("text", "sft", "preference", "prompt")
 _OWN = {  # formats that are our own record form, by kind
@@ -106,7 +106,7 @@ def _spec(seen: Recognised, kind: RecordKind | None) -> ShapeSpec | None:
     if kind is None or not seen.values:
         return None
     own = _OWN[kind]
-    fields = [FORMATS[name].fields for name in own]
+    fields = [RECORD_FORMATS[name].fields for name in own]
     overlap = [sum(len(known & set(v)) for v in seen.values if isinstance(v, dict)) for known in fields]
     return ShapeSpec(own[overlap.index(max(overlap))], kind)
 

@@ -14,13 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamix.contracts import Reject
-from datamix.errors import DataError, RecipeError
-from datamix.files.recognise import Recognised, recognise
-from datamix.files.rows_out import open_writer
+from datamix.core.contracts import Reject
+from datamix.core.errors import DataError, RecipeError
+from datamix.core.records import RecordKind
+from datamix.files.row_writers import open_writer
+from datamix.formats import (
+    EVERYTHING,
+    RECORD_FORMATS,
+    ShapeSpec,
+    can_become,
+    native_kinds,
+    shape,
+    unshape_counted,
+)
+from datamix.pipeline.recognise import Recognised, recognise
 from datamix.read import find, read
-from datamix.records import RecordKind
-from datamix.shape import EVERYTHING, FORMATS, ShapeSpec, can_become, native_kinds, shape, unshape_counted
 
 
 @dataclass(frozen=True)
@@ -54,10 +62,10 @@ def convert(source: str, target: str, to: str, lossy: bool = False) -> Converted
     Raises RecipeError: an unknown format, a kind that ``to`` cannot hold, or losses without ``lossy``. Raises DataError:
     the source is unreadable or in nobody's format.
     """
-    if to not in FORMATS:
-        near = difflib.get_close_matches(to, FORMATS, n=1)
+    if to not in RECORD_FORMATS:
+        near = difflib.get_close_matches(to, RECORD_FORMATS, n=1)
         meant = f" Did you mean {near[0]}?" if near else ""
-        raise RecipeError(f"--to {to}: there is no such format.{meant} Formats: {', '.join(FORMATS)}.")
+        raise RecipeError(f"--to {to}: there is no such format.{meant} Formats: {', '.join(RECORD_FORMATS)}.")
     paths = find([source], ".")
     if len(paths) != 1:
         raise RecipeError(f"{source}: is {len(paths):,} files; convert takes one at a time.")
@@ -123,7 +131,7 @@ def _target_kind(native: str, to: str) -> tuple[RecordKind, str]:
             return kind, "the worse answers" if kind_from == "preference" and kind == "sft" else "the answers"
     raise RecipeError(
         f"--to {to}: holds {kinds[0]} records, and {native} rows are {kind_from} records, which cannot become that. "
-        f"Formats for them: {', '.join(name for name, f in FORMATS.items() if kind_from in f.kinds)}."
+        f"Formats for them: {', '.join(name for name, f in RECORD_FORMATS.items() if kind_from in f.kinds)}."
     )
 
 

@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datamix.contracts import Rows
-from datamix.duplicates import Decision, DedupeSpec, Signed, decide, sign
-from datamix.errors import DataError, RecipeError
-from datamix.files.recognise import Recognised, recognise
-from datamix.files.rows_kept import KeptWriter, copied_columns
+from datamix.core.contracts import Rows
+from datamix.core.errors import DataError, RecipeError
+from datamix.core.records import SCHEMAS, RecordKind
+from datamix.dedup import Decision, DedupeSpec, Signed, decide, sign
+from datamix.files.row_writers import KeptWriter, copied_columns
+from datamix.formats import ShapeSpec, native_kinds, shape
+from datamix.pipeline.recognise import Recognised, recognise
 from datamix.read import find, read
-from datamix.records import SCHEMAS, RecordKind
-from datamix.shape import ShapeSpec, native_kinds, shape
 
 _METHODS = np.array(["", "exact", "near"])
 _COLUMNAR = ("parquet", "arrow", "arrow_stream")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamix.records import Kind, RecordKind
+from datamix.core.records import Kind, RecordKind
 
 _FALLBACK_TOKENIZER = "Qwen/Qwen2.5-0.5B-Instruct"
 MADE_OF: dict[Kind, RecordKind] = {
@@ -21,7 +21,7 @@ MADE_OF: dict[Kind, RecordKind] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """One source to be, or one thing that is none."""
 
     name: str
@@ -37,7 +37,7 @@ class Part:
     container: str = ""
 
 
-def recipe_text(parts: list[Part], kind: Kind, paths: Sequence[str], base: str) -> str:
+def recipe_text(parts: list[SourcePart], kind: Kind, paths: Sequence[str], base: str) -> str:
     """The recipe over the parts without a problem, those of the recipe's own kind switched on."""
     used = [part for part in parts if not part.problem]
     own = [part for part in used if _is_own(part, kind)] or used
@@ -68,11 +68,11 @@ def recipe_text(parts: list[Part], kind: Kind, paths: Sequence[str], base: str) 
     return "\n".join([*lines, "", *_settings(kind)]) + "\n"
 
 
-def _is_own(part: Part, kind: Kind) -> bool:
+def _is_own(part: SourcePart, kind: Kind) -> bool:
     return part.kind == MADE_OF[kind] or (kind == "prompt" and part.format == "question_answer")
 
 
-def _source(part: Part, kind: Kind, base: str) -> Iterator[str]:
+def _source(part: SourcePart, kind: Kind, base: str) -> Iterator[str]:
     about = f"{'~' * part.estimated}{part.num_records:,} record{'s' * (part.num_records != 1)}"
     if part.num_files > 1:
         about += f" in {part.num_files:,} files"
@@ -148,7 +148,7 @@ def _relative(path: str, base: str) -> str:
     return Path(os.path.relpath(path, base)).as_posix()
 
 
-def _shown(part: Part, base: str) -> str:
+def _shown(part: SourcePart, base: str) -> str:
     more = f" and {len(part.paths) - 1} more" if len(part.paths) > 1 else ""
     return one_line(_relative(part.paths[0], base)) + more
 

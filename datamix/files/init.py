@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datamix.contracts import Rows
-from datamix.errors import DataError, RecipeError
-from datamix.files.first_recipe import MADE_OF, Part, one_line, recipe_text
-from datamix.files.recognise import SAMPLE_RECORDS, Recognised, recognise
+from datamix.core.contracts import Rows
+from datamix.core.errors import DataError, RecipeError
+from datamix.core.records import Kind, RecordKind
+from datamix.core.records import texts as texts_of
+from datamix.files.first_recipe import MADE_OF, SourcePart, one_line, recipe_text
+from datamix.formats import DatasetEntry, ShapeSpec, can_become, dataset_info, is_dataset_info, shape
+from datamix.pipeline.recognise import SAMPLE_RECORDS, Recognised, recognise
 from datamix.read import DOCUMENTS, find, read
-from datamix.records import Kind, RecordKind
-from datamix.records import texts as texts_of
-from datamix.shape import DatasetEntry, ShapeSpec, can_become, dataset_info, is_dataset_info, shape
 
 _MANY_FILES = 20  # more of one thing in a folder are one source
 _COUNTED_BYTES = 16 << 20  # files up to here are counted whole
@@ -57,7 +57,7 @@ def init(paths: Sequence[str], kind: str | None = None, base: str = ".") -> str:
     return recipe_text(_named(parts), chosen, paths, base)
 
 
-def _told(part: Part) -> str:
+def _told(part: SourcePart) -> str:
     return f"{part.paths[0]}: {part.problem.removeprefix(part.paths[0] + ': ').rstrip('.')}"
 
 
@@ -100,11 +100,13 @@ def _is_catalogue(path: Path) -> bool:
         return False
 
 
-def _from_entry(entry: DatasetEntry, folder: Path) -> Part:
+def _from_entry(entry: DatasetEntry, folder: Path) -> SourcePart:
     """An entry of a dataset_info.json whose file is there."""
     remote = any("://" in file for file in entry.files)
     path = entry.files[0] if remote else str(folder / entry.files[0])
-    none = Part(entry.name, (path,), entry.format, None, entry.columns, 0, False, 0, "", entry.problem or "")
+    none = SourcePart(
+        entry.name, (path,), entry.format, None, entry.columns, 0, False, 0, "", entry.problem or ""
+    )
     if entry.problem is not None:
         return none
     if remote:
@@ -117,9 +119,9 @@ def _from_entry(entry: DatasetEntry, folder: Path) -> Part:
     return replace(part, name=entry.name, columns=entry.columns or part.columns)
 
 
-def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | None = None) -> Part:
+def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | None = None) -> SourcePart:
     name = Path(path).name.split(".")[0]
-    empty = Part(name, (path,), "", None, columns, 0, False, 1, "", "")
+    empty = SourcePart(name, (path,), "", None, columns, 0, False, 1, "", "")
     try:
         seen = recognise(path, columns)
     except DataError as error:
@@ -139,7 +141,7 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
     return _with_sample(part, seen)
 
 
-def _with_sample(part: Part, seen: Recognised) -> Part:
+def _with_sample(part: SourcePart, seen: Recognised) -> SourcePart:
     """The part with its count, an example, and what is wrong with too many of its records."""
     assert part.kind is not None
     num = len(seen.values)
@@ -174,24 +176,24 @@ def _count(seen: Recognised, total: int) -> tuple[int, bool]:
     return max(total, round(seen.num_bytes / max(written, 1) * total)), True
 
 
-def _grouped(parts: list[Part], roots: Sequence[str]) -> list[Part]:
+def _grouped(parts: list[SourcePart], roots: Sequence[str]) -> list[SourcePart]:
     """Documents of a tree, and many files of one thing in a folder, as one part."""
     mixed = _mixed_folders(parts)
-    groups: dict[tuple[Any, ...], list[Part]] = {}
+    groups: dict[tuple[Any, ...], list[SourcePart]] = {}
     for part in parts:
         folder, suffix = os.path.split(part.paths[0])[0], "".join(Path(part.paths[0]).suffixes[-2:])
         if part.container in _PROSE:
             folder, suffix = _top(folder, mixed, roots), ""
         key = (folder, suffix, part.format, part.kind, part.columns, part.container, part.problem)
         groups.setdefault(key, []).append(part)
-    made: list[Part] = []
+    made: list[SourcePart] = []
     for (folder, suffix, *_), group in groups.items():
         prose = group[0].container in _PROSE and len(group) > 1
         made += [_merged(group, folder, suffix)] if prose or len(group) > _MANY_FILES else group
     return made
 
 
-def _mixed_folders(parts: list[Part]) -> set[str]:
+def _mixed_folders(parts: list[SourcePart]) -> set[str]:
     """Folders that hold something else than documents, here or further down."""
     mixed: set[str] = set()
     for part in parts:
@@ -209,7 +211,7 @@ def _top(folder: str, mixed: set[str], roots: Sequence[str]) -> str:
     return top
 
 
-def _merged(group: list[Part], folder: str, suffix: str) -> Part:
+def _merged(group: list[SourcePart], folder: str, suffix: str) -> SourcePart:
     """Several parts as one, named by their folder where that means the same files."""
     paths = tuple(p for part in group for p in part.paths)
     for shorter in (folder, os.path.join(folder, f"*{suffix}")):
@@ -232,7 +234,7 @@ def _holds(path: str) -> tuple[str, ...]:
         return ()
 
 
-def _common_kind(parts: list[Part]) -> Kind:
+def _common_kind(parts: list[SourcePart]) -> Kind:
     """The kind of recipe whose own records are the most."""
     counts: Counter[Kind] = Counter()
     for kind, own in MADE_OF.items():
@@ -240,7 +242,7 @@ def _common_kind(parts: list[Part]) -> Kind:
     return max(_TAKES, key=lambda kind: counts[kind])
 
 
-def _for_kind(part: Part, kind: Kind) -> Part:
+def _for_kind(part: SourcePart, kind: Kind) -> SourcePart:
     if part.problem or part.kind is None:
         return part
     native = part.format == "question_answer" and kind == "prompt"
@@ -250,7 +252,7 @@ def _for_kind(part: Part, kind: Kind) -> Part:
     return replace(part, problem=f"{part.kind} records cannot be used in a {kind} recipe")
 
 
-def _named(parts: list[Part]) -> list[Part]:
+def _named(parts: list[SourcePart]) -> list[SourcePart]:
     """The parts with names that a recipe takes, each once."""
     taken: Counter[str] = Counter()
     named = []

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.identity import mix64, permutation, salt
+from datamix.core.hashing import mix64, permutation, salt
 
 _STEPS_AT_ONCE = 64
 

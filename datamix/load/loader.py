@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from datamix.errors import DataError
-from datamix.load.collate import Batch, Collation, collate
+from datamix.core.errors import DataError
+from datamix.load.batches import Batch, Collation, collate
 from datamix.load.deal import Deal
 from datamix.load.stores import RowStore
 

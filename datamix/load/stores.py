@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datamix.compiled import Kernel, address
-from datamix.errors import DataError
+from datamix.core.errors import DataError
+from datamix.core.kernels import Kernel, address
 
 MODEL_COLUMNS: tuple[str, ...] = ("input_ids", "labels", "attention_mask", "position_ids")
 _LENGTHS = Kernel("load", "lists", "lengths")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamix.errors import DataError
-from datamix.load.collate import Collation, collate, numpy_block
+from datamix.core.errors import DataError
+from datamix.load.batches import Collation, collate, numpy_block
 from datamix.load.deal import Deal, in_order
 from datamix.load.stores import MODEL_COLUMNS, ArrowStore, ParquetStore, RowStore, open_store
 

@@ -1,7 +1,8 @@
 """Mixing: quotas, weights, the schedule and its recount. Integers only: this room never sees a token."""
 
+from datamix.mix.advice import ladder
 from datamix.mix.deviation import Deviation, deviation
-from datamix.mix.effective import (
+from datamix.mix.loss_weights import (
     LossNorm,
     effective_cost,
     effective_shares,
@@ -10,22 +11,21 @@ from datamix.mix.effective import (
     scaled_rows,
     shares,
 )
-from datamix.mix.order import caps, epoch_order
-from datamix.mix.quota import Available, Quota, Rung, Scarcity, Stage, StagePlan, quantity
-from datamix.mix.scarcity import ladder
+from datamix.mix.passes import caps, epoch_order
+from datamix.mix.quota import Available, LadderStep, MixStage, Quota, Scarcity, StagePlan, quantity
 from datamix.mix.schedule import schedule
 from datamix.mix.solve import solve
-from datamix.mix.weights import Group, replay, source_weights, stage_weights, vary
+from datamix.mix.weights import MixGroup, replay, source_weights, stage_weights, vary
 
 __all__ = [
     "Available",
     "Deviation",
-    "Group",
+    "LadderStep",
     "LossNorm",
+    "MixGroup",
+    "MixStage",
     "Quota",
-    "Rung",
     "Scarcity",
-    "Stage",
     "StagePlan",
     "caps",
     "deviation",

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamix.compiled import Kernel
-from datamix.contracts import Schedule
-from datamix.mix.order import Costs
+from datamix.core.contracts import Schedule
+from datamix.core.kernels import Kernel
+from datamix.mix.passes import Costs
 from datamix.mix.quota import Quota, segments
 from datamix.mix.schedule import make_track
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
 
 Floats = NDArray[np.float64]
 
@@ -43,7 +43,7 @@ class Available:
 
 
 @dataclass(frozen=True)
-class Stage:
+class MixStage:
     """A stage as asked for: its part of the whole (``share``) or its length (``size``), and a weight a source."""
 
     name: str
@@ -71,7 +71,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Rung:
+class LadderStep:
     """What one value of ``max_epochs`` of the scarce sources would give."""
 
     max_epochs: int
@@ -86,7 +86,7 @@ class Scarcity:
 
     names: tuple[str, ...]  # of all sources that are mixed
     scarce: tuple[str, ...]
-    ladder: tuple[Rung, ...]
+    ladder: tuple[LadderStep, ...]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def mean_shares(stages: Sequence[StagePlan]) -> Floats:
     return shares
 
 
-def stage_plans(stages: Sequence[Stage], total: float) -> tuple[StagePlan, ...]:
+def stage_plans(stages: Sequence[MixStage], total: float) -> tuple[StagePlan, ...]:
     """Give each stage its length and normalise its weights; stages sized in shares fill what the others leave."""
     plans = []
     for stage in stages:
@@ -141,7 +141,7 @@ def _normalised(weights: Sequence[float], stage: str) -> tuple[float, ...]:
     return tuple(float(w) / total for w in weights)
 
 
-def fixed_total(stages: Sequence[Stage]) -> float | None:
+def fixed_total(stages: Sequence[MixStage]) -> float | None:
     """The total that the stages set themselves, None where all are shares of whatever the total is.
 
     Raises:

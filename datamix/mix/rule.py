@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datamix.compiled import Kernel
+from datamix.core.kernels import Kernel
 from datamix.mix.kernels import DONE, FULL, USED_UP
 
 __all__ = ["DONE", "FULL", "USED_UP", "State", "Supply", "Track", "emit"]

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamix.contracts import Schedule
-from datamix.errors import RecipeError
+from datamix.core.contracts import Schedule
+from datamix.core.errors import RecipeError
 from datamix.mix import rule
-from datamix.mix.order import Costs, num_allowed
+from datamix.mix.passes import Costs, Passes, PassRows, Stretch, num_allowed
 from datamix.mix.quota import Floats, Quota, StagePlan, mean_shares, quantity, rounded, segments
-from datamix.mix.walk import Passes, Rows, Stretch
 
 _MAX_SOURCES = 1 << 16
 
@@ -52,7 +51,7 @@ def schedule(
     for i, num_rows in enumerate(used or ()):
         passes.skip(i, num_rows)
     half = max(int(c.max()) for c, w in zip(costs, shares, strict=True) if w > 0) / 2
-    out = Rows(_expected_rows(costs, shares, quota.total, max_epochs))
+    out = PassRows(_expected_rows(costs, shares, quota.total, max_epochs))
     nominal, total, stage_ends, more = 0.0, 0, [], True
     for segment in segments(quota.stages):
         stages = quota.stages[segment.first : segment.last]

@@ -11,15 +11,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from datamix.errors import RecipeError
-from datamix.mix.cures import Short, check_rows, too_large
-from datamix.mix.effective import WORTH_REPEATING, effective_cost
+from datamix.core.errors import RecipeError
+from datamix.mix.advice import Short, check_rows, first_met, scarcity, too_large
+from datamix.mix.loss_weights import WORTH_REPEATING, effective_cost
 from datamix.mix.quota import (
     ROUNDING,
     Available,
     Floats,
+    MixStage,
     Quota,
-    Stage,
     StagePlan,
     allowed,
     fill,
@@ -29,12 +29,11 @@ from datamix.mix.quota import (
     quantity,
     stage_plans,
 )
-from datamix.mix.scarcity import first_met, scarcity
 
 
 def solve(
     sources: Sequence[Available],
-    stages: Sequence[Stage],
+    stages: Sequence[MixStage],
     unit: str,
     size: int | Mapping[str, float] | None,
     on_short: str,
@@ -77,7 +76,7 @@ def solve(
     return Quota(total, plans, tuple(float(t) for t in taken), epochs, binding, notes, unit, scarce)
 
 
-def _check(sources: Sequence[Available], stages: Sequence[Stage]) -> None:
+def _check(sources: Sequence[Available], stages: Sequence[MixStage]) -> None:
     if not sources or not stages:
         raise RecipeError("mix: there is nothing to mix; give at least one source and one stage")
     for source in sources:
@@ -101,7 +100,7 @@ def _check(sources: Sequence[Available], stages: Sequence[Stage]) -> None:
 
 
 def _asked(
-    sources: Sequence[Available], stages: Sequence[Stage], size: int | Mapping[str, float] | None
+    sources: Sequence[Available], stages: Sequence[MixStage], size: int | Mapping[str, float] | None
 ) -> float | None:
     fixed = fixed_total(stages)
     if size is None:
@@ -121,7 +120,7 @@ def _asked(
 
 
 def _total_for_epochs(
-    sources: Sequence[Available], stages: Sequence[Stage], size: Mapping[str, float]
+    sources: Sequence[Available], stages: Sequence[MixStage], size: Mapping[str, float]
 ) -> float:
     names = [s.name for s in sources]
     shares = mean_shares(stage_plans(stages, fixed_total(stages) or 1.0))

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
 from datamix.mix.quota import fill
 
 Weights = tuple[float, ...]
@@ -24,7 +24,7 @@ Rule = str | Mapping[str, float] | None  # proportional | unimax | {temperature:
 
 
 @dataclass(frozen=True)
-class Group:
+class MixGroup:
     """Sources that share one weight, inside by size or by weights of their own."""
 
     members: tuple[str, ...]
@@ -36,7 +36,7 @@ class Group:
 def source_weights(
     names: Sequence[str],
     given: Mapping[str, float],
-    groups: Mapping[str, Group],
+    groups: Mapping[str, MixGroup],
     rule: Rule,
     sizes: Sequence[float],
     caps: Sequence[float] | None = None,
@@ -75,7 +75,7 @@ def source_weights(
 def stage_weights(
     names: Sequence[str],
     weights: Mapping[str, float],
-    groups: Mapping[str, Group],
+    groups: Mapping[str, MixGroup],
     sizes: Sequence[float],
 ) -> Weights:
     """One weight a source from weights by source or group name; what is not named is absent (0).
@@ -107,7 +107,7 @@ def stage_weights(
     return tuple(out[n] for n in names)
 
 
-def _inside(name: str, group: Group, size: Mapping[str, float]) -> dict[str, float]:
+def _inside(name: str, group: MixGroup, size: Mapping[str, float]) -> dict[str, float]:
     """How a group's weight is shared by its members; sums to 1."""
     if not group.members:
         raise RecipeError(
@@ -146,7 +146,7 @@ def _rule_text(rule: str | Mapping[str, float]) -> str:
     return rule if isinstance(rule, str) else "{" + ", ".join(f"{k}: {v}" for k, v in rule.items()) + "}"
 
 
-def _group_advice(name: str, groups: Mapping[str, Group]) -> str:
+def _group_advice(name: str, groups: Mapping[str, MixGroup]) -> str:
     for group in (g for g, value in groups.items() if name in value.members):
         return f", or give its group {group} one"
     return ""
@@ -174,7 +174,7 @@ def replay(
     replay_of: str,
     share: float,
     sizes: Sequence[float],
-    groups: Mapping[str, Group],
+    groups: Mapping[str, MixGroup],
 ) -> Weights:
     """Give ``replay_of`` (a source or a group) ``share`` of the finished mixture; the others share the rest by size.
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from datamix.contracts import Rows, Slice
-from datamix.read.arrays import read_json
-from datamix.read.blocks import stored_bytes
+from datamix.core.contracts import Rows, Slice
+from datamix.read.byte_blocks import stored_bytes
 from datamix.read.columnar import read_arrow, read_parquet
-from datamix.read.cutting import cut
-from datamix.read.documents import read_document
-from datamix.read.extracted import read_extracted, read_warc
-from datamix.read.jsonl import Take, read_jsonl, read_lines
+from datamix.read.documents import read_document, read_extracted, read_warc
+from datamix.read.json_array import read_json
+from datamix.read.json_lines import Take, read_jsonl, read_lines
 from datamix.read.listing import find
-from datamix.read.sniffing import Sniff, sniff
+from datamix.read.sniffing import Sniff, cut, sniff
 from datamix.read.storage import explained, file_state, sha256_of
 from datamix.read.tables import read_csv
 

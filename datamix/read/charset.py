@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import re
 
-from datamix.errors import DataError
+from datamix.core.errors import DataError
 
 _COMMON = (
     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方多经么去"

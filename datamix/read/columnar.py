@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datamix.contracts import Reject, Rows, Slice
-from datamix.errors import DataError
+from datamix.core.contracts import Reject, Rows, Slice
+from datamix.core.errors import DataError
 from datamix.read.decompress import full_blocks, open_stream
 from datamix.read.storage import is_remote, open_file, shown
 

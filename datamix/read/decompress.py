@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol, Self
 
 import pyarrow as pa
 
-from datamix.errors import DataError
+from datamix.core.errors import DataError
 from datamix.read.storage import BLOCK_BYTES, is_remote, open_file, shown
 
 _FED_BYTES = 256 << 10
@@ -30,7 +30,7 @@ _MAGIC = (
 )
 
 
-class Stream(Protocol):
+class ByteStream(Protocol):
     """Bytes in order; ``read`` returns b"" at the end and only there."""
 
     def read(self, num_bytes: int) -> bytes: ...
@@ -52,7 +52,7 @@ def compression_of(head: bytes) -> str | None:
     return None
 
 
-def open_stream(path: str, compression: str | None) -> Stream:
+def open_stream(path: str, compression: str | None) -> ByteStream:
     """Open a file as a stream of decompressed bytes.
 
     Raises: DataError (at the read that meets it) where the file is truncated or damaged.
@@ -65,7 +65,7 @@ def open_stream(path: str, compression: str | None) -> Stream:
     return _Checked(path, pa.CompressedInputStream(stored, compression))
 
 
-def full_blocks(stream: Stream) -> Iterator[bytes]:
+def full_blocks(stream: ByteStream) -> Iterator[bytes]:
     """The rest of a stream in blocks of exactly ``BLOCK_BYTES`` but for the last, whatever its reads return."""
     while block := stream.read(BLOCK_BYTES):
         while len(block) < BLOCK_BYTES and (more := stream.read(BLOCK_BYTES - len(block))):

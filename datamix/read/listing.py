@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
 from datamix.read.storage import explained, filesystem_of, is_remote, shown
 
 _MAGIC = re.compile(r"[*?\[]")

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 
 import orjson
 
-from datamix.errors import DataError
-from datamix.read.blocks import codec_of
+from datamix.core.contracts import Slice
+from datamix.core.errors import DataError
+from datamix.read.byte_blocks import codec_of, is_wide
 from datamix.read.charset import detect_encoding
+from datamix.read.columnar import num_parts
 from datamix.read.decompress import compression_of, open_stream
 from datamix.read.dialect import detect_dialect
-from datamix.read.extracted import NAMES, require_extractor
+from datamix.read.documents import NAMES, require_extractor
 from datamix.read.storage import explained, open_file, shown, size_of
 
 HEAD_BYTES = 256 << 10
@@ -235,3 +237,36 @@ def _parses(text: str) -> bool:
     except orjson.JSONDecodeError:
         return False
     return True
+
+
+SLICE_BYTES = 32 << 20
+
+
+def cut(path: str, sha256: str, sniffed: Sniff, slice_bytes: int = SLICE_BYTES) -> list[Slice]:
+    """Slices of about ``slice_bytes`` stored bytes that together hold every record once, in order.
+
+    Raises: DataError where a Parquet or Arrow file is damaged.
+    """
+    ranges: list[tuple[int, int | None]] = [(0, None)]
+    if sniffed.compression is None and sniffed.num_bytes > slice_bytes:
+        if sniffed.container in ("jsonl", "lines") and not is_wide(sniffed.encoding):
+            starts = range(0, sniffed.num_bytes, slice_bytes)
+            ranges = [(start, min(start + slice_bytes, sniffed.num_bytes)) for start in starts]
+        elif sniffed.container in ("parquet", "arrow"):
+            ranges = _part_ranges(path, sniffed, slice_bytes)
+    whole = (path, sha256, sniffed.container, sniffed.compression, sniffed.encoding, sniffed.options)
+    return [Slice(*whole, start=start, stop=stop) for start, stop in ranges]
+
+
+def _part_ranges(path: str, sniffed: Sniff, slice_bytes: int) -> list[tuple[int, int | None]]:
+    with explained(path):
+        count, sizes = num_parts(path, sniffed.container)
+    sizes = sizes or [sniffed.num_bytes // max(count, 1)] * count
+    ranges: list[tuple[int, int | None]] = []
+    start, filled = 0, 0
+    for part, size in enumerate(sizes):
+        filled += size
+        if filled >= slice_bytes or part == count - 1:
+            ranges.append((start, part + 1))
+            start, filled = part + 1, 0
+    return ranges or [(0, None)]

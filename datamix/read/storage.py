@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
-from datamix.errors import DataError, DatamixError
+from datamix.core.errors import DataError, DatamixError
 
 BLOCK_BYTES = 4 << 20  # one read
 _VALIDATORS = ("etag", "e_tag", "lastmodified", "last_modified", "mtime", "created", "blob_id", "md5")

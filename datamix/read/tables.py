@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from datamix.contracts import Reject, Rows, Slice
-from datamix.errors import DataError
-from datamix.read.blocks import stored_bytes, utf8_blocks
-from datamix.read.jsonl import restored
+from datamix.core.contracts import Reject, Rows, Slice
+from datamix.core.errors import DataError
+from datamix.read.byte_blocks import stored_bytes, utf8_blocks
+from datamix.read.json_lines import restored
 from datamix.read.lines import KEPT_BYTES, MAX_RECORD_BYTES, LongLine, Tail, split_lines
 from datamix.read.storage import shown
 

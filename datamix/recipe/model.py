@@ -17,15 +17,18 @@ from pydantic import (
     model_validator,
 )
 
-from datamix.errors import RecipeError
-from datamix.identity import digest
+from datamix.core.errors import RecipeError
+from datamix.core.hashing import digest
+from datamix.core.records import Kind
 from datamix.recipe import strict_yaml
 from datamix.recipe.mistakes import explain
 from datamix.recipe.parts import (
+    HELD_OUT,
     CleanStep,
     Decontaminate,
     Dedupe,
     Encode,
+    Epochs,
     Group,
     Mix,
     Model,
@@ -33,8 +36,9 @@ from datamix.recipe.parts import (
     Output,
     Source,
     Validation,
+    Weighed,
 )
-from datamix.records import Kind
+from datamix.recipe.strict_yaml import Key
 
 
 class Recipe(Model):
@@ -59,7 +63,7 @@ class Recipe(Model):
 
     _base: str = PrivateAttr(default=".")
     _name: str = PrivateAttr(default="recipe")
-    _document: strict_yaml.Document | None = PrivateAttr(default=None)
+    _document: strict_yaml.YamlDocument | None = PrivateAttr(default=None)
 
     @property
     def base(self) -> str:
@@ -105,30 +109,30 @@ class Recipe(Model):
         return cls._checked(value, str(base), "recipe", None)
 
     @classmethod
-    def _checked(cls, value: Any, base: str, name: str, document: strict_yaml.Document | None) -> Recipe:
+    def _checked(cls, value: Any, base: str, name: str, document: strict_yaml.YamlDocument | None) -> Recipe:
         if not isinstance(value, dict):
             raise RecipeError(
                 f"{name}: a recipe is a map of keys such as name, kind, sources; found {type(value).__name__}."
             )
-        from datamix.recipe.entries import expand
+        from datamix.recipe.dataset_entries import expand
 
         if "sources" in value:
             value = {**value, "sources": expand(value["sources"], base)}
         try:
             recipe = cls.model_validate(value)
         except ValidationError as error:
-            raise RecipeError(told_all(name, document, explain(error, cls))) from None
-        from datamix.recipe.rules import broken_rules
+            raise RecipeError(format_problems(name, document, explain(error, cls))) from None
+        pass
 
         problems = broken_rules(recipe)
         if problems:
-            raise RecipeError(told_all(name, document, problems))
+            raise RecipeError(format_problems(name, document, problems))
         recipe._base, recipe._name, recipe._document = base, name, document
         return recipe
 
     def told_all(self, problems: Iterable[tuple[strict_yaml.Key, str]]) -> str:
         """Problems of this recipe, one a line in the order of the file: file, line, key, what is wrong."""
-        return told_all(self._name, self._document, problems)
+        return format_problems(self._name, self._document, problems)
 
     def resolved(self) -> dict[str, Any]:
         """The recipe with every default filled in, paths as written: what the manifest holds."""
@@ -147,8 +151,8 @@ DEFAULTS: dict[str, tuple[str, str, str]] = {  # kind -> mix.unit, encode.pack, 
 }
 
 
-def told_all(
-    name: str, document: strict_yaml.Document | None, problems: Iterable[tuple[strict_yaml.Key, str]]
+def format_problems(
+    name: str, document: strict_yaml.YamlDocument | None, problems: Iterable[tuple[strict_yaml.Key, str]]
 ) -> str:
     """``recipe.yaml, line 7: sources.a.path: there is no such file.``, one a line, in the order of the file."""
     lines: dict[str, int] = {}
@@ -158,3 +162,110 @@ def told_all(
         end = "" if text.endswith(("?", ".")) else "."
         lines.setdefault(f"{where}: {'.'.join(map(str, key)) or 'the recipe'}: {text}{end}", line or 0)
     return "\n".join(sorted(lines, key=lines.__getitem__))
+
+
+def broken_rules(recipe: Recipe) -> list[tuple[Key, str]]:
+    """Each broken rule with the key it is about, in words."""
+    found: list[tuple[Key, str]] = []
+    known = set(recipe.sources) | set(recipe.groups)
+    if recipe.validation and recipe.validation.path and HELD_OUT in recipe.sources:
+        found.append((("sources", HELD_OUT), "is the name that validation.path takes; rename this source"))
+    for name, source in recipe.sources.items():
+        if source.group is not None and source.group not in recipe.groups:
+            found.append(
+                (
+                    ("sources", name, "group"),
+                    f"no group is called {source.group!r}; groups: {_list(recipe.groups)}",
+                )
+            )
+        if name in recipe.groups:
+            found.append((("groups", name), f"{name!r} names both a source and a group; rename one"))
+    for group in recipe.groups:
+        if not any(s.group == group for s in recipe.sources.values()):
+            found.append(
+                (
+                    ("groups", group),
+                    f"no source belongs to the group {group!r}; set `group: {group}` on one",
+                )
+            )
+    wanted: list[tuple[Key, str]] = [
+        (("dedupe", "prefer", i), n) for i, n in enumerate(recipe.dedupe.prefer if recipe.dedupe else ())
+    ]
+    wanted += [
+        (("mix", "stages", i, "weights", n), n)
+        for i, s in enumerate(recipe.mix.stages)
+        for n in s.weights or ()
+    ]
+    wanted += [(("mix", "replay", "of"), recipe.mix.replay.of)] if recipe.mix.replay else []
+    wanted += [(("clean", i, "sources"), n) for i, s in enumerate(recipe.clean) for n in s.sources]
+    if isinstance(recipe.mix.size, Epochs):
+        wanted += [(("mix", "size", "epochs", n), n) for n in recipe.mix.size.epochs]
+    found += [
+        (k, f"no source or group is called {n!r}; there are: {_list(known)}")
+        for k, n in wanted
+        if n not in known
+    ]
+    return found + _never_weighed(recipe) + _kind_rules(recipe)
+
+
+def _never_weighed(recipe: Recipe) -> list[tuple[Key, str]]:
+    """Sources that no stage gives a weight, where every stage names its weights."""
+    stages = recipe.mix.stages
+    if not stages or any(s.weights is None for s in stages):
+        return []
+    named = {name for s in stages for name, weight in (s.weights or {}).items() if weight > 0}
+    never = [n for n, source in recipe.sources.items() if n not in named and source.group not in named]
+    return [
+        (("mix", "stages"), f"no stage weighs {n!r}; give it a weight in one stage, or take it out")
+        for n in never
+    ]
+
+
+def _kind_rules(recipe: Recipe) -> list[tuple[Key, str]]:
+    found: list[tuple[Key, str]] = []
+    allowed = {
+        "pretrain": ("split", "drop"),
+        "sft": ("drop_turns", "truncate", "drop"),
+        "preference": ("truncate_prompt", "drop"),
+        "prompt": ("drop",),
+    }[recipe.kind]
+    if recipe.encode.overlong not in allowed:
+        found.append(
+            (
+                ("encode", "overlong"),
+                f"is {recipe.encode.overlong!r}; a {recipe.kind} recipe takes {' or '.join(allowed)}",
+            )
+        )
+    if recipe.encode.max_length is None and recipe.kind != "prompt":
+        found.append(
+            (
+                ("encode", "max_length"),
+                f"is missing; a {recipe.kind} recipe needs it (tokens), such as 2048",
+            )
+        )
+    if recipe.encode.pack != "none" and recipe.kind in ("preference", "prompt"):
+        found.append(
+            (
+                ("encode", "pack"),
+                f"is {recipe.encode.pack!r}; {recipe.kind} rows are never packed: leave it out",
+            )
+        )
+    if recipe.encode.pack == "concat" and recipe.kind == "sft":
+        found.append(
+            (("encode", "pack"), "is 'concat', which cuts conversations; sft takes none or best_fit")
+        )
+    if recipe.encode.fim is not None and recipe.kind != "pretrain":
+        found.append(
+            (("encode", "fim"), f"cuts documents; a {recipe.kind} recipe has conversations: leave it out")
+        )
+    if isinstance(recipe.mix.loss_norm, Weighed) and recipe.kind in ("preference", "prompt"):
+        found.append(
+            (("mix", "loss_norm"), f"weighs rows by their labels; {recipe.kind} rows have none: leave it out")
+        )
+    if recipe.mix.replay and (recipe.mix.stages or recipe.mix.weights):
+        found.append((("mix", "replay"), "stands instead of weights and stages; keep one of them"))
+    return found
+
+
+def _list(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none"

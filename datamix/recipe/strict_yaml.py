@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -29,7 +29,7 @@ _SCALARS: list[tuple[re.Pattern[str], Any]] = [
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """Plain values, and the 1-based line of each key path."""
 
     value: Any
@@ -42,7 +42,7 @@ class Document:
         return self.lines.get(key)
 
 
-def load(text: str, name: str) -> Document:
+def load(text: str, name: str) -> YamlDocument:
     """Parse one YAML document. Raises RecipeError with the line of the first thing that is not plain, strict YAML."""
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise RecipeError(f"{name} is larger than {MAX_BYTES:,} bytes. A recipe is a page, not data.")
@@ -63,7 +63,7 @@ def load(text: str, name: str) -> Document:
         raise RecipeError(f"{name}: not valid YAML: {error}.") from None
     lines: dict[Key, int] = {(): 1}
     value = _value(node, (), lines, name) if node is not None else None
-    return Document(value, lines)
+    return YamlDocument(value, lines)
 
 
 def scalar(text: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from datamix.clean import Step, clean
 from datamix.clean.preference_checks import PreferenceChecks
 from datamix.clean.sft_checks import SftChecks, is_cut, is_refusal
-from datamix.records import SCHEMAS
+from datamix.core.records import SCHEMAS
 
 Turns = list[tuple[str, str | None]]
 

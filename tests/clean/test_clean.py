@@ -8,7 +8,7 @@ import pytest
 from datamix.clean import STEPS, Step, clean
 from datamix.clean.length import Length
 from datamix.clean.normalize import Normalize
-from datamix.records import SCHEMAS, Fields
+from datamix.core.records import SCHEMAS, Fields
 
 
 def turn(role: str, content: str | None, **more: Any) -> dict[str, Any]:

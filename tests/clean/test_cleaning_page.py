@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from datamix.clean import STEPS
+from datamix.pipeline.translate import step_options
 from datamix.recipe import CleanStep
-from datamix.recipe.translate import step_options
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -7,7 +7,7 @@ import pytest
 
 from datamix.clean import Step, require
 from datamix.clean.language import Language, judge_language
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
 
 HAS_DETECTOR = importlib.util.find_spec("py3langid") is not None
 needs_detector = pytest.mark.skipif(not HAS_DETECTOR, reason="py3langid is not installed (extra: language)")

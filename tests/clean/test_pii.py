@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from datamix.clean import Step, clean
 from datamix.clean.pii import Pii, is_bank_card, is_id_card
-from datamix.records import SCHEMAS
+from datamix.core.records import SCHEMAS
 
 
 def redacted(text: str, options: Pii = Pii()) -> str:  # noqa: B008

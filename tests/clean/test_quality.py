@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from datamix.clean import STEPS, Step, clean, script
 from datamix.clean.gopher import _dup_share, _token_arrays, _top_share
-from datamix.records import SCHEMAS
+from datamix.core.records import SCHEMAS
 
 ENGLISH = (
     "Most back pain gets better within a few weeks. Staying active, even if it hurts a little, works better than "

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamix.records import Kind, row_schema
+from datamix.core.records import Kind, row_schema
 
 MakeSet = Callable[..., Path]
 

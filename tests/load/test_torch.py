@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from datamix.errors import DataError
+from datamix.core.errors import DataError
 from datamix.load import open_set
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra `torch`)")

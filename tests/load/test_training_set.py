@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from datamix.errors import DataError
+from datamix.core.errors import DataError
 from datamix.load import open_set
 from datamix.load.stores import ArrowStore
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamix.identity import permutation, salt
+from datamix.core.hashing import permutation, salt
 from datamix.mix import caps, epoch_order
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from datamix.contracts import Schedule
-from datamix.errors import RecipeError
-from datamix.mix import Available, Quota, Stage, StagePlan, deviation, schedule, solve
+from datamix.core.contracts import Schedule
+from datamix.core.errors import RecipeError
+from datamix.mix import Available, MixStage, Quota, StagePlan, deviation, schedule, solve
 
 Costs = list[NDArray[np.int32]]
 examples: Any = settings(max_examples=400, deadline=None)
@@ -34,8 +34,8 @@ def run(
     return schedule(costs, quota, max_epochs, seed, names or [f"s{i}" for i in range(len(costs))])
 
 
-def one_stage(weights: Sequence[float]) -> list[Stage]:
-    return [Stage("all", 1.0, None, tuple(weights))]
+def one_stage(weights: Sequence[float]) -> list[MixStage]:
+    return [MixStage("all", 1.0, None, tuple(weights))]
 
 
 def plan(lengths_and_weights: Sequence[tuple[float, Sequence[float], Sequence[float] | None]]) -> Quota:
@@ -357,7 +357,7 @@ def test_sources_that_come_and_go_never_meet_their_cap_too_early(seed: int, num_
     for i, share in enumerate(rng.dirichlet(np.ones(4))):
         weights = rng.random(num_sources) * (rng.random(num_sources) < 0.6)
         weights[i % num_sources] += 0.3
-        stages.append(Stage(f"stage {i}", float(share), None, tuple(weights)))
+        stages.append(MixStage(f"stage {i}", float(share), None, tuple(weights)))
     try:
         quota = solve(available(costs, [1] * num_sources), stages, "tokens", None, "error")
         made = run(costs, quota, [1] * num_sources)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamix.errors import RecipeError
-from datamix.mix import Available, Quota, Stage, ladder, quantity, solve
+from datamix.core.errors import RecipeError
+from datamix.mix import Available, MixStage, Quota, ladder, quantity, solve
 
 examples: Any = settings(max_examples=200, deadline=None)
 
@@ -19,8 +19,8 @@ MEDICAL = Available("medical", 1_000, 300_000, 1, 900, 9)
 BOTH = [GENERAL, MEDICAL]
 
 
-def one(*weights: float) -> list[Stage]:
-    return [Stage("all", 1.0, None, weights)]
+def one(*weights: float) -> list[MixStage]:
+    return [MixStage("all", 1.0, None, weights)]
 
 
 def settle(
@@ -53,21 +53,21 @@ def test_a_size_in_epochs_of_a_source() -> None:
 
 
 def test_sizes_of_stages_make_the_total() -> None:
-    stages = [Stage("a", None, 300_000, (1, 0)), Stage("b", None, 100_000, (0, 1))]
+    stages = [MixStage("a", None, 300_000, (1, 0)), MixStage("b", None, 100_000, (0, 1))]
     quota = solve(BOTH, stages, "tokens", None, "error")
     assert quota.total == 400_000
     assert quota.taken == pytest.approx((300_000, 100_000))
 
 
 def test_sizes_and_shares_mix() -> None:
-    stages = [Stage("a", 0.75, None, (1, 1)), Stage("b", None, 100_000, (1, 0))]
+    stages = [MixStage("a", 0.75, None, (1, 1)), MixStage("b", None, 100_000, (1, 0))]
     quota = solve(BOTH, stages, "tokens", None, "error")
     assert quota.total == 400_000
     assert [s.length for s in quota.stages] == pytest.approx([300_000, 100_000])
 
 
 def test_a_ramp_counts_with_its_mean() -> None:
-    stages = [Stage("a", 0.5, None, (1, 0)), Stage("b", 0.5, None, (1, 0), (0, 1))]
+    stages = [MixStage("a", 0.5, None, (1, 0)), MixStage("b", 0.5, None, (1, 0), (0, 1))]
     quota = solve(BOTH, stages, "tokens", None, "error")
     assert quota.shares == pytest.approx((0.75, 0.25))
     assert quota.total == 1_200_000
@@ -75,7 +75,11 @@ def test_a_ramp_counts_with_its_mean() -> None:
 
 
 def test_a_source_that_comes_back_keeps_a_row_of_room_below_its_cap() -> None:
-    stages = [Stage("a", 0.25, None, (1, 1)), Stage("b", 0.5, None, (1, 0)), Stage("c", 0.25, None, (1, 1))]
+    stages = [
+        MixStage("a", 0.25, None, (1, 1)),
+        MixStage("b", 0.5, None, (1, 0)),
+        MixStage("c", 0.25, None, (1, 1)),
+    ]
     quota = solve(BOTH, stages, "tokens", None, "error")
     assert quota.taken[1] == pytest.approx(300_000 - 2_000, abs=1)  # half of the largest row of all
 
@@ -122,7 +126,7 @@ def test_every_cure_that_is_offered_works(
     ]
     shares = rng.dirichlet(np.ones(num_stages))
     stages = [
-        Stage(f"stage{i}", float(x), None, tuple(rng.random(num_sources) + 0.05))
+        MixStage(f"stage{i}", float(x), None, tuple(rng.random(num_sources) + 0.05))
         for i, x in enumerate(shares)
     ]
     most = solve(sources, stages, "tokens", None, "error").total
@@ -145,7 +149,7 @@ def test_every_cure_that_is_offered_works(
         lower = [list(s.weights) for s in stages]
         for value, stage in weights:
             lower[int(stage)][int(lacking[0][1:])] = float(value)
-        changed = [Stage(s.name, s.share, None, tuple(w)) for s, w in zip(stages, lower, strict=True)]
+        changed = [MixStage(s.name, s.share, None, tuple(w)) for s, w in zip(stages, lower, strict=True)]
         assert solve(sources, changed, "tokens", asked, "error").total == asked
 
 
@@ -158,8 +162,8 @@ def test_shrink_and_reweigh_keep_every_cap(num_sources: int, seed: int, ramp: bo
     ]
     weights = [tuple(rng.random(num_sources) + 0.05) for _ in range(3)]
     stages = [
-        Stage("a", 0.3, None, weights[0]),
-        Stage("b", 0.7, None, weights[1], weights[2] if ramp else None),
+        MixStage("a", 0.3, None, weights[0]),
+        MixStage("b", 0.7, None, weights[1], weights[2] if ramp else None),
     ]
     most = solve(sources, stages, "tokens", None, "error").total
     asked = max(1000, int(most * factor))
@@ -202,21 +206,29 @@ def test_a_smallest_size_beyond_the_caps_says_what_else_it_takes() -> None:
 @pytest.mark.parametrize(
     ("stages", "size", "message"),
     [
-        ([Stage("a", 1.0, None, (1, 0))], None, "no stage gives source medical a weight"),
-        ([Stage("a", 0.5, None, (1, 1)), Stage("b", 0.4, None, (1, 1))], None, "sum to 1, they sum to 0.9"),
-        ([Stage("a", 1.0, None, (1, -1))], None, "at least 0"),
-        ([Stage("a", 0.5, None, (1, 1)), Stage("b", 0.5, None, (0, 0))], None, "b: no source has a weight"),
-        ([Stage("a", 1.0, 5, (1, 1))], None, "either share or size"),
-        ([Stage("a", 0.0, None, (1, 1)), Stage("b", 1.0, None, (1, 1))], None, "above 0"),
-        ([Stage("a", None, 500, (1, 1))], 600, "leave one of them out"),
-        ([Stage("a", 1.0, None, (1, 1))], {"law": 2}, "there is no source law"),
-        ([Stage("a", 1.0, None, (1, 1))], {"medical": 0}, "above 0"),
-        ([Stage("a", 1.0, None, (1, 1))], 0, "at least 1"),
-        ([Stage("a", 1.0, None, (1, 1)), Stage("b", None, 5, (1, 1))], None, "leave no room"),
+        ([MixStage("a", 1.0, None, (1, 0))], None, "no stage gives source medical a weight"),
+        (
+            [MixStage("a", 0.5, None, (1, 1)), MixStage("b", 0.4, None, (1, 1))],
+            None,
+            "sum to 1, they sum to 0.9",
+        ),
+        ([MixStage("a", 1.0, None, (1, -1))], None, "at least 0"),
+        (
+            [MixStage("a", 0.5, None, (1, 1)), MixStage("b", 0.5, None, (0, 0))],
+            None,
+            "b: no source has a weight",
+        ),
+        ([MixStage("a", 1.0, 5, (1, 1))], None, "either share or size"),
+        ([MixStage("a", 0.0, None, (1, 1)), MixStage("b", 1.0, None, (1, 1))], None, "above 0"),
+        ([MixStage("a", None, 500, (1, 1))], 600, "leave one of them out"),
+        ([MixStage("a", 1.0, None, (1, 1))], {"law": 2}, "there is no source law"),
+        ([MixStage("a", 1.0, None, (1, 1))], {"medical": 0}, "above 0"),
+        ([MixStage("a", 1.0, None, (1, 1))], 0, "at least 1"),
+        ([MixStage("a", 1.0, None, (1, 1)), MixStage("b", None, 5, (1, 1))], None, "leave no room"),
     ],
 )
 def test_stages_that_do_not_add_up_are_told(
-    stages: list[Stage], size: int | Mapping[str, float] | None, message: str
+    stages: list[MixStage], size: int | Mapping[str, float] | None, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         solve(BOTH, stages, "tokens", size, "error")
@@ -228,7 +240,7 @@ def test_an_empty_source_is_told() -> None:
 
 
 def test_shares_written_with_few_digits_still_fill_the_total() -> None:
-    stages = [Stage(str(i), 0.333, None, (1, 1)) for i in range(3)]
+    stages = [MixStage(str(i), 0.333, None, (1, 1)) for i in range(3)]
     quota = solve(BOTH, stages, "tokens", 300_000, "error")
     assert sum(s.length for s in quota.stages) == pytest.approx(300_000)
 

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamix.errors import RecipeError
-from datamix.mix import Group, replay, source_weights, stage_weights, vary
+from datamix.core.errors import RecipeError
+from datamix.mix import MixGroup, replay, source_weights, stage_weights, vary
 from datamix.mix.weights import temperature, unimax
 
 NAMES = ["web", "wiki", "medical"]
 SIZES = [900.0, 100.0, 50.0]
-GENERAL = Group(("web", "wiki"), 0.7)
+GENERAL = MixGroup(("web", "wiki"), 0.7)
 
 
 def shares(weights: tuple[float, ...]) -> Any:
@@ -33,7 +33,7 @@ def test_a_group_shares_its_weight_by_size() -> None:
 
 
 def test_a_group_shares_its_weight_by_its_sources_weights() -> None:
-    group = Group(("web", "wiki"), 0.7, "weights", {"web": 1, "wiki": 3})
+    group = MixGroup(("web", "wiki"), 0.7, "weights", {"web": 1, "wiki": 3})
     given_weights = {"web": 1.0, "wiki": 3.0, "medical": 0.3}
     assert source_weights(NAMES, given_weights, {"general": group}, None, SIZES) == pytest.approx(
         (0.175, 0.525, 0.3)
@@ -91,7 +91,9 @@ def test_a_rung_of_a_sweep_moves_one_share_and_keeps_the_other_proportions() -> 
             "sources.wiki: has no weight while web have",
         ),
         (
-            lambda: source_weights(NAMES, {"medical": 1}, {"general": Group(("web", "wiki"))}, None, SIZES),
+            lambda: source_weights(
+                NAMES, {"medical": 1}, {"general": MixGroup(("web", "wiki"))}, None, SIZES
+            ),
             "or give its group general one",
         ),
         (lambda: source_weights(NAMES, {"web": 1}, {}, "unimax", SIZES), "cannot both hold"),
@@ -103,8 +105,11 @@ def test_a_rung_of_a_sweep_moves_one_share_and_keeps_the_other_proportions() -> 
         ),
         (lambda: stage_weights(NAMES, {"law": 1}, {}, SIZES), "law is neither a source nor a group"),
         (lambda: stage_weights(NAMES, {"web": -1}, {}, SIZES), "at least 0"),
-        (lambda: stage_weights(NAMES, {"g": 1}, {"g": Group((), 1)}, SIZES), "no source belongs to it"),
-        (lambda: stage_weights(NAMES, {"g": 1}, {"g": Group(("web",), 1, "weights")}, SIZES), "web has none"),
+        (lambda: stage_weights(NAMES, {"g": 1}, {"g": MixGroup((), 1)}, SIZES), "no source belongs to it"),
+        (
+            lambda: stage_weights(NAMES, {"g": 1}, {"g": MixGroup(("web",), 1, "weights")}, SIZES),
+            "web has none",
+        ),
         (lambda: replay(NAMES, "law", 0.1, SIZES, {}), "law is neither"),
         (lambda: replay(NAMES, "web", 5, SIZES, {}), "between 0 and 1"),
         (lambda: replay(["web"], "web", 0.1, [1.0], {}), "all there is"),

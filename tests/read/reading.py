@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from datamix.contracts import Reject, Rows, Slice
+from datamix.core.contracts import Reject, Rows, Slice
 from datamix.read import cut, read, sniff
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import SHARED, rows_of
 
-from datamix.errors import DataError
+from datamix.core.errors import DataError
 
 NAMES = ["a.jsonl", "a.json", "a.csv", "a.txt", "a.md", "a", "a.parquet", "a.jsonl.gz"]
 MAGIC = [

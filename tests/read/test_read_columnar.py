@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from reading import joined, rows_of
 
-from datamix.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError
 from datamix.read import cut, find, read, sniff
 
 TABLE = pa.table(

@@ -12,7 +12,7 @@ import pytest
 import zstandard
 from reading import rows_of
 
-from datamix.errors import DataError
+from datamix.core.errors import DataError
 
 LINES = b"".join(b'{"i":%d,"text":"%d apples"}\n' % (i, i * 7919) for i in range(3000))
 COMPRESSORS = {
@@ -72,7 +72,7 @@ def test_a_damaged_archive_says_so(tmp_path: Path) -> None:
 
 READ_AND_MEASURE = """
 import resource, sys
-from datamix.contracts import Slice
+from datamix.core.contracts import Slice
 from datamix.read import read
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 reasons, values = [], []

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import as_container, reasons, rows_of
 
-from datamix.errors import DataError
+from datamix.core.errors import DataError
 from datamix.read import sniff
 
 

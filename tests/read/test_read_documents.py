@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from reading import as_container, reasons, rows_of
 
-from datamix.contracts import Slice
+from datamix.core.contracts import Slice
 from datamix.read import find, read
 
 

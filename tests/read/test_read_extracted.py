@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from reading import rows_of
 
-from datamix.errors import DataError
-from datamix.read import extracted, sniff
+from datamix.core.errors import DataError
+from datamix.read import documents, sniff
 
 pytest.importorskip("resiliparse", reason="the extra docs is not installed")
 pytest.importorskip("pypdfium2", reason="the extra docs is not installed")
@@ -159,7 +159,7 @@ def test_a_scan_is_rejected_as_a_document_without_text(tmp_path: Path) -> None:
 def test_a_document_that_unpacks_to_too_much_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extracted, "_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(documents, "_UNPACKED_BYTES", 1000)
     path = tmp_path / "bomb.docx"
     path.write_bytes(docx("a" * 2000))
     [reject] = rows_of(path).rejects
@@ -203,7 +203,7 @@ def test_pages_of_a_web_archive_are_records(is_packed: bool, tmp_path: Path) -> 
 def test_without_the_extra_the_way_to_it_is_named(
     content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extracted, "find_spec", lambda name: None)
+    monkeypatch.setattr(documents, "find_spec", lambda name: None)
     path = tmp_path / "a"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r'pip install "datamix\[docs\]"'):

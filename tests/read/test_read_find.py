@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
 from datamix.read import find
 
 

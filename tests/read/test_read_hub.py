@@ -14,7 +14,7 @@ FILES = {"data/a.jsonl": LINES, "data/b.jsonl": b'{"i":1}\n', "README.md": b"# A
 
 SCRIPT = """
 import json
-from datamix.errors import RecipeError
+from datamix.core.errors import RecipeError
 from datamix.read import cut, file_state, find, read, sha256_of, sniff
 told = {}
 for url in ("data/*.jsonl", "data/a.jsonl", "", "data/c.jsonl"):

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import SHARED, as_container, only, reasons, rows_of
 
-from datamix.errors import DataError
-from datamix.read.elements import split_elements
+from datamix.core.errors import DataError
+from datamix.read.json_array import split_elements
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.text(max_size=12)),

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reading import as_container, in_order, joined, only, reasons, rows_of
 
-from datamix.contracts import Slice
+from datamix.core.contracts import Slice
 from datamix.read import read
 from datamix.read.lines import LongLine, Tail, split_lines
 

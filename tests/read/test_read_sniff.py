@@ -13,7 +13,7 @@ import pytest
 import zstandard
 from reading import SHARED, rows_of
 
-from datamix.errors import DataError
+from datamix.core.errors import DataError
 from datamix.read import sniff
 
 ZH = "患者主诉头痛三天，没有发热，应该如何用药？建议先到医院检查。"

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from reading import rows_of
 
-from datamix.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError
 from datamix.read import cut, file_state, find, read, sha256_of, sniff
 
 LINES = b"".join(b'{"i":%d}\n' % i for i in range(500))

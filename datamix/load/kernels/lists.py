@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datamix.jit import int8_at, int32_at, int64_at, kernel, owner, put_int64
+from datamix.core.jit import int8_at, int32_at, int64_at, kernel, owner, put_int64
 
 
 @kernel

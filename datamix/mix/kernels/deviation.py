@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datamix.jit import kernel
+from datamix.core.jit import kernel
 
 
 @kernel

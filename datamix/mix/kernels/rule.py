@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamix.jit import kernel
+from datamix.core.jit import kernel
 from datamix.mix.kernels import DONE, FULL, USED_UP
 
 _NEAR = 0.5  # units: totals are whole, so a quota this close is met

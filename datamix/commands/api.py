@@ -1,0 +1,52 @@
+"""The commands as functions: the same work, values instead of text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datamix.audit import Check
+from datamix.audit import verify as recount
+from datamix.pipeline import planning, run
+from datamix.pipeline.state import Options
+from datamix.recipe import Recipe
+
+
+def build(
+    recipe: Recipe | str | Path, out: str | Path | None = None, *, cache: str | Path | None = None, workers: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Build a training set and return its manifest; ``out`` defaults to ``./NAME``. Raises DatamixError."""
+    read = _recipe(recipe)
+    return run.build(read, _options(read, out, cache, workers, overwrite))
+
+
+def plan(
+    recipe: Recipe | str | Path,
+    out: str | Path | None = None,
+    *,
+    cache: str | Path | None = None,
+    exact: bool = False,
+) -> dict[str, Any]:
+    """What a build would take, as ``datamix plan --json`` prints it. Raises DatamixError."""
+    from datamix.pipeline.progress import Screen
+
+    read = _recipe(recipe)
+    return planning.make_plan(read, _options(read, out, cache, 0, False), exact, None, Screen(quiet=True))
+
+
+def verify(out: str | Path) -> list[Check]:
+    """Recount a finished set from its files: one check a promise."""
+    return recount(Path(out))
+
+
+def _recipe(recipe: Recipe | str | Path) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
+
+
+def _options(
+    recipe: Recipe, out: str | Path | None, cache: str | Path | None, workers: int, overwrite: bool
+) -> Options:
+    folder = Path(out) if out is not None else Path(recipe.name)
+    kept = Path(cache) if cache is not None else folder.parent / ".datamix"
+    return Options(folder, kept, workers, overwrite=overwrite)

@@ -1,0 +1,166 @@
+"""Megatron-core's indexed datasets: tokens in ``.bin``, lengths and offsets in ``.idx``, and the blend that keeps our ratio.
+
+``documents``: a dataset a source (and stage), one document a piece; Megatron cuts samples from them itself and draws the
+sources by the blend's weights, which are the tokens we emitted. ``blocks``: one dataset of our rows in our order.
+Megatron shuffles either; the ratio survives, and with ``--reset-position-ids --reset-attention-mask`` documents stay apart
+wherever an end-of-document token stands between them. Layout of the index:
+``MMIDIDX\\0\\0 | u64 1 | u8 dtype | u64 S | u64 D | i32[S] lengths | i64[S] byte offsets | i64[D] document borders``
+(``megatron/core/datasets/indexed_dataset.py``). Costs 4 bytes a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datamix.core.records import Kind
+from datamix.exporters.columns import as_tokens, pieces, ragged
+from datamix.exporters.paths import make_room, split_folder, write_json, write_text
+from datamix.exporters.readme import readme
+from datamix.exporters.staged import by_stage, stage_files
+from datamix.exporters.target import SetInfo
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_CODES = {"uint16": 8, "int32": 4}
+
+
+@dataclass(frozen=True)
+class Megatron:
+    """``train/SOURCE-00000.bin`` and ``.idx`` (or ``train/rows-00000``), ``blend.json``, ``README.md``."""
+
+    info: SetInfo
+    split: str
+    layout: Literal["documents", "blocks"] = "documents"
+
+    KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain",)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What Megatron itself would choose: uint16 for vocabularies below 65,500, else int32."""
+        return np.dtype("<u2") if self.info.vocab_size < 65_500 else np.dtype("<i4")
+
+    def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
+        """Write one shard, a dataset for each source (or one) and stage; return the names."""
+        names = []
+        for suffix, rows in by_stage(batches, self.info, self.split):
+            prefixes = {s: f"{split_folder(self.split)}/{s}-{index:05d}{suffix}" for s in self._datasets()}
+            names += self._write_datasets(rows, prefixes, folder)
+        return names
+
+    def _datasets(self) -> tuple[str, ...]:
+        return self.info.sources if self.layout == "documents" else ("rows",)
+
+    def _write_datasets(
+        self, rows: Iterable[pa.RecordBatch], prefixes: dict[str, str], folder: Path
+    ) -> list[str]:
+        lengths: dict[str, list[NDArray[np.int64]]] = {}
+        bins: dict[str, BinaryIO] = {}
+        with ExitStack() as stack:
+            for batch in rows:
+                for dataset, tokens, sizes in self._parts(batch):
+                    if dataset not in bins:
+                        path = make_room(folder, f"{prefixes[dataset]}.bin")
+                        bins[dataset] = stack.enter_context(path.open("wb"))
+                    bins[dataset].write(as_tokens(tokens, self.dtype).data)
+                    lengths.setdefault(dataset, []).append(sizes)
+        names = []
+        for dataset in (d for d in prefixes if d in bins):
+            header = encode_index(np.concatenate(lengths[dataset]), self.dtype)
+            (folder / f"{prefixes[dataset]}.idx").write_bytes(header)
+            names += [f"{prefixes[dataset]}.bin", f"{prefixes[dataset]}.idx"]
+        return names
+
+    def _parts(self, batch: pa.RecordBatch) -> Iterator[tuple[str, NDArray[np.generic], NDArray[np.int64]]]:
+        """``(dataset, its tokens end to end, its documents' lengths)`` of a batch."""
+        ids = ragged(batch, "input_ids")
+        if self.layout == "blocks":
+            yield "rows", ids.flat, ids.lengths
+            return
+        offsets, lengths = pieces(batch)
+        codes = batch.column("source").dictionary_encode()
+        index = codes.indices.to_numpy()
+        edges = np.flatnonzero(np.diff(index, prepend=-1, append=-1))
+        for start, stop in pairwise(edges.tolist()):  # runs of rows of one source: views, not copies
+            tokens = ids.values[ids.offsets[start] : ids.offsets[stop]]
+            sizes = lengths.values[offsets[start] : offsets[stop]].astype(np.int64)
+            yield codes.dictionary[int(index[start])].as_py(), tokens, sizes
+
+    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
+        """Write the blend of this split, of its stages, and of all splits that are there."""
+        bins = [name for names in shards for name in names if name.endswith(".bin")]
+        written = [self._blend(split_folder(self.split), bins, folder)]
+        for stage, staged in stage_files(bins, self.info, self.split).items():
+            written.append(self._blend(f"stage-{stage}", staged, folder))
+        validation = sorted(folder.glob("validation_*.txt"))
+        blends = {
+            "train": _words(folder / "train.txt") or None,
+            "valid": [word for path in validation for word in _words(path)] or None,
+            "test": None,
+        }
+        written.append(write_json(folder, "blend.json", blends))
+        return [*written, write_text(folder, "README.md", self._readme())]
+
+    def _blend(self, name: str, bins: list[str], folder: Path) -> str:
+        """Lines of ``tokens prefix``: Megatron normalises the weights."""
+        width = self.dtype.itemsize
+        lines = [f"{(folder / b).stat().st_size // width} {b.removesuffix('.bin')}\n" for b in bins]
+        return write_text(folder, f"{name}.txt", "".join(lines))
+
+    def keeps(self) -> tuple[str, ...]:
+        """Megatron draws samples by the blend and shuffles them."""
+        return ("ratio", "isolation") if self.layout == "documents" else ("ratio",)
+
+    def command(self) -> str:
+        """The arguments that keep our ratio."""
+        seq_length = self.info.max_length or 4096
+        return (
+            "python CHECKOUT/pretrain_gpt.py --per-split-data-args-path blend.json "
+            f"--seq-length {seq_length} --reset-position-ids --reset-attention-mask --eod-mask-loss "
+            "--tokenizer-type HuggingFaceTokenizer --tokenizer-model ../tokenizer ..."
+        )
+
+    def _readme(self) -> str:
+        return readme(
+            f"{self.info.name} for Megatron-LM",
+            self.command(),
+            self.keeps(),
+            (
+                f"`...` stands for your model's arguments. Tokens are {self.dtype.name}. Prefixes in the blend are relative: start the run in this folder.",
+                "The weights are the tokens of each dataset, so one pass over the sum of them is one pass over the set, "
+                "repeats included. Set `--train-samples` to that sum divided by `--seq-length`.",
+                "Megatron shuffles documents and samples: ratios survive, our order does not. A set of stages has one "
+                "blend a stage (`stage-NAME.txt`): train them one after the other with `--data-args-path`.",
+                "Documents are kept apart only where an end-of-document token stands between them; no token is "
+                "added here that the set does not hold.",
+            ),
+        )
+
+
+def encode_index(lengths: NDArray[np.int64], dtype: np.dtype[Any]) -> bytes:
+    """The ``.idx`` of documents of one sequence each; ``lengths`` in tokens ``[num_documents]``."""
+    count = len(lengths)
+    offsets = np.zeros(count, "<i8")
+    np.cumsum(lengths[:-1] * dtype.itemsize, out=offsets[1:])
+    return b"".join(
+        (
+            _MAGIC,
+            np.array([1], "<u8").tobytes(),
+            bytes([_CODES[dtype.name]]),
+            np.array([count, count + 1], "<u8").tobytes(),
+            lengths.astype("<i4").tobytes(),
+            offsets.tobytes(),
+            np.arange(count + 1, dtype="<i8").tobytes(),
+        )
+    )
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []

@@ -1,0 +1,203 @@
+"""Rows with named fields: text, alpaca and its kin, prompt/completion, question/answer, and prompts alone.
+
+The prompt part is shared by all of them and by the preference formats: a system text, a history of
+[question, answer] pairs, and an instruction whose input follows on a new line (LLaMA-Factory's rule).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datamix.core.hashing import canonical
+from datamix.formats.drafts import (
+    Draft,
+    ForeignRow,
+    Turn,
+    TurnNames,
+    Unfit,
+    assistant,
+    first_present,
+    json_text,
+    listed,
+    named,
+    optional_text,
+    parsed,
+    required_text,
+    system,
+    user,
+)
+from datamix.formats.tool_calls import tools_text
+from datamix.formats.turns import conversation, final_turns, last_answer, read_turns
+
+SYSTEMS = ("system", "system_prompt")
+CHATS = ("messages", "conversations")
+QUESTIONS = ("question", "ask")
+REFERENCES = ("reference", "ground_truth", "answer", "solution")
+
+
+def text(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """``{"text": ...}`` -> a text record."""
+    return [Draft([], text=required_text(row, "text"))]
+
+
+def chat(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """``{"messages": [...]}`` or ``{"conversations": [...]}``, with tools and a system field beside them."""
+    turns = conversation(row, CHATS, names)
+    return [with_extras(Draft(with_system(row, turns)), row)]
+
+
+def sharegpt(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """As ``chat``, with ``conversations`` first."""
+    turns = conversation(row, CHATS[::-1], names)
+    return [with_extras(Draft(with_system(row, turns)), row)]
+
+
+def alpaca(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """``{"instruction": a, "input": b, "output": c}`` -> user ``a\\nb``, assistant ``c``."""
+    turns = asked(row, "instruction")
+    turns.append(assistant(required_text(row, "output"), optional_text(row, "reasoning")))
+    return [with_extras(Draft(turns), row)]
+
+
+def prompt_completion(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """``{"prompt", "completion"}``, each a text or turns; ``response`` is read as a completion too."""
+    answer = first_present(row, ("completion", "response")) or "completion"
+    if answer not in row:
+        raise Unfit("missing_field", answer, "is missing")
+    turns = prompt_part(row, ("prompt",), names)
+    turns.extend(final_turns(row[answer], answer, names))
+    return [with_extras(Draft(turns), row)]
+
+
+def question_answer(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """``{"question", "answer"}`` or ``{"ask", "answer"}``; of several fields the first that is there."""
+    turns = asked(row, first_present(row, QUESTIONS) or "question")
+    turns.append(assistant(required_text(row, "answer")))
+    return [with_extras(Draft(turns), row)]
+
+
+def self_instruct(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """A seed task: one record for each of its ``instances``."""
+    instruction = required_text(row, "instruction")
+    if row.get("instances") is None:
+        raise Unfit("missing_field", "instances", "is missing")
+    drafts = []
+    for index, instance in enumerate(listed(row["instances"], "instances")):
+        if not isinstance(instance, dict):
+            raise Unfit("not_object", f"instances[{index}]", f"is {named(instance)}, not an instance")
+        asked_text = joined(instruction, optional_text(instance, "input"))
+        drafts.append(Draft([user(asked_text), assistant(required_text(instance, "output"))]))
+    if not drafts:
+        raise Unfit("empty_conversation", "instances", "has no instances")
+    return drafts
+
+
+def magpie(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """``{"instruction", "response"}``, or one record for each of ``responses``."""
+    turns = asked(row, "instruction")
+    if row.get("responses") is None:
+        turns.append(assistant(required_text(row, "response")))
+        return [with_extras(Draft(turns), row)]
+    drafts = []
+    for index, response in enumerate(listed(row["responses"], "responses")):
+        if not isinstance(response, str):
+            raise Unfit("not_text", f"responses[{index}]", f"is {named(response)}, not text")
+        drafts.append(with_extras(Draft([*turns, assistant(response)]), row))
+    if not drafts:
+        raise Unfit("empty_conversation", "responses", "has no responses")
+    return drafts
+
+
+PROMPTS = ("prompt", "question", "ask", "problem", "instruction", "query")
+
+
+def prompt(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """A prompt alone, with the reference that a reward may compare with (verl's ``reward_model`` too)."""
+    turns = prompt_part(row, PROMPTS, names)
+    turns = turns[: last_answer(turns)]
+    field = first_present(row, REFERENCES)
+    value = row[field] if field else None
+    reward = row.get("reward_model")
+    if field is None and isinstance(reward, dict):
+        value = reward.get("ground_truth")
+    draft = Draft(turns, reference=value if value is None or isinstance(value, str) else json_text(value))
+    return [with_extras(draft, row)]
+
+
+def prompt_part(row: ForeignRow, fields: tuple[str, ...], names: TurnNames) -> list[Turn]:
+    """The prompt's turns: a list of turns, or a text with system, history and input. Raises Unfit."""
+    for field in fields:
+        value = row.get(field)
+        if value is None:
+            continue
+        if value.__class__ is list:
+            return with_system(row, read_turns(value, field, names))
+        return asked(row, field)
+    if first_present(row, CHATS):
+        return with_system(row, conversation(row, CHATS, names))
+    found = next((f for f in fields if f in row), None)
+    raise Unfit(
+        "null_field" if found else "missing_field", found or fields[0], "is null" if found else "is missing"
+    )
+
+
+def asked(row: ForeignRow, field: str) -> list[Turn]:
+    """System, history and the question in ``field`` as turns. Raises Unfit."""
+    question = required_text(row, field)
+    extra = row.get("input")
+    if extra:
+        question = joined(question, optional_text(row, "input"))
+    turns: list[Turn] = []
+    before = optional_text(row, "system") or optional_text(row, "system_prompt")
+    if before is not None:
+        turns.append(system(before))
+    if row.get("history"):
+        turns.extend(_history(row["history"]))
+    turns.append(user(question))
+    return turns
+
+
+def joined(instruction: str, extra: str | None) -> str:
+    if not extra:
+        return instruction
+    return f"{instruction}\n{extra}" if instruction else extra
+
+
+def _history(value: Any) -> list[Turn]:
+    turns: list[Turn] = []
+    for index, pair in enumerate(listed(value, "history")):
+        place = f"history[{index}]"
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise Unfit("history", place, f"is {named(pair)}, not a [question, answer] pair")
+        for part, said in enumerate(pair):
+            if not isinstance(said, str):
+                raise Unfit("history", f"{place}[{part}]", f"is {named(said)}, not text")
+        turns += [user(pair[0]), assistant(pair[1])]
+    return turns
+
+
+def with_system(row: ForeignRow, turns: list[Turn]) -> list[Turn]:
+    """The turns, headed by the row's system field where they have no system turn of their own."""
+    if turns[0][0] == "system":
+        return turns
+    before = optional_text(row, "system") or optional_text(row, "system_prompt")
+    return turns if before is None else [system(before), *turns]
+
+
+def with_extras(draft: Draft, row: ForeignRow) -> Draft:
+    """The draft with the row's tools and ``chat_template_kwargs``."""
+    if "tools" in row:
+        draft.tools = tools_text(row)
+    if "chat_template_kwargs" in row:
+        draft.kwargs = _kwargs(row["chat_template_kwargs"])
+    return draft
+
+
+def _kwargs(value: Any) -> str | None:
+    if isinstance(value, str) and value:
+        value = parsed(value, "chat_template_kwargs", "kwargs")
+    if not value:
+        return None
+    if not isinstance(value, dict):
+        raise Unfit("kwargs", "chat_template_kwargs", f"is {named(value)}, not an object")
+    return canonical(value)

@@ -1,0 +1,334 @@
+"""Preference rows: a prompt with a better and a worse answer, in the neighbours' spellings; and labelled single answers.
+
+Whole conversations (implicit prompts) are split at their common turns; HH-RLHF's dialogue strings are read as turns
+first. Scored answers give one pair for each worse answer than the best, or for each two answers of unequal score.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from datamix.formats.drafts import (
+    Draft,
+    ForeignRow,
+    Turn,
+    TurnNames,
+    Unfit,
+    assistant,
+    first_present,
+    listed,
+    named,
+    parsed,
+    required_text,
+    user,
+)
+from datamix.formats.instruct import CHATS, asked, prompt_part, with_extras, with_system
+from datamix.formats.turns import conversation, final_turns, last_answer, read_turns
+
+_SCORES = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
+_PROMPTS = ("prompt", "question", "instruction", "query")
+_HUMAN = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+def preference(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """``{"prompt", "chosen", "rejected"}``, each a text or turns; whole conversations carry their prompt themselves."""
+    chosen, rejected = _both(row, "chosen", "rejected")
+    if _is_conversation(chosen, names) and _is_conversation(rejected, names):
+        return [_split(row, read_turns(chosen, "chosen", names), read_turns(rejected, "rejected", names))]
+    if (
+        first_present(row, (*_PROMPTS, *CHATS)) is None
+        and isinstance(chosen, str)
+        and isinstance(rejected, str)
+    ):
+        return [_implicit_text(row, chosen, rejected)]
+    return [_pair(row, prompt_part(row, _PROMPTS, names), ("chosen", "rejected"), names)]
+
+
+def ranking(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """LLaMA-Factory's and MedicalGPT's: ``conversations`` or ``instruction`` with ``chosen`` and ``rejected``."""
+    if first_present(row, CHATS):
+        turns = with_system(row, conversation(row, CHATS[::-1], names))
+    else:
+        turns = asked(row, first_present(row, ("instruction", "prompt")) or "instruction")
+    return [_pair(row, turns, ("chosen", "rejected"), names)]
+
+
+def medicalgpt_old(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """``{"system", "history", "question", "response_chosen", "response_rejected"}``."""
+    return [_pair(row, asked(row, "question"), ("response_chosen", "response_rejected"), names)]
+
+
+def caregpt(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """``{"instruction", "input", "output": [chosen, rejected]}``."""
+    both = row.get("output")
+    if both is None:
+        raise Unfit("missing_field", "output", "is missing")
+    both = listed(both, "output")
+    if len(both) != 2:
+        raise Unfit("not_pair", "output", f"has {len(both)} answers, not two")
+    turns = asked(row, "instruction")
+    chosen, rejected = (final_turns(a, f"output[{i}]", names) for i, a in enumerate(both))
+    return [with_extras(Draft(turns, chosen, rejected, margin=_margin(row)), row)]
+
+
+def hh_rlhf(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """Two dialogues of ``\\n\\nHuman: ...\\n\\nAssistant: ...`` that part at the end."""
+    chosen, rejected = (_dialogue(required_text(row, f), f) for f in ("chosen", "rejected"))
+    return [_split(row, chosen, rejected)]
+
+
+def paired_messages(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """LLaMA-Factory v1: ``chosen_messages`` and ``rejected_messages``, two whole conversations."""
+    chosen, rejected = _both(row, "chosen_messages", "rejected_messages")
+    return [
+        _split(
+            row,
+            read_turns(chosen, "chosen_messages", names),
+            read_turns(rejected, "rejected_messages", names),
+        )
+    ]
+
+
+def rejected_response(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """ms-swift: ``messages`` ending in the better answer, and ``rejected_response`` or ``rejected_messages``."""
+    turns = with_system(row, conversation(row, CHATS, names))
+    if row.get("rejected_messages") is not None:
+        other = read_turns(row["rejected_messages"], "rejected_messages", names)
+        return [_split(row, turns, with_system(row, other))]
+    cut = _answered(turns)
+    rejected = final_turns(_present(row, "rejected_response"), "rejected_response", names)
+    return [with_extras(Draft(turns[:cut], turns[cut:], rejected, margin=_margin(row)), row)]
+
+
+def openai_preference(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """OpenAI preference fine-tuning: ``input`` of messages and tools, ``preferred_output``, ``non_preferred_output``."""
+    given = _present(row, "input")
+    if isinstance(given, str):
+        given = parsed(given, "input", "not_object")
+    if not isinstance(given, dict):
+        raise Unfit("not_object", "input", f"is {named(given)}, not an object with messages")
+    fields = ("preferred_output", "non_preferred_output")
+    return [_pair({**row, **given}, conversation(given, CHATS, names), fields, names)]
+
+
+def kto(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """One answer and whether it is wanted: a conversation, prompt/completion or alpaca fields with label or kto_tag."""
+    label = _label(row)
+    completion = first_present(row, ("completion", "response", "output"))
+    if completion is None and first_present(row, CHATS):
+        turns = with_system(row, conversation(row, CHATS, names))
+        cut = _answered(turns)
+        return [with_extras(Draft(turns[:cut], turns[cut:], label=label), row)]
+    if completion is None:
+        raise Unfit("missing_field", "completion", "is missing")
+    if _is_conversation(row[completion], names):
+        turns = read_turns(row[completion], completion, names)
+        cut = _answered(turns)
+        return [with_extras(Draft(turns[:cut], turns[cut:], label=label), row)]
+    answer = final_turns(row[completion], completion, names)
+    return [with_extras(Draft(prompt_part(row, _PROMPTS, names), answer, label=label), row)]
+
+
+def ultrafeedback(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """Scored ``completions``: the best against each worse one, margin the difference of their scores."""
+    return _ranked(row, _completions(row), all_pairs=False)
+
+
+def ultrafeedback_pairs(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """Scored ``completions``: every two of unequal score."""
+    return _ranked(row, _completions(row), all_pairs=True)
+
+
+def magpie_scored(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """magpie's ``responses`` with ``rewards_*``: the best against each worse one."""
+    name = next((k for k in row if k.startswith("rewards_") and row[k] is not None), None)
+    if name is None:
+        raise Unfit("missing_field", "rewards_armorm", "is missing")
+    rewards, responses = listed(row[name], name), listed(_present(row, "responses"), "responses")
+    if len(rewards) != len(responses):
+        raise Unfit("not_pair", name, f"has {len(rewards)} scores for {len(responses)} responses")
+    scored = [
+        (
+            _score(r.get("score") if isinstance(r, dict) else r, f"{name}[{i}]"),
+            _answer(responses[i], f"responses[{i}]"),
+        )
+        for i, r in enumerate(rewards)
+    ]
+    return _ranked(row, scored, all_pairs=False)
+
+
+def _both(row: ForeignRow, chosen: str, rejected: str) -> tuple[Any, Any]:
+    return _present(row, chosen), _present(row, rejected)
+
+
+def _present(row: ForeignRow, field: str) -> Any:
+    value = row.get(field)
+    if value is None:
+        raise Unfit(
+            "null_field" if field in row else "missing_field",
+            field,
+            "is null" if field in row else "is missing",
+        )
+    return value
+
+
+def _is_conversation(value: Any, names: TurnNames) -> bool:
+    """Whether a list of turns begins with something else than an answer."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
+        return False
+    first = value[0]
+    word = first.get(names.role) if names.role else first.get("role", first.get("from"))
+    return names.roles.get(word) in ("user", "system") if isinstance(word, str) else False
+
+
+def _pair(row: ForeignRow, turns: list[Turn], fields: tuple[str, str], names: TurnNames) -> Draft:
+    chosen, rejected = (final_turns(_present(row, f), f, names) for f in fields)
+    return with_extras(Draft(turns, chosen, rejected, margin=_margin(row)), row)
+
+
+def _split(row: ForeignRow, chosen: list[Turn], rejected: list[Turn]) -> Draft:
+    """Two conversations as their common prompt and what follows it. Raises Unfit: the prompts differ."""
+    num = common_turns(chosen, rejected)
+    if chosen[num][0] != "assistant" or rejected[num][0] != "assistant":
+        raise Unfit("different_prompts", "chosen", f"and rejected part at turn {num}, before the answer")
+    turns = with_system(row, chosen[:num])
+    return with_extras(Draft(turns, chosen[num:], rejected[num:], margin=_margin(row)), row)
+
+
+def common_turns(chosen: list[Turn], rejected: list[Turn]) -> int:
+    """How many turns of two conversations are their prompt: the common ones, less assistant turns at their end."""
+    num = 0
+    limit = min(len(chosen), len(rejected)) - 1
+    while num < limit and chosen[num] == rejected[num]:
+        num += 1
+    if chosen[num][0] == rejected[num][0] == "assistant":
+        while num and chosen[num - 1][0] == "assistant":
+            num -= 1
+    return num
+
+
+def _implicit_text(row: ForeignRow, chosen: str, rejected: str) -> Draft:
+    """Two texts with a common beginning, which is the prompt; a space before the parting belongs to the answers."""
+    if chosen == rejected:
+        raise Unfit(
+            "no_prompt", "chosen", "and rejected are the same text: where the prompt ends cannot be seen"
+        )
+    num = _common_length(chosen, rejected)
+    if num and chosen[num - 1] == " ":
+        num -= 1
+    if not num:
+        raise Unfit(
+            "no_prompt",
+            "chosen",
+            "and rejected have no common beginning, and no prompt field stands beside them",
+        )
+    pair = [assistant(chosen[num:])], [assistant(rejected[num:])]
+    return with_extras(Draft(with_system(row, [user(chosen[:num])]), *pair, margin=_margin(row)), row)
+
+
+def _common_length(a: str, b: str) -> int:
+    """The length in characters of the common beginning of two texts, by bisection over slices."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _dialogue(text: str, field: str) -> list[Turn]:
+    """``"\\n\\nHuman: a\\n\\nAssistant: b"`` -> two turns. Raises Unfit."""
+    head, *parts = _HUMAN.split(text)
+    if head or not parts or parts[0] != "Human":
+        raise Unfit("dialogue", field, "does not begin with '\\n\\nHuman: '")
+    spoken = zip(parts[::2], parts[1::2], strict=True)
+    turns = [user(said) if who == "Human" else assistant(said) for who, said in spoken]
+    if turns[-1][0] != "assistant":
+        raise Unfit("no_answer", field, "ends with a human turn")
+    return turns
+
+
+def _answered(turns: list[Turn]) -> int:
+    cut = last_answer(turns)
+    if cut == len(turns):
+        raise Unfit("no_answer", "messages", "does not end with an answer")
+    return cut
+
+
+def _label(row: ForeignRow) -> bool:
+    field = first_present(row, ("label", "kto_tag"))
+    if field is None:
+        raise Unfit("missing_field", "label", "is missing")
+    value = row[field]
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, str) and value.strip().lower() in words:
+        return words[value.strip().lower()]
+    if value in (0, 1):
+        return bool(value)
+    raise Unfit("label", field, f"is {value!r}, not true or false")
+
+
+def _margin(row: ForeignRow) -> float | None:
+    """The margin, or the difference of two scores; None where the row has neither."""
+    if row.get("margin") not in (None, ""):
+        return _score(row["margin"], "margin")
+    for better, worse in _SCORES:
+        if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
+            return _score(row[better], better) - _score(row[worse], worse)
+    return None
+
+
+def _score(value: Any, field: str) -> float:
+    try:
+        score = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise Unfit("score", field, f"is {value!r}, not a finite number")
+    return score
+
+
+def _completions(row: ForeignRow) -> list[tuple[float, str]]:
+    if row.get("completions") is None:
+        raise Unfit("missing_field", "completions", "is missing")
+    scored = []
+    for index, completion in enumerate(listed(row["completions"], "completions")):
+        place = f"completions[{index}]"
+        if not isinstance(completion, dict):
+            raise Unfit("not_object", place, f"is {named(completion)}, not a completion")
+        field = first_present(completion, ("overall_score", "score", "rating", "fine-grained_score"))
+        if field is None:
+            raise Unfit("score", place, "has no overall_score, score or rating")
+        answer = completion.get("response", completion.get("content", completion.get("text")))
+        scored.append((_score(completion[field], f"{place}.{field}"), _answer(answer, f"{place}.response")))
+    return scored
+
+
+def _answer(value: Any, field: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise Unfit("null_field" if value is None else "not_text", field, f"is {named(value)}, not text")
+
+
+def _ranked(row: ForeignRow, scored: list[tuple[float, str]], all_pairs: bool) -> list[Draft]:
+    """Pairs of unequal scores, best first; equal scores keep their order in the row and give no pair."""
+    order = sorted(scored, key=lambda s: -s[0])
+    turns = asked(row, first_present(row, ("instruction", "prompt", "question")) or "instruction")
+    drafts = []
+    for better in range(len(order) if all_pairs else min(1, len(order))):
+        for worse in range(better + 1, len(order)):
+            margin = order[better][0] - order[worse][0]
+            if margin > 0:
+                chosen, rejected = [assistant(order[better][1])], [assistant(order[worse][1])]
+                drafts.append(with_extras(Draft(turns, chosen, rejected, margin=margin), row))
+    if not drafts:
+        raise Unfit("no_preference", "completions", "has no two answers with different scores")
+    return drafts

@@ -1,0 +1,242 @@
+"""Foreign rows in our own shape: one pass over a chunk, drafts out, rejects beside them, columns built once.
+
+A row that does not fit is a reject with a reason, the field's path and its original bytes; it is never mended. The
+target kind may be another than the rows' own where that makes sense: a pair in an sft recipe is its prompt and
+better answer, either of them in a prompt recipe is the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from datamix.core import contracts
+from datamix.core.errors import RecipeError
+from datamix.core.hashing import canonical
+from datamix.core.records import RecordKind
+from datamix.formats.detect import renamer
+from datamix.formats.drafts import (
+    Draft,
+    ForeignRow,
+    TurnNames,
+    Unfit,
+    json_text,
+    named,
+    parsed,
+    record_batch,
+    system,
+)
+from datamix.formats.registry import RECORD_FORMATS, Reader, RecordFormat, can_become
+from datamix.formats.turns import last_answer, turn_names
+
+EVERYTHING = "*"  # in keep_meta: every field that the format does not read
+
+
+@dataclass(frozen=True)
+class ShapeSpec:
+    """How to shape the rows of one source; ``kind`` is what the batch shall hold."""
+
+    format: str
+    kind: RecordKind
+    columns: tuple[tuple[str, str], ...] = ()  # our name -> the file's
+    system: str | None = None  # for records without a system turn
+    keep_meta: tuple[str, ...] = ()  # fields carried along, by the file's names
+    kwargs: str | None = None  # JSON object: chat_template_kwargs of the source
+
+
+def shape(rows: contracts.Rows, slice_index: int, spec: ShapeSpec) -> contracts.Shaped:
+    """Shape a chunk of rows; the rejects are those found here, ``rows.rejects`` not among them.
+
+    A row may give several records (scored answers, seed tasks): they share its ordinal. Raises RecipeError: the
+    format is unknown, or its rows cannot become the asked kind.
+    """
+    read = _reader(spec)
+    format = RECORD_FORMATS[spec.format]
+    names, rename = turn_names(spec.columns), renamer(spec.columns)
+    meta = _meta_reader(spec, format)
+    records: list[int] = []
+    drafts: list[Draft] = []
+    metas: list[str | None] = []
+    rejects: list[contracts.Reject] = []
+    for index, value in enumerate(rows.values):
+        try:
+            row = value if value.__class__ is dict else _row(value, spec.format)
+            found = read(row if rename is None else rename(row), names)
+        except Unfit as unfit:
+            rejects.append(_reject(rows, index, unfit, spec))
+            continue
+        kept = meta(row) if meta else None
+        for draft in found:
+            records.append(rows.records[index])
+            drafts.append(draft)
+            metas.append(kept)
+    _fill(drafts, spec)
+    return _built(rows, slice_index, spec, (records, drafts, metas), rejects)
+
+
+def row_reader(spec: ShapeSpec) -> Callable[[ForeignRow], list[Draft]]:
+    """The records of one row, as ``shape`` makes them. The function raises Unfit, making it RecipeError."""
+    read = _reader(spec)
+    names, rename = turn_names(spec.columns), renamer(spec.columns)
+
+    def records(row: ForeignRow) -> list[Draft]:
+        drafts = read(row if rename is None else rename(row), names)
+        _fill(drafts, spec)
+        return drafts
+
+    return records
+
+
+def _reader(spec: ShapeSpec) -> Reader:
+    """The format's reader for the asked kind, with the step from its own kind to that one. Raises RecipeError."""
+    format = RECORD_FORMATS.get(spec.format)
+    if format is None:
+        raise RecipeError(
+            f"format: {spec.format!r} is not a known format. Known: auto, {', '.join(RECORD_FORMATS)}."
+        )
+    if spec.kind in format.readers:
+        return _checked(format.readers[spec.kind], spec.kind)
+    native = format.kinds[0]
+    if not can_become(native, spec.kind):
+        raise RecipeError(
+            f"format: {spec.format} gives {native} records, which cannot be used as {spec.kind} records. "
+            "Name the right format, or use the file in a recipe of its own kind."
+        )
+    turned = _better if spec.kind == "sft" else _prompt_of
+    read = _checked(format.readers[native], native)
+    return _checked(lambda row, names: _distinct([turned(d) for d in read(row, names)]), spec.kind)
+
+
+def _checked(read: Reader, kind: RecordKind) -> Reader:
+    """The reader, refusing conversations without an answer and prompts without a question."""
+    if kind == "text":
+        return read
+
+    def checked(row: ForeignRow, names: TurnNames) -> list[Draft]:
+        drafts = read(row, names)
+        for draft in drafts:
+            turns = draft.turns
+            last = turns[-1][0] if turns else "system"
+            if kind == "sft":
+                if last != "assistant" and not any(turn[0] == "assistant" for turn in turns):
+                    raise Unfit("no_answer", "messages", "has no assistant turn")
+            elif last == "system":
+                raise Unfit("no_prompt", "messages", "has no user turn before the answer")
+            elif last == "assistant":
+                raise Unfit("turn_order", "messages", "ends with an assistant turn where a prompt should end")
+        return drafts
+
+    return checked
+
+
+def _better(draft: Draft) -> Draft:
+    """A pair as a conversation: its prompt and better answer."""
+    if draft.label is False:
+        raise Unfit(
+            "undesired", "label", "is false: the answer is a bad example, which an sft record cannot be"
+        )
+    return Draft([*draft.turns, *(draft.chosen or [])], tools=draft.tools, kwargs=draft.kwargs)
+
+
+def _prompt_of(draft: Draft) -> Draft:
+    turns = draft.turns if draft.chosen is not None else draft.turns[: last_answer(draft.turns)]
+    return Draft(turns, tools=draft.tools, kwargs=draft.kwargs)
+
+
+def _distinct(drafts: list[Draft]) -> list[Draft]:
+    """The drafts of one row without repetition: several pairs share a prompt and a better answer."""
+    if len(drafts) == 1:
+        return drafts
+    seen: list[Draft] = []
+    for draft in drafts:
+        if draft not in seen:
+            seen.append(draft)
+    return seen
+
+
+def _row(value: Any, format: str) -> ForeignRow:
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, str) and format == "text":
+        return {"text": value}
+    raise Unfit("not_object", "record", f"is {named(value)}, not an object")
+
+
+def _reject(rows: contracts.Rows, index: int, unfit: Unfit, spec: ShapeSpec) -> contracts.Reject:
+    theirs = dict(spec.columns).get(unfit.field.split("[")[0].split(".")[0])
+    where = f" (read from {theirs!r})" if theirs is not None else ""
+    raw = rows.raws[index] or json_text(rows.values[index]).encode(errors="surrogatepass")
+    detail = f"{unfit.field} {unfit.found}{where}"
+    return contracts.Reject(rows.records[index], rows.lines[index], unfit.reason, detail, raw)
+
+
+def _meta_reader(spec: ShapeSpec, format: RecordFormat) -> Callable[[ForeignRow], str | None] | None:
+    """A function from a row to the JSON object of the fields that are kept; None where none are."""
+    if not spec.keep_meta:
+        return None
+    keep = spec.keep_meta
+    named = dict(spec.columns)
+    read = {named.get(field, field) for field in format.fields}
+    everything = EVERYTHING in keep
+
+    def meta(row: ForeignRow) -> str | None:
+        fields = (
+            [key for key in row if key not in read] if everything else [key for key in keep if key in row]
+        )
+        kept: dict[str, Any] = {}
+        for key in fields:
+            if key == "meta" and isinstance(row[key], dict):
+                kept.update(row[key])
+            elif row[key] is not None:
+                kept[key] = row[key]
+        return json_text(kept) if kept else None
+
+    return meta
+
+
+def _fill(drafts: list[Draft], spec: ShapeSpec) -> None:
+    """Give every draft the source's system text and template arguments where it has none of its own."""
+    if spec.kind == "text":
+        return
+    if spec.system is not None:
+        head = system(spec.system)
+        for draft in drafts:
+            if not draft.turns or draft.turns[0][0] != "system":
+                draft.turns = [head, *draft.turns]
+    if spec.kwargs is not None:
+        common = parsed(spec.kwargs, "chat_template_kwargs", "kwargs")
+        for draft in drafts:
+            own = parsed(draft.kwargs, "chat_template_kwargs", "kwargs") if draft.kwargs else {}
+            draft.kwargs = canonical({**common, **own})
+
+
+def _built(
+    rows: contracts.Rows,
+    slice_index: int,
+    spec: ShapeSpec,
+    found: tuple[list[int], list[Draft], list[str | None]],
+    rejects: list[contracts.Reject],
+) -> contracts.Shaped:
+    """The batch; where a text cannot be UTF-8 (a lone surrogate), without the records that hold one."""
+    records, drafts, metas = found
+    try:
+        return contracts.Shaped(record_batch(spec.kind, slice_index, records, drafts, metas), rejects)
+    except UnicodeEncodeError:
+        pass
+    places = {record: i for i, record in enumerate(rows.records)}
+    bad = {r for r, d, m in zip(*found, strict=True) if not _is_utf8(spec.kind, r, d, m)}
+    unfit = Unfit("surrogate", "record", "holds a lone surrogate, which is not text")
+    rejects = [*rejects, *(_reject(rows, places[record], unfit, spec) for record in bad)]
+    rejects.sort(key=lambda reject: reject.record)
+    keep = [i for i, record in enumerate(records) if record not in bad]
+    kept = ([records[i] for i in keep], [drafts[i] for i in keep], [metas[i] for i in keep])
+    return contracts.Shaped(record_batch(spec.kind, slice_index, *kept), rejects)
+
+
+def _is_utf8(kind: RecordKind, record: int, draft: Draft, meta: str | None) -> bool:
+    try:
+        record_batch(kind, 0, [record], [draft], [meta])
+    except UnicodeEncodeError:
+        return False
+    return True

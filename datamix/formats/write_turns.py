@@ -1,0 +1,131 @@
+"""Our turns in foreign spellings; what a spelling cannot hold is counted, or refuses the record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from datamix.formats.drafts import ForeignRow, Turn, json_text, parsed
+
+Lost = Counter[str]
+
+
+class Unwritable(Exception):
+    """A record that a format cannot hold at all; the argument says what stands in the way."""
+
+
+def openai_turns(turns: list[Turn]) -> list[ForeignRow]:
+    """``{"role", "content"}`` with every field that a turn may have: nothing is lost."""
+    return [_openai_turn(turn) for turn in turns]
+
+
+def _openai_turn(turn: Turn) -> ForeignRow:
+    role, content, reasoning, calls, call_id, name, train = turn
+    row: ForeignRow = {"role": role, "content": content}
+    if reasoning is not None:
+        row["reasoning_content"] = reasoning
+    if calls is not None:
+        row["tool_calls"] = parsed(calls, "tool_calls", "tool_call")
+    if call_id is not None:
+        row["tool_call_id"] = call_id
+    if name is not None:
+        row["name"] = name
+    if train is False:
+        row["loss"] = False
+    return row
+
+
+_FROM = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
+
+
+def sharegpt_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
+    """``{"from", "value"}``; ids of calls are lost, reasoning is written inline, text beside calls as a turn of its own."""
+    rows: list[ForeignRow] = []
+    for role, content, reasoning, calls, call_id, name, train in turns:
+        if call_id is not None or name is not None:
+            lost["names and ids of tool answers"] += 1
+        if train is False:
+            lost["flags of turns that are never trained"] += 1
+        if reasoning is not None and calls is None:
+            lost["reasoning as a field (written inline as <think>)"] += 1
+            content = f"<think>\n{reasoning}\n</think>\n\n{content}"
+        if content is not None:
+            rows.append({"from": _FROM[role], "value": content})
+        if calls is not None:
+            if content is not None:
+                lost["text beside tool calls (written as a turn before them)"] += 1
+            rows.append({"from": "function_call", "value": _sharegpt_calls(calls, reasoning, lost)})
+    return rows
+
+
+def _sharegpt_calls(calls: str, reasoning: str | None, lost: Lost) -> str:
+    bare = [_bare_call(call, lost) for call in parsed(calls, "tool_calls", "tool_call")]
+    value = json_text(bare[0] if len(bare) == 1 else bare)
+    if reasoning is None:
+        return value
+    if reasoning != reasoning.strip("\n") or "</think>" in reasoning:
+        lost["newlines around reasoning"] += 1
+    return f"<think>\n{reasoning}\n</think>\n\n{value}"
+
+
+def _bare_call(call: ForeignRow, lost: Lost) -> ForeignRow:
+    if "id" in call:
+        lost["ids of tool calls"] += 1
+    function: ForeignRow = call["function"]
+    return {"name": function["name"], "arguments": function["arguments"]}
+
+
+def part_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
+    """LLaMA-Factory v1: content as typed parts, and a loss weight for every turn."""
+    rows: list[ForeignRow] = []
+    for role, content, reasoning, calls, call_id, name, train in turns:
+        if call_id is not None or name is not None:
+            lost["names and ids of tool answers"] += 1
+        parts: list[ForeignRow] = []
+        if reasoning is not None:
+            parts.append({"type": "reasoning", "value": reasoning})
+        if content is not None:
+            parts.append({"type": "text", "value": content})
+        for call in parsed(calls, "tool_calls", "tool_call") if calls else ():
+            head = {"id": call["id"]} if "id" in call else {}
+            parts.append({"type": "tool_call", "value": json_text({**head, **call["function"]})})
+        weight = 1.0 if role == "assistant" and train is not False else 0.0
+        rows.append({"role": role, "content": parts, "loss_weight": weight})
+    return rows
+
+
+def plain_text(turn: Turn, lost: Lost) -> str:
+    """The text of a turn in a format of texts. Raises Unwritable: the turn is a call or a tool's answer."""
+    role, content, reasoning, calls, _, _, train = turn
+    if role == "tool" or calls is not None or content is None:
+        raise Unwritable("tool calls")
+    if train is False:
+        lost["flags of turns that are never trained"] += 1
+    if reasoning is not None:
+        lost["reasoning"] += 1
+    return content
+
+
+def answer_text(turns: list[Turn], lost: Lost) -> str:
+    """The one text of an answer. Raises Unwritable: it is several turns, or a call."""
+    if len(turns) != 1:
+        raise Unwritable("an answer of several turns")
+    return plain_text(turns[0], lost)
+
+
+def asked_fields(turns: list[Turn], question: str, lost: Lost) -> dict[str, Any]:
+    """A prompt as system, history and a question. Raises Unwritable: its turns do not alternate, or it has calls."""
+    row: ForeignRow = {}
+    if turns and turns[0][0] == "system":
+        row["system"] = plain_text(turns[0], lost)
+        if not row["system"]:
+            lost["an empty system text"] += 1
+        turns = turns[1:]
+    texts = [plain_text(turn, lost) for turn in turns]
+    wanted = ["user", "assistant"] * (len(turns) // 2) + ["user"]
+    if [turn[0] for turn in turns] != wanted:
+        raise Unwritable("turns that do not alternate between user and assistant")
+    if len(texts) > 1:
+        row["history"] = [list(pair) for pair in zip(texts[:-1:2], texts[1::2], strict=True)]
+    row[question] = texts[-1]
+    return row

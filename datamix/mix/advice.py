@@ -1,0 +1,191 @@
+"""What to say when a size cannot be given, with advice that works: every cure is computed and tried before it is told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from datamix.core.errors import RecipeError
+from datamix.mix.quota import (
+    ROUNDING,
+    Available,
+    Floats,
+    LadderStep,
+    MixStage,
+    Scarcity,
+    StagePlan,
+    allowed,
+    fixed_total,
+    limits,
+    mean_shares,
+    quantity,
+    rounded,
+    stage_plans,
+)
+
+
+@dataclass(frozen=True)
+class Short:
+    """A size that the caps cannot give."""
+
+    sources: Sequence[Available]
+    stages: Sequence[MixStage]
+    unit: str
+    asked: float
+    size: int | Mapping[str, float] | None
+
+
+def too_large(short: Short, limit: float) -> str:
+    plans = stage_plans(short.stages, short.asked)
+    need, most = mean_shares(plans) * short.asked, allowed(short.sources, plans)
+    lacking = [i for i in range(len(need)) if need[i] > most[i] + ROUNDING]
+    found = "; ".join(
+        f"{short.sources[i].name} would have to give {quantity(need[i], up=True)} and has "
+        f"{quantity(short.sources[i].cost)} with max_epochs {short.sources[i].max_epochs:g}"
+        for i in lacking
+    )
+    cures = [f"raise {_epochs_cure(short, need, most, lacking)}", _size_cure(short, limit)]
+    # A size in epochs of the short source asks for the same amount of it whatever its weight.
+    by_weight = len(lacking) == 1 and not isinstance(short.size, Mapping)
+    if by_weight and (weights := _weight_cure(short, lacking[0])):
+        cures.append(f"lower {weights}")
+    return (
+        f"mix.size: {quantity(short.asked, up=True)} {short.unit} were asked for, the caps allow {quantity(limit)}: "
+        f"{found}. Either {', or '.join(cures)}; or let the mixer choose with on_short: shrink or reweigh."
+    )
+
+
+def _epochs_cure(short: Short, need: Floats, most: Floats, lacking: Sequence[int]) -> str:
+    cures = []
+    for i in lacking:
+        source = short.sources[i]
+        room = source.most - most[i]
+        cures.append(f"max_epochs of {source.name} to {math.ceil((need[i] + room - ROUNDING) / source.cost)}")
+    return " and ".join(cures)
+
+
+def _size_cure(short: Short, limit: float) -> str:
+    if isinstance(short.size, int):
+        return f"lower size to {quantity(limit)}"
+    if isinstance(short.size, Mapping):
+        return f"give size as a number of at most {quantity(limit)}"
+    return f"multiply the sizes of the stages by {math.floor(limit / short.asked * 1000) / 1000:g}"
+
+
+def _weight_cure(short: Short, lacking: int) -> str | None:
+    """The largest weights of the short source, in the recipe's own scale, with which every cap holds."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _fits(short, _with_weight(short.stages, lacking, middle), lacking):
+            low = middle
+        else:
+            high = middle
+    stages = _with_weight(short.stages, lacking, low, round_down=True)
+    if any(s.ramp_to is not None for s in stages) or not _fits(short, stages, None):
+        return None
+    weights = [(s.name, s.weights[lacking]) for s in stages if s.weights[lacking] > 0]
+    if not weights:
+        return None
+    if len(short.stages) == 1:
+        return f"its weight to {weights[0][1]:g}"
+    return "its weights to " + ", ".join(f"{w:g} in {name}" for name, w in weights)
+
+
+def _with_weight(
+    stages: Sequence[MixStage], source: int, factor: float, round_down: bool = False
+) -> tuple[MixStage, ...]:
+    changed = []
+    for stage in stages:
+        weights = list(stage.weights)
+        weights[source] *= factor
+        if round_down and weights[source] > 0:
+            step = 10.0 ** (math.floor(math.log10(weights[source])) - 2)
+            weights[source] = float(f"{math.floor(weights[source] / step) * step:.3g}")
+        ramp = stage.ramp_to
+        if ramp is not None:
+            ramp = tuple(w * factor if i == source else w for i, w in enumerate(ramp))
+        changed.append(replace(stage, weights=tuple(weights), ramp_to=ramp))
+    return tuple(changed)
+
+
+def _fits(short: Short, stages: Sequence[MixStage], only: int | None) -> bool:
+    if any(sum(s.weights) <= 0 or (s.ramp_to is not None and sum(s.ramp_to) <= 0) for s in stages):
+        return False
+    plans = stage_plans(stages, short.asked)
+    room = allowed(short.sources, plans) + ROUNDING - mean_shares(plans) * short.asked
+    return bool(room[only] >= 0) if only is not None else bool(np.all(room >= 0))
+
+
+def check_rows(sources: Sequence[Available], plans: Sequence[StagePlan], taken: Floats, unit: str) -> None:
+    """No source at zero: a quota below a source's smallest row is refused."""
+    total = sum(p.length for p in plans)
+    for i, source in enumerate(sources):
+        if taken[i] >= source.smallest_row - ROUNDING:
+            continue
+        enough = rounded(_enough(sources, float(taken[i] / total), i), up=True)
+        need, most = taken / total * enough, allowed(sources, plans)
+        raised = [
+            f"max_epochs of {s.name} at {math.ceil((need[j] + s.most - most[j] - ROUNDING) / s.cost)}"
+            for j, s in enumerate(sources)
+            if need[j] > most[j] + ROUNDING
+        ]
+        raise RecipeError(
+            f"mix: source {source.name} is asked for {taken[i] / total:.3g} of {quantity(total)} {unit}; that is "
+            f"{taken[i]:.3g}, less than its smallest row ({source.smallest_row}), so that it would stay out. The smallest "
+            f"size that works is {quantity(enough)}{' with ' + ' and '.join(raised) if raised else ''}; or give "
+            f"{source.name} a larger weight, or remove it."
+        )
+
+
+def _enough(sources: Sequence[Available], share: float, index: int) -> float:
+    """A total at which source ``index`` surely gets a row: rows end at the latest half a row after they are due."""
+    rows = {s.largest_row for s in sources} | {s.smallest_row for s in sources}
+    if len(rows) == 1:  # totals are whole rows then, and half a row is none
+        return max(rows) / share
+    return sources[index].largest_row / share + max(rows) / 2
+
+
+LADDER_EPOCHS = (1, 2, 4, 8)
+_UNUSED_WORTH_SAYING = 0.5
+_TIE = 1e-6  # of a total: sizes are rounded to whole units before shares are made of them
+
+
+def first_met(totals: Floats) -> tuple[int, ...]:
+    """The sources whose caps are met first, ties together; ``totals`` as ``limits`` gives them."""
+    least = float(totals.min())
+    return tuple(i for i, total in enumerate(totals) if total <= least * (1 + _TIE))
+
+
+def ladder(sources: Sequence[Available], stages: Sequence[MixStage]) -> tuple[LadderStep, ...]:
+    """What ``max_epochs`` of 1, 2, 4 and 8 for the sources that bind would give; the other caps stay."""
+    asked = fixed_total(stages)
+    plans = stage_plans(stages, 1.0 if asked is None else asked)
+    shares = mean_shares(plans)
+    scarce = first_met(limits(allowed(sources, plans), shares))
+    rungs = []
+    for epochs in LADDER_EPOCHS:
+        tried = [
+            replace(s, max_epochs=float(epochs), cap=None) if i in scarce else s
+            for i, s in enumerate(sources)
+        ]
+        total = math.floor(float(limits(allowed(tried, plans), shares).min()) + ROUNDING)
+        used = tuple(float(w * total / s.cost) for w, s in zip(shares, sources, strict=True))
+        rungs.append(LadderStep(epochs, total, used, tuple(max(0.0, 1 - u) for u in used)))
+    return tuple(rungs)
+
+
+def scarcity(
+    sources: Sequence[Available], stages: Sequence[MixStage], epochs: Sequence[float]
+) -> Scarcity | None:
+    """The ladder, where caps set the size and leave more than half of a source unused; ``epochs``: as it is now."""
+    if all(1 - used <= _UNUSED_WORTH_SAYING for used in epochs):
+        return None
+    asked = fixed_total(stages)
+    plans = stage_plans(stages, 1.0 if asked is None else asked)
+    scarce = first_met(limits(allowed(sources, plans), mean_shares(plans)))
+    names = tuple(s.name for s in sources)
+    return Scarcity(names, tuple(names[i] for i in scarce), ladder(sources, stages))

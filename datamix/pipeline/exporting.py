@@ -1,0 +1,76 @@
+"""Write a set that is already built in further formats: the same tasks as a build's last phase, resumable and parallel.
+
+The rows are made again from the cache, in about the time of copying them. Where the cache is gone, running the build again
+brings it back; nothing of the set changes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datamix.core.errors import RecipeError
+from datamix.pipeline import outputs
+from datamix.pipeline.engine import LocalEngine, default_workers
+from datamix.pipeline.manifest import save_manifest
+from datamix.pipeline.opening import built_set, read_manifest
+from datamix.pipeline.prepare_sources import BuildContext
+from datamix.pipeline.progress import Screen
+from datamix.pipeline.publish import BUILDING, hold_folder
+from datamix.recipe.strict_yaml import scalar
+
+
+def parse_format(text: str) -> outputs.FormatChoice:
+    """``megatron:layout=blocks,shard_bytes=1000`` -> its name and options. Raises RecipeError."""
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for pair in filter(None, rest.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise RecipeError(f"--to {text}: options are key=value, such as megatron:layout=blocks.")
+        options[key.strip()] = scalar(value.strip())
+    return name.strip(), tuple(sorted(options.items()))
+
+
+def export(
+    out: Path,
+    formats: Sequence[outputs.FormatChoice],
+    cache: Path | None,
+    workers: int = 0,
+    screen: Screen | None = None,
+) -> list[dict[str, Any]]:
+    """Add formats to a finished set; return the new entries of its ``outputs``.
+
+    Raises RecipeError for an unknown format or option, DataError where the rows are gone.
+    """
+    manifest = read_manifest(out)
+    if manifest is None:
+        raise RecipeError(
+            f"{out} holds no finished set (no manifest.json). Build it first: `datamix build RECIPE -o {out}`."
+        )
+    splits = built_set(out, manifest, cache).splits
+    there = {entry["format"] for entry in manifest["outputs"]}
+    if not manifest.get("virtual"):
+        formats = [f for f in formats if f[0] != "parquet"]
+    again = [name for name, _ in formats if name in there and name != "parquet"]
+    with hold_folder(out):
+        bench = BuildContext(
+            out / BUILDING, LocalEngine(workers or default_workers()), screen or Screen(quiet=True)
+        )
+        try:
+            tasks = outputs.shard_tasks(splits, formats, manifest["key"], out / BUILDING)
+            done = list(zip(tasks, bench.run("write", tasks), strict=True))
+        finally:
+            bench.engine.close()
+        for name in again:
+            shutil.rmtree(outputs.format_folder(out, name), ignore_errors=True)
+        listed = outputs.link(out, done) + outputs.finish(out, done)
+        new = {entry["path"] for entry in listed}
+        keep = [e for e in manifest["outputs"] if e["format"] not in again and e["path"] not in new]
+        manifest["outputs"] = sorted([*keep, *listed], key=lambda entry: str(entry["path"]))
+        manifest["commands"] = manifest.get("commands", {}) | outputs.commands(formats, splits["train"].info)
+        save_manifest(out, manifest)
+        shutil.rmtree(out / BUILDING, ignore_errors=True)
+    return listed

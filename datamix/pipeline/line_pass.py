@@ -1,0 +1,152 @@
+"""Repeated lines: counted over every document of all sources, then cut from each. Runs only where a recipe asks for it.
+
+Three kinds of task: ``count`` (a window of texts -> distinct lines and how many documents hold each), ``common`` (all counts -> the
+lines that are too common; 24 bytes a distinct line), ``cut`` (a prepared file -> the same without them). What ``cut`` leaves looks as
+if ``prepare`` had left it, so no later phase knows. A document of which nothing is left is cleaned away as ``repeated_lines``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datamix.core.contracts import Receipt, Task
+from datamix.core.hashing import content_keys, digest
+from datamix.dedup import LineCounts, LineSpec, count_lines, cut_lines, repeated
+from datamix.pipeline.prepare import CLEANED, Window, prepared_schema, read_batches
+
+_VERSION = 1
+REASON = "repeated_lines"
+
+
+@dataclass(frozen=True)
+class CountSpec:
+    window: Window
+    lines: LineSpec
+
+
+@dataclass(frozen=True)
+class CommonSpec:
+    counts: tuple[Path, ...]
+    lines: LineSpec
+
+
+@dataclass(frozen=True)
+class CutSpec:
+    prepared: Receipt
+    common: Path
+    lines: LineSpec
+
+
+def count_tasks(windows: Sequence[Window], spec: LineSpec, home: Path) -> list[Task]:
+    """One task a window of texts."""
+    return [
+        Task(
+            "count lines",
+            digest("lines.count", _VERSION, w.prepared.key, w.start, w.stop, spec),
+            count,
+            CountSpec(w, spec),
+            home,
+            w.num_bytes,
+        )
+        for w in windows
+    ]
+
+
+def common_task(counted: Sequence[Receipt], spec: LineSpec, home: Path) -> Task:
+    """The one task that joins all counts."""
+    key = digest("lines.common", _VERSION, [r.key for r in counted], spec)
+    return Task(
+        "common lines", key, common, CommonSpec(tuple(r.folder / "lines.npz" for r in counted), spec), home
+    )
+
+
+def cut_tasks(prepared: Sequence[Receipt], found: Receipt, spec: LineSpec, home: Path) -> list[Task]:
+    """One task a prepared file."""
+    return [
+        Task(
+            "cut lines",
+            digest("lines.cut", _VERSION, receipt.key, found.key, spec),
+            cut,
+            CutSpec(receipt, found.folder / "common.npy", spec),
+            home,
+            1 + sum(size for _, size in receipt.counts["batches"]),
+        )
+        for receipt in prepared
+    ]
+
+
+def count(spec: CountSpec, folder: Path) -> dict[str, Any]:
+    """Count the lines of a window."""
+    parts = [count_lines(batch.column("text"), spec.lines) for batch in spec.window.batches()]
+    keys = np.concatenate([p.keys for p in parts])
+    documents = np.concatenate([p.documents for p in parts])
+    distinct, places = np.unique(keys, return_inverse=True)
+    total = np.zeros(len(distinct), np.int64)
+    np.add.at(total, places, documents)
+    np.savez(folder / "lines.npz", keys=distinct, documents=total)
+    return {"lines": len(distinct)}
+
+
+def common(spec: CommonSpec, folder: Path) -> dict[str, Any]:
+    """Find the lines that stand in too many documents."""
+    counts = []
+    for path in spec.counts:
+        with np.load(path) as held:
+            counts.append(LineCounts(held["keys"], held["documents"]))
+    keys = repeated(counts, spec.lines)
+    np.save(folder / "common.npy", keys)
+    return {"common": len(keys)}
+
+
+def cut(spec: CutSpec, folder: Path) -> dict[str, Any]:
+    """Write a prepared file again without the common lines."""
+    keys = np.load(spec.common)
+    schema = prepared_schema("text")
+    batches: list[list[int]] = []
+    mended = dropped = 0
+    shutil.copyfile(spec.prepared.folder / "rejects.arrow", folder / "rejects.arrow")
+    with (
+        pa.OSFile(str(folder / "records.arrow"), "wb") as file,
+        pa.ipc.new_file(file, schema) as records,
+        pa.OSFile(str(folder / "cleaned.arrow"), "wb") as file2,
+        pa.ipc.new_file(file2, CLEANED) as cleaned,
+    ):
+        for batch in read_batches(str(spec.prepared.folder / "cleaned.arrow")):
+            cleaned.write_batch(batch)
+        for batch in read_batches(str(spec.prepared.folder / "records.arrow")):
+            done = cut_lines(batch.column("text"), keys, spec.lines)
+            mended += int((done.num_lines > 0).sum())
+            texts = done.texts.cast(pa.string())
+            empty = pc.and_(pc.equal(pc.utf8_trim_whitespace(texts), ""), pa.array(done.num_lines > 0))
+            whole = pa.RecordBatch.from_arrays(
+                [
+                    texts if name == "text" else content_keys(texts) if name == "key" else batch.column(name)
+                    for name in schema.names
+                ],
+                schema=schema,
+            )
+            gone = whole.filter(empty)
+            if gone.num_rows:
+                dropped += gone.num_rows
+                reasons = pa.array([REASON] * gone.num_rows, pa.string())
+                cleaned.write_batch(
+                    pa.RecordBatch.from_arrays(
+                        [gone.column("slice"), gone.column("record"), reasons], schema=CLEANED
+                    )
+                )
+            left = whole.filter(pc.invert(empty))
+            if left.num_rows:
+                records.write_batch(left)
+                batches.append([left.num_rows, left.nbytes])
+    counts = dict(spec.prepared.counts)
+    cleaned_by = {**counts["cleaned_by"], **({REASON: dropped} if dropped else {})}
+    mended_by = {**counts["mended_by"], **({REASON: mended} if mended else {})}
+    return {**counts, "batches": batches, "cleaned_by": cleaned_by, "mended_by": mended_by}

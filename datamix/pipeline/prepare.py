@@ -1,0 +1,262 @@
+"""Read, shape, clean: one task for each group of slices, up to 32 MiB of input.
+
+A task leaves ``records.arrow`` (the records that fit, with their content key), ``cleaned.arrow`` (which were dropped by
+which step) and ``rejects.arrow`` (what did not fit, with its original bytes). Memory: one chunk of about 8 MB.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from datamix.clean import Step, clean
+from datamix.core.contracts import Receipt, Reject, Rows, Shaped, Slice, Task
+from datamix.core.hashing import content_keys, digest
+from datamix.core.records import SCHEMAS, RecordKind, identity_texts
+from datamix.formats import FastPath, ShapeSpec, shape, together
+from datamix.pipeline.scan import InputFile
+from datamix.read import read
+
+_VERSION = 1
+_TASK_BYTES = 32 << 20
+_TASK_SLICES = 4096
+_CHEAPNESS = 32  # reading is about so many times as fast as encoding, by which a task's weight is measured
+
+CLEANED = pa.schema([("slice", pa.int32()), ("record", pa.int64()), ("reason", pa.string())])
+REJECTS = pa.schema(
+    [
+        ("slice", pa.int32()),
+        ("record", pa.int64()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("raw", pa.large_binary()),
+    ]
+)
+
+
+def prepared_schema(kind: RecordKind) -> pa.Schema:
+    """Records as they lie in the cache: the kind's schema and a 128-bit content key."""
+    return SCHEMAS[kind].append(pa.field("key", pa.binary(16), False))
+
+
+@dataclass(frozen=True)
+class PrepareSpec:
+    """Slices of one source, and how their records are shaped and cleaned."""
+
+    slices: tuple[Slice, ...]
+    shape: ShapeSpec
+    steps: tuple[Step, ...]
+    limit: int | None = None  # at most this many records of each slice
+
+    def key(self) -> str:
+        """Content decides, never the place: the same file elsewhere is the same work."""
+        keep_path = "path" in self.shape.keep_meta
+        slices = [
+            replace(s, path="", options=s.options if keep_path else _unnamed(s.options)) for s in self.slices
+        ]
+        return digest("prepare", _VERSION, slices, self.shape, self.steps, self.limit)
+
+
+def _unnamed(options: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(pair for pair in options if pair[0] != "name")
+
+
+@dataclass(frozen=True)
+class PreparedSlices:
+    """One prepare task, and which file each of its slices belongs to (index among the files of the source)."""
+
+    task: Task
+    files: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShapeOf:
+    """What the recipe says of the shape of one source's records."""
+
+    kind: RecordKind
+    system: str | None = None
+    keep_meta: tuple[str, ...] = ()
+    kwargs: str | None = None
+
+
+def parts(
+    found: Sequence[InputFile], wanted: ShapeOf, steps: tuple[Step, ...], limit: int | None, home: Path
+) -> list[PreparedSlices]:
+    """The prepare tasks of one source, in file order; slices of equal format share a task."""
+    made: list[PreparedSlices] = []
+    group: list[tuple[int, Slice]] = []
+    weight = 0
+
+    def close(spec: ShapeSpec) -> None:
+        nonlocal weight
+        work = PrepareSpec(tuple(s for _, s in group), spec, steps, limit)
+        share = 1 if steps else _CHEAPNESS
+        task = Task(f"read {found[0].source}", work.key(), prepare, work, home, weight // share + 1)
+        made.append(PreparedSlices(task, tuple(i for i, _ in group)))
+        group.clear()
+        weight = 0
+
+    last: ShapeSpec | None = None
+    for index, file in enumerate(found):
+        spec = ShapeSpec(
+            file.format or "text", wanted.kind, file.columns, wanted.system, wanted.keep_meta, wanted.kwargs
+        )
+        if group and last is not None and spec != last:
+            close(last)
+        last = spec
+        pieces = file.slices()
+        for piece in pieces:
+            group.append((index, piece))
+            weight += max(1, file.num_bytes // len(pieces))
+            if weight >= _TASK_BYTES or len(group) >= _TASK_SLICES:
+                close(spec)
+    if group and last is not None:
+        close(last)
+    return made
+
+
+def prepare(spec: PrepareSpec, folder: Path) -> dict[str, Any]:
+    """Carry one task out; counts say what became of every record of every slice."""
+    kind = spec.shape.kind
+    tally = _Tally(len(spec.slices))
+    schema = prepared_schema(kind)
+    with (
+        pa.OSFile(str(folder / "records.arrow"), "wb") as file,
+        pa.ipc.new_file(file, schema) as records,
+        pa.OSFile(str(folder / "cleaned.arrow"), "wb") as file2,
+        pa.ipc.new_file(file2, CLEANED) as cleaned,
+        pa.OSFile(str(folder / "rejects.arrow"), "wb") as file3,
+        pa.ipc.new_file(file3, REJECTS) as rejects,
+    ):
+        for index, batch, rejected in _shaped(spec, tally):
+            if rejected:
+                rejects.write_batch(_rejects(index, rejected))
+            result = clean(batch, kind, spec.steps)
+            tally.clean(result.dropped, result.mended)
+            if result.dropped:
+                cleaned.write_batch(_cleaned(batch, result.dropped))
+            if result.batch.num_rows:
+                keys = content_keys(identity_texts(result.batch, kind))
+                whole = pa.RecordBatch.from_arrays([*result.batch.columns, keys], schema=schema)
+                records.write_batch(whole)
+                tally.batches.append([whole.num_rows, whole.nbytes])
+    return tally.counts()
+
+
+class _Tally:
+    """Counts of one task, by slice where they are."""
+
+    def __init__(self, num_slices: int) -> None:
+        self.read = [0] * num_slices
+        self.lines = [0] * num_slices
+        self.rejected: Counter[str] = Counter()
+        self.cleaned: Counter[str] = Counter()
+        self.mended: Counter[str] = Counter()
+        self.batches: list[list[int]] = []
+        self.raw_bytes = 0  # of the records as they stood, where the container has them
+
+    def see(self, index: int, rows: Rows) -> None:
+        """Count a chunk; its records and its rejects are in order, so that the last of each says how far it reaches."""
+        ends = [
+            (record + 1, line or 0) for record, line in zip(rows.records[-1:], rows.lines[-1:], strict=True)
+        ]
+        ends += [(reject.record + 1, reject.line or 0) for reject in rows.rejects[-1:]]
+        self.raw_bytes += sum(map(len, rows.raws)) + sum(len(reject.raw) for reject in rows.rejects)
+        if rows.taken is not None:
+            ends.append((rows.taken.num_records, rows.taken.num_lines))
+            self.raw_bytes += rows.taken.num_bytes
+        self.read[index] = max(self.read[index], *(record for record, _ in ends))
+        self.lines[index] = max(self.lines[index], *(line for _, line in ends))
+
+    def clean(self, dropped: dict[int, str], mended: dict[str, int]) -> None:
+        self.cleaned.update(dropped.values())
+        self.mended.update(mended)
+
+    def counts(self) -> dict[str, Any]:
+        plain = {"rejected_by": self.rejected, "cleaned_by": self.cleaned, "mended_by": self.mended}
+        return {
+            "read": self.read,
+            "lines": self.lines,
+            "batches": self.batches,
+            "raw_bytes": self.raw_bytes,
+            **{k: dict(sorted(v.items())) for k, v in plain.items()},
+        }
+
+
+def _shaped(spec: PrepareSpec, tally: _Tally) -> Iterator[tuple[int, pa.RecordBatch, list[Reject]]]:
+    quick = FastPath(spec.shape)
+    for index, piece in enumerate(spec.slices):
+        for rows in read(piece, limit=spec.limit, take=partial(quick, index)):
+            shaped = shape(rows, index, spec.shape)
+            if rows.taken is not None:
+                shaped = Shaped(together(rows.taken.batch, shaped.batch), shaped.rejects)
+            rejected = [*rows.rejects, *shaped.rejects]
+            tally.see(index, rows)
+            tally.rejected.update(r.reason for r in rejected)
+            yield index, shaped.batch, sorted(rejected, key=lambda r: r.record)
+
+
+def _rejects(index: int, rejected: list[Reject]) -> pa.RecordBatch:
+    rows = [(index, r.record, r.line, r.reason, r.detail, r.raw) for r in rejected]
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(column, field.type)
+            for column, field in zip(zip(*rows, strict=True), REJECTS, strict=True)
+        ],
+        schema=REJECTS,
+    )
+
+
+def _cleaned(batch: pa.RecordBatch, dropped: dict[int, str]) -> pa.RecordBatch:
+    rows = pa.array(sorted(dropped), pa.int64())
+    reasons = pa.array([dropped[i] for i in sorted(dropped)], pa.string())
+    return pa.RecordBatch.from_arrays(
+        [batch.column("slice").take(rows), batch.column("record").take(rows), reasons], schema=CLEANED
+    )
+
+
+@dataclass(frozen=True)
+class Window:
+    """Batches ``start..stop`` of one prepared file: the unit of encode and sign tasks."""
+
+    prepared: Receipt
+    start: int
+    stop: int
+    num_rows: int
+    num_bytes: int
+
+    @property
+    def path(self) -> str:
+        return str(self.prepared.folder / "records.arrow")
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The records, memory-mapped."""
+        yield from read_batches(self.path, self.start, self.stop)
+
+
+def windows(receipts: Sequence[Receipt], window_bytes: int = 16 << 20) -> list[Window]:
+    """Cut prepared files into windows of about 16 MiB, by their batches: the same cuts on every machine."""
+    made: list[Window] = []
+    for receipt in receipts:
+        batches = receipt.counts["batches"]
+        start = rows = size = 0
+        for index, (num_rows, num_bytes) in enumerate(batches):
+            rows, size = rows + num_rows, size + num_bytes
+            if size >= window_bytes or index == len(batches) - 1:
+                made.append(Window(receipt, start, index + 1, rows, size))
+                start, rows, size = index + 1, 0, 0
+    return made
+
+
+def read_batches(path: str, start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Record batches ``start..stop`` of an Arrow IPC file, memory-mapped."""
+    with pa.memory_map(path) as source, pa.ipc.open_file(source) as reader:
+        for index in range(start, reader.num_record_batches if stop is None else stop):
+            yield reader.get_batch(index)

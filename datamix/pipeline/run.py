@@ -1,0 +1,49 @@
+"""The main job: a recipe in, a training set out. The order of the phases stands here and nowhere else.
+
+``ready`` (per record, cached by content) -> ``decide`` (fates) -> ``pack`` and ``schedule`` (integers) -> ``emit`` (rows)
+-> ``publish`` (the folder OUT, manifest last). Every step is a task with a key, so a build that was stopped goes on where
+it was, and one that changes only weights does only integers and the last copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datamix.pipeline import prepare_sources, translate
+from datamix.pipeline.preflight import preflight
+from datamix.pipeline.progress import Screen
+from datamix.pipeline.state import Options, ResolvedBuild
+from datamix.pipeline.steps import decide_and_pack, mix_rows, open_context
+from datamix.recipe import Recipe
+
+
+def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dict[str, Any]:
+    """Build a training set; return its manifest. Raises DatamixError with what to do."""
+    from datamix.pipeline.planning import say_scarcity, say_scarcity_first
+    from datamix.pipeline.publish import finished, hold, publish, set_key
+
+    screen = screen or Screen(quiet=True)
+    tokenizer = preflight(recipe)
+    with hold(options.out, recipe, options.overwrite):
+        bench = open_context(options, screen)
+        try:
+            encode = translate.encode_spec(recipe, tokenizer)
+            works = translate.source_works(recipe, encode, options.sample)
+            found = prepare_sources.scan_sources(bench, works)
+            prepare_sources.preload_tokenizer(bench, works, found)
+            said = say_scarcity_first(recipe, bench, encode, works, found)
+            decided = decide_and_pack(
+                recipe, bench, encode, prepare_sources.prepare_sources(bench, works, found)
+            )
+            made = ResolvedBuild(recipe, tokenizer, decided, mix_rows(recipe, bench, decided))
+            if not said:
+                say_scarcity(made.arranged.quota, screen)
+            done = finished(options.out, set_key(made))
+            if done is not None:
+                screen.say(
+                    f"{options.out} is already built from this recipe and these inputs: nothing to do."
+                )
+                return done
+            return publish(made, options, bench)
+        finally:
+            bench.engine.close()

@@ -1,0 +1,218 @@
+"""Which files a source has, what is in them, and their sha256: read before any work is planned.
+
+A file is hashed once; a later run trusts the hash while size, mtime, ctime and inode are unchanged. Cost: one read of
+every new byte (sha256 runs at 1-2 GB/s), and a look at the first few hundred records of each file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datamix.core.contracts import Receipt, Slice, Task
+from datamix.core.errors import DataError
+from datamix.core.hashing import digest
+from datamix.formats import RECORD_FORMATS, detect
+from datamix.read import DOCUMENTS, cut, file_state, find, read, sha256_of, sniff
+
+_VERSION = 1
+_SAMPLE_RECORDS = 200
+_GROUP_FILES = 64
+_GROUP_BYTES = 256 << 20
+CONTAINERS = ("jsonl", "json", "csv", "parquet", "arrow", "arrow_stream", "text", "lines")
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What the recipe says of the files of one source."""
+
+    source: str
+    paths: tuple[str, ...]
+    base: str
+    format: str = "auto"
+    encoding: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One input file: what it is and what is in it."""
+
+    source: str
+    path: str  # as it is opened
+    label: str  # as the manifest names it: relative to the recipe
+    sha256: str
+    num_bytes: int
+    container: str
+    compression: str | None
+    encoding: str
+    options: tuple[tuple[str, str], ...]
+    format: str | None  # record format; None where nobody's format was recognised or the file is empty
+    kind: str | None  # what the records natively are
+    columns: tuple[tuple[str, str], ...]
+    state: tuple[int, ...]
+
+    def slices(self) -> list[Slice]:
+        """The constant cuts of this file."""
+        from datamix.read import Sniff
+
+        options = self.options
+        if self.container in DOCUMENTS:
+            options = tuple(sorted((*options, ("name", self.label))))  # what a kept `path` says
+        seen = Sniff(self.container, self.compression, self.encoding, options, self.num_bytes)
+        return cut(self.path, self.sha256, seen)
+
+
+@dataclass(frozen=True)
+class ScanSpec:
+    """A group of files to look at, and what the recipe says of them."""
+
+    paths: tuple[str, ...]
+    states: tuple[tuple[int, ...], ...]
+    container: str | None
+    format: str | None
+    encoding: str | None
+    columns: tuple[tuple[str, str], ...]
+
+
+def tasks(wanted: SourceRequest, home: Path) -> list[Task]:
+    """One task for each group of files of a source. Raises RecipeError where a path matches nothing."""
+    paths = find(wanted.paths, wanted.base)
+    declared = None if wanted.format == "auto" else wanted.format
+    container = declared if declared in CONTAINERS else None
+    format_ = None if declared in CONTAINERS and declared not in RECORD_FORMATS else declared
+    made: list[Task] = []
+    group: list[tuple[str, tuple[int, ...]]] = []
+
+    def close() -> None:
+        spec = ScanSpec(
+            tuple(p for p, _ in group),
+            tuple(s for _, s in group),
+            container,
+            format_,
+            wanted.encoding,
+            wanted.columns,
+        )
+        made.append(
+            Task(
+                f"look at {wanted.source}",
+                digest("survey", _VERSION, spec),
+                scan_files,
+                spec,
+                home,
+                _size(group),
+            )
+        )
+        group.clear()
+
+    for path in paths:
+        group.append((path, _state(path)))
+        if len(group) == _GROUP_FILES or _size(group) >= _GROUP_BYTES:
+            close()
+    if group:
+        close()
+    return made
+
+
+def _state(path: str) -> tuple[int, ...]:
+    try:
+        return tuple(file_state(path))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror or error}. Check that it exists and may be read."
+        ) from None
+
+
+def _size(group: Sequence[tuple[str, tuple[int, ...]]]) -> int:
+    return sum(state[0] for _, state in group) + 1
+
+
+def scan_files(spec: ScanSpec, folder: Path) -> dict[str, Any]:
+    """Hash and sniff each file, and detect the record format in its first records."""
+    return {"files": [_look(path, spec) for path in spec.paths]}
+
+
+def _look(path: str, spec: ScanSpec) -> dict[str, Any]:
+    seen = sniff(path, spec.container)
+    sha256 = sha256_of(path)
+    encoding = spec.encoding or seen.encoding
+    piece = Slice(path, sha256, seen.container, seen.compression, encoding, seen.options)
+    found: dict[str, Any] = {**asdict(seen), "sha256": sha256, "encoding": encoding}
+    found |= {"format": spec.format, "kind": None, "columns": [], "message": ""}
+    if seen.container in ("text", "lines") and spec.format in (None, "text"):
+        return {**found, "format": "text", "kind": "text"}
+    values: list[Any] = []
+    for rows in islice(read(piece, limit=_SAMPLE_RECORDS), 8):
+        values += rows.values
+    detected = detect(values, spec.columns) if values else None
+    if spec.format is None and detected is not None:
+        found |= {
+            "format": detected.format,
+            "kind": detected.kind,
+            "columns": [list(c) for c in detected.columns],
+        }
+    elif spec.format is not None and spec.format in RECORD_FORMATS:
+        found |= {"kind": RECORD_FORMATS[spec.format].kinds[0]}
+    if found["format"] is None and values:
+        keys = sorted(values[0]) if isinstance(values[0], dict) else [type(values[0]).__name__]
+        found["message"] = f"its first record has the fields {', '.join(map(str, keys))[:200]}"
+    return found
+
+
+def files(wanted: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[InputFile]:
+    """The files of a source, sorted by path, from the receipts of its survey."""
+    result: list[InputFile] = []
+    for task, receipt in done:
+        spec: ScanSpec = task.spec
+        for path, state, seen in zip(spec.paths, spec.states, receipt.counts["files"], strict=True):
+            result.append(_found(wanted, path, state, seen))
+    return result
+
+
+def _found(wanted: SourceRequest, path: str, state: tuple[int, ...], seen: dict[str, Any]) -> InputFile:
+    if seen["format"] is None and seen["message"]:
+        raise DataError(
+            f"{path} (source {wanted.source}): the format of its records was not recognised: {seen['message']}. Name the "
+            f"format (`format: alpaca`, one of {', '.join(RECORD_FORMATS)}) or map the fields "
+            "(`columns: {instruction: THEIR_FIELD, output: THEIR_FIELD}`)."
+        )
+    return InputFile(
+        source=wanted.source,
+        path=path,
+        label=_label(path, wanted.base),
+        sha256=seen["sha256"],
+        num_bytes=seen["num_bytes"],
+        container=seen["container"],
+        compression=seen["compression"],
+        encoding=seen["encoding"],
+        options=tuple((a, b) for a, b in seen["options"]),
+        format=seen["format"],
+        kind=seen["kind"],
+        columns=wanted.columns or tuple((a, b) for a, b in seen["columns"]),
+        state=state,
+    )
+
+
+def _label(path: str, base: str) -> str:
+    """A file's name relative to the recipe; addresses lose user, password and query."""
+    if "://" in path:
+        scheme, _, rest = path.partition("://")
+        return f"{scheme}://{rest.split('@')[-1] if '/' in rest.split('@')[0] else rest.split('@', 1)[-1]}".split(
+            "?"
+        )[0]
+    import os
+
+    return Path(os.path.relpath(path, base)).as_posix()
+
+
+def unchanged(found: Sequence[InputFile]) -> None:
+    """Raise DataError where a file changed since it was surveyed."""
+    for file in found:
+        if _state(file.path) != tuple(file.state):
+            raise DataError(
+                f"{file.path} (source {file.source}) changed while it was being read. Nothing built from it can be trusted: "
+                "wait until it is written, and run the same command again."
+            )

@@ -1,0 +1,106 @@
+"""The steps of a build after its sources are prepared: fates and rows, then the quota and the order.
+
+Shared by ``build``, ``plan`` and ``sweep``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from datamix.core.contracts import Receipt
+from datamix.core.errors import DataError
+from datamix.dedup import ContaminationSpec
+from datamix.pipeline import order_rows, pack_sources, references, select, translate
+from datamix.pipeline.engine import LocalEngine, default_workers
+from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
+from datamix.pipeline.progress import Screen
+from datamix.pipeline.state import Arranged, Decided, Options
+from datamix.recipe import Recipe
+from datamix.tokenize import EncodeSpec
+
+
+def open_context(options: Options, screen: Screen) -> BuildContext:
+    """The cache and the workers of one run."""
+    home = options.cache / "store"
+    home.mkdir(parents=True, exist_ok=True)
+    return BuildContext(home, LocalEngine(options.workers or default_workers()), screen)
+
+
+def decide_and_pack(
+    recipe: Recipe, bench: BuildContext, encode: EncodeSpec, sources: Sequence[PreparedSource]
+) -> Decided:
+    """Fates, then rows."""
+    asked = recipe.decontaminate
+    split = recipe.validation
+    contamination = None
+    if asked is not None:
+        contamination = ContaminationSpec(
+            ngram=asked.ngram, min_overlap=asked.min_overlap, fields=asked.fields
+        )
+    spec = select.SelectSpec(
+        sources=tuple(r.shards for r in sources),
+        seed=recipe.seed,
+        max_records=tuple(s.max_records if (s := recipe.sources.get(r.name)) else None for r in sources),
+        ranks=translate.ranks(recipe),
+        dedupe=translate.dedupe_spec(recipe),
+        max_removed_share=recipe.dedupe.max_removed_share if recipe.dedupe else 1.0,
+        against=references.against(recipe, bench),
+        contamination=contamination,
+        evals=references.evals(recipe, bench),
+        split=None if split is None or split.path else select.Split(split.share, split.records),
+        held_out=len(recipe.sources) if split is not None and split.path else None,
+        leak=(translate.signing_spec(recipe) if split else None),
+        contradictions=tuple(
+            n for n, r in enumerate(sources) if translate.forbids_contradictions(recipe, r.name)
+        ),
+    )
+    fates = bench.run("decide", [select.task(spec, bench.home)])[0]
+    packs = [
+        pack_sources.PackSpec(
+            r.shards,
+            fates.folder / f"fates-{number}.arrow",
+            encode,
+            recipe.encode.pack or "none",
+            recipe.encode.max_length,
+            recipe.seed,
+        )
+        for number, r in enumerate(sources)
+    ]
+    packed = bench.run("pack", pack_sources.pack_tasks(packs, fates.key, bench.home))
+    for ready, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
+        _check_left(ready, fates, receipt)
+    return Decided(tuple(sources), fates, tuple(packed), tuple(r.source.name for r in spec.against))
+
+
+def _check_left(ready: PreparedSource, fates: Receipt, packed: Receipt) -> None:
+    if packed.counts["train"]["rows"]:
+        return
+    gone = {
+        "rejected": sum(ready.count("rejected_by").values()),
+        "cleaned": sum(ready.count("cleaned_by").values()),
+    }
+    gone |= {
+        fate: sum(by.values()) for fate, by in fates.counts["sources"][ready.name].items() if fate != "pool"
+    }
+    said = ", ".join(f"{count:,} {fate}" for fate, count in gone.items() if count) or "none was read"
+    raise DataError(
+        f"Nothing of source {ready.name} is left to train on: {said}. Loosen what takes its records away, or take it out."
+    )
+
+
+def mix_rows(recipe: Recipe, bench: BuildContext, decided: Decided, scale: float = 1.0) -> Arranged:
+    """The quota, then the order. Raises RecipeError where the caps cannot give what is asked."""
+    packed = decided.packed[: len(recipe.sources)]
+    quota = translate.quota(recipe, translate.available(recipe, packed, scale))
+    spec = order_rows.ScheduleSpec(
+        names=tuple(recipe.sources),
+        bins=tuple(r.folder / "train.arrow" for r in packed),
+        unit=recipe.mix.unit or "tokens",
+        quota=replace(quota, notes=(), scarcity=None),  # words change no order
+        max_epochs=tuple(s.max_epochs for s in recipe.sources.values()),
+        seed=recipe.seed,
+        scale=scale,
+    )
+    order = bench.run("mix", [order_rows.schedule_task(spec, [r.key for r in packed], bench.home)])[0]
+    return Arranged(quota, order)

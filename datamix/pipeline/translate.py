@@ -1,0 +1,274 @@
+"""The recipe in the words of the rooms: what each phase is asked to do. Pure functions; nothing is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from datamix import mix
+from datamix.clean import STEPS, PreferenceChecks, Step, require
+from datamix.core.contracts import Receipt
+from datamix.core.errors import RecipeError
+from datamix.core.hashing import canonical
+from datamix.dedup import DedupeSpec, DuplicateFields, LineSpec, NearSpec
+from datamix.pipeline.order_rows import dealt_rows, row_costs
+from datamix.pipeline.prepare_sources import SourceWork
+from datamix.pipeline.scan import SourceRequest
+from datamix.recipe.mistakes import nearest
+from datamix.recipe.model import Recipe
+from datamix.recipe.parts import HELD_OUT, CleanStep, Epochs, Temperature
+from datamix.tokenize import EncodeSpec, TokenizerFiles
+
+LEAK = DedupeSpec(exact=True, near=NearSpec())
+
+
+def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list[SourceWork]:
+    """What every source of the recipe asks of the phases."""
+    signing = signing_spec(recipe)
+    works: list[SourceWork] = []
+    for name, source in recipe.sources.items():
+        kwargs = {**recipe.chat_template_kwargs, **source.chat_template_kwargs}
+        works.append(
+            SourceWork(
+                wanted=SourceRequest(
+                    name,
+                    source.path,
+                    recipe.base,
+                    source.format,
+                    source.encoding,
+                    tuple(sorted(source.columns.items())),
+                ),
+                kind=recipe.kind,
+                system=source.system,
+                keep_meta=source.keep_meta,
+                kwargs=canonical(kwargs) if source.chat_template_kwargs else None,
+                steps=cleaning_steps(recipe, name),
+                max_reject_share=recipe.max_reject_share,
+                encode=encode,
+                max_length=recipe.encode.max_length,
+                overlong=recipe.encode.overlong or "drop",
+                dedupe=signing,
+                lines=line_spec(recipe),
+                limit=sample,
+            )
+        )
+    if recipe.validation is not None and recipe.validation.path:
+        works.append(replace(works[0], wanted=SourceRequest(HELD_OUT, recipe.validation.path, recipe.base), system=None,
+                             keep_meta=(), kwargs=None, steps=cleaning_steps(recipe, HELD_OUT)))  # fmt: skip
+    return works
+
+
+def signing_spec(recipe: Recipe) -> DedupeSpec | None:
+    """Which keys records need: those of dedupe, and near ones where a split must not leak."""
+    wanted = dedupe_spec(recipe)
+    if wanted is not None and (wanted.near is not None or recipe.validation is None):
+        return wanted
+    return LEAK if recipe.validation is not None else DedupeSpec() if recipe.decontaminate else wanted
+
+
+def dedupe_spec(recipe: Recipe) -> DedupeSpec | None:
+    """The recipe's ``dedupe`` as the room takes it."""
+    asked = recipe.dedupe
+    if asked is None:
+        return None
+    near = (
+        None
+        if asked.near is None
+        else NearSpec(
+            threshold=asked.near.threshold,
+            ngram=asked.near.ngram,
+            num_perm=asked.near.num_perm,
+            verify=asked.near.verify,
+        )
+    )
+    return DedupeSpec(
+        exact=asked.exact,
+        near=near,
+        scope=asked.scope,
+        keep=asked.keep,
+        rank_by=asked.rank,
+        fields=DuplicateFields(asked.fields.exact, asked.fields.near),
+        normalize=asked.normalize,
+    )
+
+
+def line_spec(recipe: Recipe) -> LineSpec | None:
+    """The recipe's ``dedupe.lines`` as the room takes it."""
+    asked = recipe.dedupe.lines if recipe.dedupe else None
+    return None if asked is None else LineSpec(asked.max_documents, asked.unit, asked.match, asked.min_chars)
+
+
+def encode_spec(recipe: Recipe, tokenizer: TokenizerFiles) -> EncodeSpec:
+    """The recipe's ``encode`` as the room takes it."""
+    return EncodeSpec(
+        kind=recipe.kind,
+        tokenizer=tokenizer,
+        loss_on=recipe.encode.loss_on,
+        special_text=recipe.encode.special_text,
+        inline_tags=recipe.encode.inline_tags,
+        chat_kwargs=canonical(recipe.chat_template_kwargs),
+        fim_rate=recipe.encode.fim.rate if recipe.encode.fim else 0.0,
+        fim_seed=recipe.seed if recipe.encode.fim else 0,
+    )
+
+
+def ranks(recipe: Recipe) -> tuple[int, ...]:
+    """``dedupe.prefer`` (sources or groups) first, then the order of ``sources``."""
+    prefer = recipe.dedupe.prefer if recipe.dedupe else ()
+    last = len(prefer)
+    ranks = []
+    for position, (name, source) in enumerate(recipe.sources.items()):
+        places = [i for i, wanted in enumerate(prefer) if wanted in (name, source.group)]
+        ranks.append(min(places, default=last) * len(recipe.sources) + position)
+    return (*ranks, -1) if recipe.validation is not None and recipe.validation.path else tuple(ranks)
+
+
+def cleaning_steps(recipe: Recipe, source: str) -> tuple[Step, ...]:
+    """The cleaning steps that a source goes through. Raises RecipeError for an unknown step or option."""
+    steps = tuple(
+        Step(step.name, step_options(step), step.fields, step.sources)
+        for step in recipe.clean
+        if not step.sources or source in step.sources
+    )
+    require(steps)
+    return steps
+
+
+def forbids_contradictions(recipe: Recipe, source: str) -> bool:
+    """Whether the recipe asks that a source's pairs contradict no others."""
+    return recipe.kind == "preference" and any(
+        isinstance(step.options, PreferenceChecks) and step.options.contradictions
+        for step in cleaning_steps(recipe, source)
+    )
+
+
+def step_options(step: CleanStep) -> Any:
+    """The options of one cleaning step as its own type. Raises RecipeError."""
+    if step.name not in STEPS:
+        close = nearest(step.name, list(STEPS))
+        said = f"did you mean {close}?" if close else f"the steps are {', '.join(STEPS)}"
+        raise RecipeError(f"no cleaning step has this name; {said}")
+    known = list(getattr(STEPS[step.name], "__dataclass_fields__", {}))
+    unknown = [name for name in step.options if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"{unknown[0]!r} is not an option of this step; its options: {', '.join(known) or 'none'}"
+        )
+    try:
+        return TypeAdapter(STEPS[step.name]).validate_python(step.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise RecipeError(
+            f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}"
+        ) from None
+
+
+def groups(recipe: Recipe) -> dict[str, mix.MixGroup]:
+    """The recipe's groups with their members."""
+    found: dict[str, mix.MixGroup] = {}
+    for name, group in recipe.groups.items():
+        members = {n: s for n, s in recipe.sources.items() if s.group == name}
+        inner = {n: s.weight for n, s in members.items() if s.weight is not None}
+        found[name] = mix.MixGroup(tuple(members), group.weight, group.within, inner)
+    return found
+
+
+def available(recipe: Recipe, packed: Sequence[Receipt], scale: float = 1.0) -> list[mix.Available]:
+    """What every source can give, in the unit of the mixture; ``scale``: of a seeded part of its rows."""
+    unit = recipe.mix.unit or "tokens"
+    bins = [r.folder / "train.arrow" for r in packed]
+    rows = [dealt_rows(b, scale, recipe.seed, n) for b, n in zip(bins, recipe.sources, strict=True)]
+    costs = [row_costs(b, unit)[r] for b, r in zip(bins, rows, strict=True)]
+    epochs = [s.max_epochs for s in recipe.sources.values()]
+    caps: Sequence[int | None] = [None] * len(packed)
+    if not all(float(e).is_integer() for e in epochs):
+        caps = mix.caps(costs, epochs, recipe.seed, list(recipe.sources))
+    return [
+        mix.Available(
+            name=name,
+            rows=len(cost),
+            cost=int(cost.sum()),
+            max_epochs=source.max_epochs,
+            largest_row=int(cost.max()),
+            smallest_row=int(cost.min()),
+            cap=cap,
+        )
+        for (name, source), cost, cap in zip(recipe.sources.items(), costs, caps, strict=True)
+    ]
+
+
+def quota(recipe: Recipe, sources: Sequence[mix.Available]) -> mix.Quota:
+    """How much of each source, and when. Raises RecipeError where the caps cannot give what is asked."""
+    unit = recipe.mix.unit or "tokens"
+    asked = stages(recipe, sources)
+    here = [i for i in range(len(sources)) if any(s.weights[i] or (s.ramp_to or s.weights)[i] for s in asked)]
+    present = [
+        replace(s, weights=_only(s.weights, here), ramp_to=s.ramp_to and _only(s.ramp_to, here))
+        for s in asked
+    ]
+    found = mix.solve([sources[i] for i in here], present, unit, size(recipe), recipe.mix.on_short)
+    plans = tuple(
+        replace(
+            p,
+            weights=_spread(p.weights, here, sources),
+            ramp_to=p.ramp_to and _spread(p.ramp_to, here, sources),
+        )
+        for p in found.stages
+    )
+    taken, epochs = _spread(found.taken, here, sources), _spread(found.epochs, here, sources)
+    return replace(found, stages=plans, taken=taken, epochs=epochs)
+
+
+def _only(weights: tuple[float, ...], here: Sequence[int]) -> tuple[float, ...]:
+    return tuple(weights[i] for i in here)
+
+
+def _spread(
+    values: tuple[float, ...], here: Sequence[int], sources: Sequence[mix.Available]
+) -> tuple[float, ...]:
+    """Values of the sources that are weighed, and 0 for those that a sweep leaves out."""
+    known = dict(zip(here, values, strict=True))
+    return tuple(known.get(i, 0.0) for i in range(len(sources)))
+
+
+def size(recipe: Recipe) -> int | dict[str, float] | None:
+    """``mix.size`` as a number, as epochs of a source, or None for the most that breaks no cap."""
+    asked = recipe.mix.size
+    return dict(asked.epochs) if isinstance(asked, Epochs) else asked
+
+
+def weights(recipe: Recipe, sources: Sequence[mix.Available]) -> tuple[float, ...]:
+    """The weights of the whole, by rule or as given."""
+    names, sizes = [s.name for s in sources], [float(s.cost) for s in sources]
+    if recipe.mix.replay is not None:
+        return mix.replay(names, recipe.mix.replay.of, recipe.mix.replay.share, sizes, groups(recipe))
+    rule = recipe.mix.weights
+    given = {n: s.weight for n, s in recipe.sources.items() if s.weight is not None}
+    plain = {"temperature": rule.temperature} if isinstance(rule, Temperature) else rule
+    budget = float(recipe.mix.size) if isinstance(recipe.mix.size, int) else None
+    return mix.source_weights(names, given, groups(recipe), plain, sizes, [s.most for s in sources], budget)
+
+
+def stages(recipe: Recipe, sources: Sequence[mix.Available]) -> list[mix.MixStage]:
+    """The recipe's stages; a set without any is one stage named ``main``."""
+    names, sizes = [s.name for s in sources], [float(s.cost) for s in sources]
+    if not recipe.mix.stages:
+        return [mix.MixStage("main", 1.0, None, weights(recipe, sources))]
+    made: list[mix.MixStage] = []
+    own: tuple[float, ...] | None = None
+    for stage in recipe.mix.stages:
+        if stage.weights is None:
+            own = own or weights(recipe, sources)
+            here = own
+        else:
+            here = mix.stage_weights(names, stage.weights, groups(recipe), sizes)
+        if stage.ramp is not None and made:
+            last = made[-1].ramp_to or made[-1].weights
+            made.append(mix.MixStage(stage.name, stage.share, stage.size, last, here))
+        else:
+            made.append(mix.MixStage(stage.name, stage.share, stage.size, here))
+    return made

@@ -1,0 +1,78 @@
+"""LLaMA-Factory's ``dataset_info.json`` as a source: each of its entries becomes a source of its own.
+
+``path: data/dataset_info.json`` takes every entry whose files lie beside it; ``dataset_info.json#alpaca_zh,identity`` takes
+those named. The entry says format, columns and files; group, max_epochs and the like are the source's, for each entry.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from datamix.core.errors import RecipeError
+from datamix.formats import DatasetEntry, dataset_info
+from datamix.recipe.mistakes import nearest
+
+_FILE = "dataset_info.json"
+
+
+def expand(sources: Any, base: str) -> Any:
+    """Plain sources with every catalogue replaced by its entries. Raises RecipeError for what cannot be read."""
+    if not isinstance(sources, dict):
+        return sources
+    made: dict[str, Any] = {}
+    for name, source in sources.items():
+        path = source.get("path") if isinstance(source, dict) else None
+        if not isinstance(path, str) or Path(path.partition("#")[0]).name != _FILE:
+            made[name] = source
+            continue
+        for entry in _chosen(name, path, base):
+            if entry.name in made or (entry.name in sources and entry.name != name):
+                raise RecipeError(
+                    f"sources.{name}: the entry {entry.name} of {path} has the name of another source. Rename that source."
+                )
+            made[entry.name] = _source(source, entry, path)
+    return made
+
+
+def _chosen(name: str, path: str, base: str) -> list[DatasetEntry]:
+    file, _, wanted = path.partition("#")
+    place = Path(base, file)
+    if not place.is_file():
+        raise RecipeError(
+            f"sources.{name}.path: there is no {file} (looked in {base}). Give the place of dataset_info.json."
+        )
+    entries = {entry.name: entry for entry in dataset_info(place)}
+    if not wanted:
+        local = [
+            e
+            for e in entries.values()
+            if e.problem is None and all((place.parent / f).exists() for f in e.files)
+        ]
+        if not local:
+            raise RecipeError(
+                f"sources.{name}: none of the {len(entries)} entries of {file} has its files beside it. Get the files, or name other data."
+            )
+        return local
+    names = [part.strip() for part in wanted.split(",")]
+    for word in names:
+        if word not in entries:
+            close = nearest(word, list(entries))
+            raise RecipeError(
+                f"sources.{name}.path: {file} has no entry {word!r}"
+                + (f"; did you mean {close}?" if close else ".")
+            )
+        if entries[word].problem is not None:
+            raise RecipeError(
+                f"sources.{name}.path: the entry {word} of {file} cannot be read: {entries[word].problem}."
+            )
+    return [entries[word] for word in names]
+
+
+def _source(source: dict[str, Any], entry: DatasetEntry, path: str) -> dict[str, Any]:
+    folder = Path(path.partition("#")[0]).parent
+    files = [f if "://" in f else (folder / f).as_posix() for f in entry.files]
+    made = {"format": entry.format, "columns": dict(entry.columns), **source, "path": files}
+    if entry.max_records is not None:
+        made.setdefault("max_records", entry.max_records)
+    return made

@@ -1,1 +1,0 @@
-"""The folder OUT and what the cache remembers of it: publish, manifest, open, export."""

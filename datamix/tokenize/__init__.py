@@ -1,0 +1,20 @@
+"""Records to token ids with train masks: any fast tokenizer, any chat template, text that can never become control."""
+
+from __future__ import annotations
+
+from datamix.tokenize.document_encoder import split_points
+from datamix.tokenize.encoder import Encoder, EncodeSpec, load
+from datamix.tokenize.stats import fertility, read_alphabet
+from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder, find_tokenizer
+
+__all__ = [
+    "EncodeSpec",
+    "Encoder",
+    "TokenizerFiles",
+    "decoder",
+    "fertility",
+    "find_tokenizer",
+    "load",
+    "read_alphabet",
+    "split_points",
+]

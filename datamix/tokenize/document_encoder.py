@@ -1,0 +1,193 @@
+"""Documents to ids: [BOS where the tokenizer adds one] + text + [EOS]."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from datamix.core.errors import RecipeError
+from datamix.core.hashing import mix64, salt
+from datamix.tokenize.special_tokens import ControlTokens
+from datamix.tokenize.tokenizer import FlatIds, PlainEncoder
+from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder
+
+Frame = tuple[list[int], list[int]]  # ids before and after each document
+
+
+DocumentPart = str | int  # plain text, or a control id
+
+
+class DocumentEncoder:
+    """Encodes documents as plain text, or with control tokens where those are allowed or where a middle is filled in."""
+
+    def __init__(
+        self, plain: PlainEncoder, control: ControlTokens, allow: bool, middle: Middle | None
+    ) -> None:
+        self._plain = plain
+        self._control = control
+        self._allow = allow
+        self._middle = middle
+
+    def encode(self, texts: list[str], held: NDArray[np.bool_], frame: Frame) -> FlatIds:
+        """The framed ids of each text; an empty text gives none. ``held``: which texts hold control literals."""
+        if self._middle is not None or (self._allow and held.any()):
+            flat = self._encode_parts([self._parts(text) for text in texts])
+        else:
+            flat = self._plain.encode(texts)
+        return framed(flat, np.fromiter(map(bool, texts), np.bool_, len(texts)), frame)
+
+    def _parts(self, text: str) -> list[DocumentPart]:
+        cut = None if self._middle is None else self._middle.cut(text)
+        if cut is None:
+            return self._split(text)
+        return [part for one in cut for part in ([one] if isinstance(one, int) else self._split(one))]
+
+    def _split(self, text: str) -> list[DocumentPart]:
+        """A text at its control tokens, where they count as such."""
+        parts: list[DocumentPart] = []
+        at = 0
+        for found in self._control.find(text) if self._allow else []:
+            parts += [text[at : found.start], found.token.id]
+            at = found.end
+        return [part for part in [*parts, text[at:]] if part != ""]
+
+    def _encode_parts(self, documents: list[list[DocumentPart]]) -> FlatIds:
+        strings = [part for parts in documents for part in parts if isinstance(part, str)]
+        begins = [
+            at == 0 or self._plain.restarts_after_control  # what is not first stands after a control token
+            for parts in documents
+            for at, part in enumerate(parts)
+            if isinstance(part, str)
+        ]
+        flat = self._plain.encode(strings, begins)
+        texts = iter(np.split(flat.ids, flat.offsets[1:-1]))
+        lists = [
+            [np.array([part], np.int32) if isinstance(part, int) else next(texts) for part in parts]
+            for parts in documents
+        ]
+        offsets = np.zeros(len(documents) + 1, np.int64)
+        np.cumsum([sum(map(len, some)) for some in lists], out=offsets[1:])
+        every = [ids for some in lists for ids in some]
+        return FlatIds(np.concatenate(every) if every else np.empty(0, np.int32), offsets)
+
+
+def framed(flat: FlatIds, has_text: NDArray[np.bool_], frame: Frame) -> FlatIds:
+    """``[1, 2 | 3]`` with frame ``([0], [9])`` -> ``[0, 1, 2, 9 | 0, 3, 9]``."""
+    before, after = frame
+    extra = np.where(has_text, len(before) + len(after), 0)
+    offsets = flat.offsets + np.concatenate([[0], np.cumsum(extra)])
+    ids = np.empty(int(offsets[-1]), np.int32)
+    is_text = np.ones(len(ids), np.bool_)
+    starts, ends = offsets[:-1][has_text], offsets[1:][has_text]
+    for place, token in enumerate(before):
+        ids[starts + place] = token
+        is_text[starts + place] = False
+    for place, token in enumerate(reversed(after)):
+        ids[ends - 1 - place] = token
+        is_text[ends - 1 - place] = False
+    ids[is_text] = flat.ids
+    return FlatIds(ids, offsets)
+
+
+def frame_ids(spec: dict[str, Any], files: TokenizerFiles) -> Frame:
+    """What stands around each document: what the post-processor puts before it, and EOS after it."""
+    before, after = _around(spec.get("post_processor"))
+    if files.eos_token_id is not None:
+        after = [files.eos_token_id]
+    if not after:
+        raise RecipeError(
+            f"tokenizer: {files.name} names no eos_token, so documents cannot be told apart. Name one in "
+            "tokenizer_config.json beside tokenizer.json."
+        )
+    return before, after
+
+
+def _around(node: dict[str, Any] | None) -> Frame:
+    if node is None:
+        return [], []
+    if node["type"] == "Sequence":
+        frames = [_around(inner) for inner in node["processors"]]
+        return [id_ for frame in frames for id_ in frame[0]], [id_ for frame in frames for id_ in frame[1]]
+    if node["type"] in ("BertProcessing", "RobertaProcessing"):
+        return [node["cls"][1]], [node["sep"][1]]
+    if node["type"] != "TemplateProcessing":
+        return [], []
+    before: list[int] = []
+    after: list[int] = []
+    side = before
+    for part in node["single"]:
+        if "Sequence" in part:
+            side = after
+        else:
+            side += node["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+    return before, after
+
+
+_FAMILIES = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
+    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
+    ("[PREFIX]", "[SUFFIX]", "[MIDDLE]"),  # Mistral
+)
+
+
+class Marks(NamedTuple):
+    """The ids of a tokenizer's three marks."""
+
+    prefix: int
+    suffix: int
+    middle: int
+
+
+def find_marks(control: ControlTokens) -> Marks | None:
+    """The marks of a tokenizer, None where it has none."""
+    ids = {token.text: token.id for token in control.tokens}
+    for names in _FAMILIES:
+        if all(name in ids for name in names):
+            return Marks(*(ids[name] for name in names))
+    return None
+
+
+class Middle(NamedTuple):
+    """How documents are cut: a share of them, by a seed, with a tokenizer's marks."""
+
+    marks: Marks
+    rate: float
+    seed: int
+
+    def cut(self, text: str) -> list[str | int] | None:
+        """``[<PRE>, prefix, <SUF>, suffix, <MID>, middle]``, or None of a text that stays as it is."""
+        parts = cut_middle(text, self.rate, self.seed)
+        if parts is None:
+            return None
+        prefix, middle, suffix = parts
+        return [self.marks.prefix, prefix, self.marks.suffix, suffix, self.marks.middle, middle]
+
+
+def cut_middle(text: str, rate: float, seed: int) -> tuple[str, str, str] | None:
+    """(prefix, middle, suffix) of a text that is chosen, with probability ``rate``; None of one that is not."""
+    base = salt(seed, "fim") ^ np.uint64(xxhash.xxh3_64_intdigest(text.encode("utf-8")))
+    draws = mix64(base + np.arange(3, dtype=np.uint64)) / np.float64(2**64)
+    if draws[0] >= rate or len(text) < 2:
+        return None
+    first, second = sorted(int(draw * (len(text) + 1)) for draw in draws[1:])
+    return text[:first], text[first:second], text[second:]
+
+
+_ENDS = re.compile(r"(\n\s*|[.!?。！？…][\"'”’»」』)）\]】]*\s*)\Z")
+
+
+@lru_cache(maxsize=2)
+def split_points(files: TokenizerFiles) -> NDArray[np.bool_]:
+    """``[vocab_size]``: True where the decoded token ends with a newline or a full stop in any of many scripts."""
+    tokenizer = decoder(Path(files.folder) / "tokenizer.json")
+    texts = tokenizer.decode_batch([[token] for token in range(files.vocab_size)], skip_special_tokens=False)
+    return np.fromiter((_ENDS.search(text) is not None for text in texts), np.bool_, files.vocab_size)

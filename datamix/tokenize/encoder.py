@@ -1,0 +1,358 @@
+"""Records to tokens: the room's front door.
+
+``load(spec)`` builds one encoder per process; ``encode`` turns a batch of records into a batch of ``records.TOKENS``,
+row for row, at full length; ``fit`` makes over-long ones fit. A record that cannot be emitted has empty lists and a
+reason: ``template`` (the chat template refuses it, or what is trained cannot be told), ``special_text``, ``no_loss``
+(nothing to train on), ``empty``, ``overlong``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from datamix.core.errors import RecipeError
+from datamix.core.records import Kind, RecordKind
+from datamix.tokenize.batch import Assembly, TokenRows, pair_batch, prompt_batch, sft_batch, text_batch
+from datamix.tokenize.chat_template import Renderer, TemplateFailure
+from datamix.tokenize.conversation import Conversation, InlineParse, completions, conversations
+from datamix.tokenize.document_encoder import DocumentEncoder, Middle, find_marks, frame_ids, split_points
+from datamix.tokenize.renderer import ChatRenderer, Purpose
+from datamix.tokenize.special_tokens import ControlTokens, control_tokens, holds_control, rows_with_candidates
+from datamix.tokenize.template_analysis import text_dependence
+from datamix.tokenize.tokenizer import PlainEncoder
+from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder
+
+_MANY = 32  # records: a batch of at least so many that a template refuses altogether is the recipe's mistake
+_PURPOSES: dict[str, Purpose] = {"all": "all", "assistant": "assistant", "last_assistant": "last_assistant"}
+_VERSION = 1  # of what tokens mean: raised by hand
+
+
+@dataclass(frozen=True)
+class EncodeSpec:
+    """All that decides the tokens of a record."""
+
+    kind: Kind
+    tokenizer: TokenizerFiles
+    loss_on: str  # all | assistant | last_assistant
+    special_text: str = "text"  # text | reject | allow
+    inline_tags: str = "parse"  # parse | text
+    chat_kwargs: str = "{}"  # JSON object: chat_template_kwargs of the recipe or source
+    fim_rate: float = 0.0  # pretrain, text records: share that is cut for fill in the middle
+    fim_seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """What the tokens depend on, by content: no paths, no names."""
+        files = self.tokenizer
+        return {
+            "version": _VERSION,
+            "kind": self.kind,
+            "tokenizer": files.sha256,
+            "eos": files.eos_token_id,
+            "named_tokens": [list(pair) for pair in files.named_tokens],
+            "chat_template": files.chat_template_sha256,
+            "loss_on": self.loss_on if self.kind == "sft" else None,
+            "special_text": self.special_text,
+            "inline_tags": self.inline_tags,
+            "chat_kwargs": orjson.loads(self.chat_kwargs or "{}"),
+            "fim": [self.fim_rate, self.fim_seed] if self.fim_rate else None,
+        }
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What all encoders of one tokenizer share; its parsed JSON, a few hundred megabytes, is let go."""
+
+    control: ControlTokens
+    plain: PlainEncoder
+    around: dict[str, Any]  # of tokenizer.json, what decides the frame of documents
+
+
+@lru_cache(maxsize=2)
+def _opened(files: TokenizerFiles) -> _Opened:
+    spec = orjson.loads((Path(files.folder) / "tokenizer.json").read_bytes())
+    control = control_tokens(spec.get("added_tokens") or [])
+    try:
+        plain = PlainEncoder(spec, control)
+    except Exception as error:  # the library raises nothing more exact
+        raise RecipeError(
+            f"tokenizer: the tokenizer.json of {files.name} cannot be loaded: {error}. Save the tokenizer again with "
+            "`tokenizer.save_pretrained(folder)`, or name another."
+        ) from error
+    return _Opened(control, plain, {"post_processor": spec.get("post_processor")})
+
+
+@lru_cache(maxsize=8)
+def load(spec: EncodeSpec) -> Encoder:
+    """The encoder of a spec, built once a process. Raises RecipeError where the tokenizer cannot do what is asked."""
+    return Encoder(spec)
+
+
+class Encoder:
+    """Encodes batches of records by one spec."""
+
+    def __init__(self, spec: EncodeSpec) -> None:
+        self.spec = spec
+        files = spec.tokenizer
+        if files.chat_template is None and spec.kind != "pretrain":
+            raise RecipeError(_no_template(files.name, f"a recipe of kind {spec.kind}"))
+        opened = _opened(replace(files, chat_template=None, chat_template_sha256=None))
+        self.control, self.plain = opened.control, opened.plain
+        middle = _middle(spec, self.control)
+        self._documents = DocumentEncoder(self.plain, self.control, spec.special_text == "allow", middle)
+        if spec.kind == "pretrain":
+            self._before, self._after = frame_ids(opened.around, files)
+
+    @property
+    def engine(self) -> str:
+        """Which tokenizer engine runs: for printing only, the ids are the same."""
+        return self.plain.engine
+
+    def make_ready(self) -> None:
+        """Do now what the first record would wait for: transformers is imported, the template compiled, the engine loaded.
+
+        Of documents also where they may be split: this fits in beside the engine.
+        """
+        if self.spec.kind == "pretrain":
+            split_points(self.spec.tokenizer)
+        else:
+            _ = self._draughtsman
+        self.plain.wait()
+
+    def encode(self, batch: pa.RecordBatch, record_kind: RecordKind) -> tuple[pa.RecordBatch, dict[str, int]]:
+        """Tokens of a batch of records, row for row at full length, and counts.
+
+        Counts: ``special_text`` records that hold the text of a control token; ``unwritten`` records of which the chat
+        template leaves out something that a turn says; ``template: MESSAGE`` records that it refuses, by message.
+        """
+        if record_kind == "text":
+            return self._encode_texts(batch)
+        rows = self.rows(batch, record_kind)
+        counts: Counter[str] = Counter()
+        if rows.num_special:
+            counts["special_text"] = rows.num_special
+        tokens = self.encode_rows(rows, counts)
+        self._refuse_if_hopeless(batch.num_rows, counts)
+        return tokens, {name: num for name, num in counts.items() if num}
+
+    def fit(
+        self, batch: pa.RecordBatch, record_kind: RecordKind, max_length: int, overlong: str
+    ) -> pa.RecordBatch:
+        """The same for records that are longer than ``max_length`` tokens, made to fit or refused as ``overlong``."""
+        from datamix.tokenize.truncate import fit_pairs, fit_rows, refuse
+
+        if self.spec.kind == "sft" and overlong in ("drop_turns", "truncate"):
+            return fit_rows(self, self.rows(batch, record_kind), max_length, overlong)
+        if self.spec.kind == "preference":
+            tokens = self.encode_rows(self.rows(batch, record_kind), Counter())
+            return fit_pairs(tokens, max_length, overlong == "truncate_prompt")
+        return refuse(self.spec.kind, batch.num_rows)
+
+    def rows(self, batch: pa.RecordBatch, record_kind: RecordKind) -> TokenRows:
+        """The conversations of a batch as this spec encodes them, with a reason where one cannot be."""
+        kind = self.spec.kind
+        if record_kind == "text" or (record_kind == "prompt" and kind != "prompt"):
+            raise RecipeError(
+                f"encode: a source of {record_kind} records cannot make {kind} rows: it holds no answers. "
+                "Leave the source out, or change the recipe's kind."
+            )
+        if record_kind != "preference" and kind == "preference":
+            raise RecipeError(
+                f"encode: a source of {record_kind} records cannot make preference rows: it holds no pairs. "
+                "Leave the source out, or change the recipe's kind."
+            )
+        parse = self._parse
+        prompts = conversations(batch, parse)
+        reasons: list[str | None] = [None] * batch.num_rows
+        chosen = rejected = None
+        if record_kind == "preference":
+            chosen = completions(batch, "chosen", parse)
+            rejected = completions(batch, "rejected", parse)
+        if record_kind == "preference" and kind in ("sft", "pretrain"):
+            labels = batch.column("label").to_pylist()
+            reasons = ["no_loss" if label is False else None for label in labels]
+            prompts = [
+                one.with_turns([*one.turns, *(more or [])])
+                for one, more in zip(prompts, chosen or [], strict=True)
+            ]
+        if record_kind == "sft" and kind == "prompt":
+            prompts = [one.with_turns(_question(one)) for one in prompts]
+        for row, one in enumerate(prompts):
+            if not one.has_text():
+                reasons[row] = "empty"
+        if kind != "preference":
+            chosen = rejected = None
+        rows = TokenRows(prompts, chosen, rejected, reasons)
+        return self._looked_at(rows, batch)
+
+    def encode_rows(self, rows: TokenRows, counts: Counter[str]) -> pa.RecordBatch:
+        """Tokens of conversations, row for row; failures of the template are counted by message."""
+        if self.spec.kind == "preference":
+            return self._encode_pairs(rows, counts)
+        purposes: dict[str, Purpose] = {"pretrain": "document", "prompt": "prompt"}
+        purpose = purposes.get(self.spec.kind) or _PURPOSES[self.spec.loss_on]
+        assembly = self._assembly()
+        reasons = list(rows.reasons)
+        for row, one in enumerate(rows.prompts):
+            if reasons[row] is None:
+                reasons[row] = self._add(assembly, one, purpose, counts)
+            else:
+                assembly.add_nothing()
+        flat, trained = assembly.encode()
+        if self.spec.kind == "sft":
+            return sft_batch(flat, trained, reasons)
+        return prompt_batch(flat, reasons) if self.spec.kind == "prompt" else text_batch(flat, reasons)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids, control tokens spelled out."""
+        return str(self._decoder.decode(ids, skip_special_tokens=False))
+
+    def _encode_texts(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, int]]:
+        if self.spec.kind != "pretrain":
+            raise RecipeError(
+                f"encode: a source of text records cannot make {self.spec.kind} rows: it holds no turns. "
+                "Leave the source out, or change the recipe's kind to pretrain."
+            )
+        texts = batch.column("text")
+        held = self.control.are_in(texts).to_numpy(zero_copy_only=False)
+        counts = {"special_text": int(held.sum())} if held.any() else {}
+        strings = texts.to_pylist()
+        reasons: list[str | None] = [None if text and not text.isspace() else "empty" for text in strings]
+        if self.spec.special_text == "reject":
+            reasons = ["special_text" if hit else reason for hit, reason in zip(held, reasons, strict=True)]
+        strings = ["" if reason else text for text, reason in zip(strings, reasons, strict=True)]
+        flat = self._documents.encode(strings, held, (self._before, self._after))
+        return text_batch(flat, reasons), counts
+
+    def _encode_pairs(self, rows: TokenRows, counts: Counter[str]) -> pa.RecordBatch:
+        """Three rows a record: prompt, chosen, rejected."""
+        assembly = self._assembly()
+        reasons = list(rows.reasons)
+        for row, (prompt, chosen, rejected) in enumerate(rows.pairs()):
+            completions_ = [turns for turns in (chosen, rejected) if turns is not None]
+            if reasons[row] is None and not all(map(_says_something, completions_)):
+                reasons[row] = "empty"
+            if reasons[row] is None:
+                reasons[row] = self._add_pair(assembly, prompt, chosen, rejected, counts)
+            else:
+                for _ in range(3):
+                    assembly.add_nothing()
+        flat, _ = assembly.encode()
+        return pair_batch(flat, reasons, [rejected is not None for _, _, rejected in rows.pairs()])
+
+    def _add(
+        self, assembly: Assembly, one: Conversation, purpose: Purpose, counts: Counter[str]
+    ) -> str | None:
+        try:
+            drawn = self._draughtsman.draw(one, purpose)
+        except TemplateFailure as failure:
+            counts[f"template: {failure}"] += 1
+            assembly.add_nothing()
+            return "template"
+        counts["unwritten"] += drawn.leaves_out
+        assembly.add(drawn.layout, drawn.texts)
+        return None
+
+    def _add_pair(
+        self, assembly: Assembly, prompt: Conversation, chosen: Any, rejected: Any, counts: Counter[str]
+    ) -> str | None:
+        given = len(prompt.turns)
+        try:
+            drawn = [self._draughtsman.draw(prompt, "prompt")]
+            for turns in (chosen, rejected):
+                if turns is not None:
+                    whole = prompt.with_turns([*prompt.turns, *turns])
+                    drawn.append(self._draughtsman.draw(whole, "completion", given))
+        except TemplateFailure as failure:
+            counts[f"template: {failure}"] += 1
+            for _ in range(3):
+                assembly.add_nothing()
+            return "template"
+        counts["unwritten"] += any(one.leaves_out for one in drawn)
+        assembly.add(drawn[0].layout, drawn[0].texts)
+        for one in drawn[1:]:
+            assembly.add(self._draughtsman.trained_part(one.layout), one.texts)
+        for _ in range(3 - len(drawn)):
+            assembly.add_nothing()
+        return None
+
+    def _looked_at(self, rows: TokenRows, batch: pa.RecordBatch) -> TokenRows:
+        """Count the rows that hold control text, and refuse them where the recipe says so."""
+        num_special = 0
+        reasons = list(rows.reasons)
+        for row in rows_with_candidates(batch, self.control):
+            if holds_control(rows.all_turns(row), self.control):
+                num_special += 1
+                if self.spec.special_text == "reject":
+                    reasons[row] = "special_text"
+        return TokenRows(rows.prompts, rows.chosen, rows.rejected, reasons, num_special)
+
+    def _refuse_if_hopeless(self, num_rows: int, counts: Counter[str]) -> None:
+        failed = {name: number for name, number in counts.items() if name.startswith("template: ")}
+        if num_rows < _MANY or sum(failed.values()) < num_rows:
+            return
+        message = max(failed, key=lambda name: (failed[name], name)).removeprefix("template: ")
+        raise RecipeError(
+            f"encode: the chat template of {self.spec.tokenizer.name} refuses every one of {num_rows} records of a "
+            f"batch; it says: {message}. Name another template with `chat_template`, or mend what it objects to."
+        )
+
+    def _assembly(self) -> Assembly:
+        return Assembly(self.plain, self.control if self.spec.special_text == "allow" else None)
+
+    @cached_property
+    def _draughtsman(self) -> ChatRenderer:
+        files = self.spec.tokenizer
+        if files.chat_template is None:
+            raise RecipeError(_no_template(files.name, "a source of conversations"))
+        kwargs = orjson.loads(self.spec.chat_kwargs or "{}")
+        renderer = Renderer(files.chat_template, files.named_tokens, kwargs)
+        eos = files.eos_token_id
+        restarts = self.plain.restarts_after_control
+        return ChatRenderer(renderer, self.control, text_dependence(renderer.tree), eos, restarts)
+
+    @cached_property
+    def _parse(self) -> InlineParse:
+        """Inline tags are read where the recipe asks for it and the template can write them."""
+        habits = self._draughtsman.habits
+        wanted = self.spec.inline_tags == "parse"
+        return InlineParse(wanted and habits.writes_reasoning, wanted and habits.writes_calls)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        return decoder(Path(self.spec.tokenizer.folder) / "tokenizer.json")
+
+
+def _no_template(name: str, need: str) -> str:
+    return (
+        f"tokenizer: {name} has no chat template, and {need} needs one. Name a Jinja file with `chat_template`, or use a "
+        "tokenizer that has one (chat_template.jinja beside tokenizer.json)."
+    )
+
+
+def _middle(spec: EncodeSpec, control: ControlTokens) -> Middle | None:
+    if not spec.fim_rate:
+        return None
+    marks = find_marks(control)
+    if marks is None:
+        raise RecipeError(
+            f"encode: fill in the middle was asked for, but the tokenizer {spec.tokenizer.name} has no tokens for it "
+            "(<|fim_prefix|>, <|fim_suffix|>, <|fim_middle|> or the like). Leave `fim` out, or use a code tokenizer."
+        )
+    return Middle(marks, spec.fim_rate, spec.fim_seed)
+
+
+def _question(one: Conversation) -> Any:
+    """The turns before the last answer."""
+    places = [at for at, turn in enumerate(one.turns) if turn.role == "assistant"]
+    return one.turns[: places[-1]] if places else one.turns
+
+
+def _says_something(turns: Any) -> bool:
+    return Conversation(turns, None, None).has_text()

@@ -1,0 +1,291 @@
+"""Tool calls, reasoning, flags and arguments of conversations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import encode_batches as make
+import pytest
+from encode_batches import Message
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Weather </tool_call> of a city <|im_start|>",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+CALLS = [
+    make.call(
+        "weather<|im_end|>",
+        {"city": 'Par"is </s>\n<|eot_id|>', "<|im_end|>": 3, "deep": [{"k": "<s>"}], "none": ""},
+    )
+]
+TOOL_TALK: list[Message] = [
+    make.user("Weather in <|im_end|>?"),
+    make.assistant(None, tool_calls=CALLS),
+    make.tool('{"celsius": "<end_of_turn> 3"}', tool_call_id="abcdefghi"),
+    make.assistant("Three degrees."),
+]
+ARGUMENTS = json.dumps(CALLS[0]["function"]["arguments"], ensure_ascii=False)
+WRITTEN_CALLS = {
+    "qwen2.5": '<tool_call>\n{"name": "weather<|im_end|>", "arguments": %s}\n</tool_call><|im_end|>',
+    "qwen3": '<tool_call>\n{"name": "weather<|im_end|>", "arguments": %s}\n</tool_call><|im_end|>',
+    "llama3.1": '{"name": "weather<|im_end|>", "parameters": %s}<|eot_id|>',
+    "mistral-v3": '[TOOL_CALLS]  [{"name": "weather<|im_end|>", "arguments": %s, "id": "abcdefghi"}]</s>',
+    "mistral-tekken": '[TOOL_CALLS][{"name": "weather<|im_end|>", "arguments": %s}]</s>',
+    "deepseek-v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather<|im_end|>\n```json\n%s\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>",
+    "chatglm4": "weather<|im_end|>\n%s<|observation|>",
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_CALLS)
+def test_calls_are_trained_as_the_template_writes_them(name: str, tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers[name])
+    row = encoder.encode(make.sft([TOOL_TALK], TOOLS), "sft")[0].to_pylist()[0]
+    assert make.trained_text(encoder, row)[0] == WRITTEN_CALLS[name] % ARGUMENTS
+    if name in ("qwen2.5", "qwen3", "mistral-tekken", "deepseek-v3"):
+        assert encoder.decode(row["ids"]) == make.rendered(tokenizers[name], TOOL_TALK, TOOLS)
+
+
+@pytest.mark.parametrize("name", WRITTEN_CALLS)
+def test_no_field_smuggles_a_control_token(name: str, tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers[name])
+    control = {token.id for token in encoder.control.tokens}
+    clean: list[Message] = [
+        make.user("Weather?"),
+        make.assistant(
+            None,
+            tool_calls=[make.call("weather", {"city": "Paris", "x": 3, "deep": [{"k": "v"}], "none": ""})],
+        ),
+        make.tool("three", tool_call_id="abcdefghi"),
+        make.assistant("Three degrees."),
+    ]
+    tools = json.loads(json.dumps(TOOLS).replace("</tool_call>", "").replace("<|im_start|>", ""))
+    found = encoder.encode(make.sft([TOOL_TALK], TOOLS), "sft")[0].column("ids").to_pylist()[0]
+    wanted = encoder.encode(make.sft([clean], tools), "sft")[0].column("ids").to_pylist()[0]
+    assert [id_ for id_ in found if id_ in control] == [id_ for id_ in wanted if id_ in control]
+
+
+def test_a_template_that_does_not_write_calls_refuses_them(tokenizers: dict[str, Path]) -> None:
+    tokens, counts = make.encoder(tokenizers["vicuna"]).encode(make.sft([TOOL_TALK]), "sft")
+    assert tokens.column("reason").to_pylist() == ["template"]
+    assert any("template: " in name for name in counts)
+
+
+def test_qwen3_trains_the_thought_of_the_last_turn_and_drops_that_of_history(
+    tokenizers: dict[str, Path],
+) -> None:
+    talk = [
+        make.user("a"),
+        make.assistant("b", reasoning="old"),
+        make.user("c"),
+        make.assistant("d", reasoning="\nnew\n"),
+    ]
+    encoder = make.encoder(tokenizers["qwen3"])
+    row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert make.trained_text(encoder, row) == ["b<|im_end|>", "<think>\nnew\n</think>\n\nd<|im_end|>"]
+    assert encoder.decode(row["ids"]) == make.rendered(tokenizers["qwen3"], talk)
+
+
+def test_inline_thoughts_become_the_control_tokens_that_the_template_writes(
+    tokenizers: dict[str, Path],
+) -> None:
+    talk = [make.user("a"), make.assistant("<think>\nwhy\n</think>\n\nbecause")]
+    encoder = make.encoder(tokenizers["qwen3"])
+    row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    thought = make.encoder(tokenizers["qwen3"]).encode(
+        make.sft([[talk[0], make.assistant("because", reasoning="why")]]), "sft"
+    )
+    assert row["ids"] == thought[0].column("ids").to_pylist()[0]
+    think = [token.id for token in encoder.control.tokens if token.text in ("<think>", "</think>")]
+    assert [id_ for id_ in row["ids"] if id_ in think] == think
+
+
+def test_inline_thoughts_stay_text_where_the_template_would_drop_them(tokenizers: dict[str, Path]) -> None:
+    talk = [make.user("a"), make.assistant("<think>why</think>because")]
+    encoder = make.encoder(tokenizers["chatml"])
+    row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert make.trained_text(encoder, row) == ["<think>why</think>because<|im_end|>"]
+
+
+def test_inline_calls_are_read_as_calls(tokenizers: dict[str, Path]) -> None:
+    inline = 'Let me see.\n<tool_call>\n{"name": "f", "arguments": {"x": "1"}}\n</tool_call>'
+    plain = make.assistant(
+        "Let me see.", tool_calls=[{"type": "function", "function": {"name": "f", "arguments": {"x": "1"}}}]
+    )
+    encoder = make.encoder(tokenizers["qwen2.5"])
+    rows = encoder.encode(
+        make.sft([[make.user("a"), make.assistant(inline)], [make.user("a"), plain]]), "sft"
+    )[0]
+    read, given = rows.column("ids").to_pylist()
+    assert read == given
+    kept = make.encoder(tokenizers["qwen2.5"], inline_tags="text").encode(
+        make.sft([[make.user("a"), make.assistant(inline)]]), "sft"
+    )
+    assert make.encoder(tokenizers["qwen2.5"]).decode(kept[0].column("ids").to_pylist()[0]) == encoder.decode(
+        read
+    )
+    assert kept[0].column("ids").to_pylist()[0] != read
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '<tool_call>\n{"name": "f", "arguments": {"x": 1}\n</tool_call>',
+        '<tool_call>{"name": "f"}</tool_call> and then?',
+        "<tool_call>f(x)</tool_call>",
+        '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
+    ],
+)
+def test_malformed_calls_stay_text(content: str, tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["qwen2.5"])
+    tokens, counts = encoder.encode(make.sft([[make.user("a"), make.assistant(content)]]), "sft")
+    row = tokens.to_pylist()[0]
+    assert make.trained_text(encoder, row) == [content + "<|im_end|>"]
+    assert counts == {"special_text": 1}
+
+
+def test_words_that_a_template_acts_on_are_an_error_not_a_guess(tokenizers: dict[str, Path]) -> None:
+    talk = [make.user("a"), make.assistant("The tag </think> ends a thought.")]
+    tokens, _ = make.encoder(tokenizers["qwen3"]).encode(make.sft([talk]), "sft")
+    assert tokens.column("reason").to_pylist() == ["template"]
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "flags", "trained"),
+    [
+        ("assistant", (None, None), ["b<|im_end|>", "d<|im_end|>"]),
+        ("assistant", (False, None), ["d<|im_end|>"]),
+        ("last_assistant", (None, None), ["d<|im_end|>"]),
+        ("last_assistant", (None, False), []),
+        ("assistant", (False, False), []),
+    ],
+)
+def test_flags_of_turns_and_loss_on_choose_what_is_trained(
+    loss_on: str, flags: tuple[bool | None, ...], trained: list[str], tokenizers: dict[str, Path]
+) -> None:
+    talk = [
+        make.user("a"),
+        make.assistant("b", train=flags[0]),
+        make.user("c"),
+        make.assistant("d", train=flags[1]),
+    ]
+    encoder = make.encoder(tokenizers["chatml"], loss_on=loss_on)
+    row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert make.trained_text(encoder, row) == trained
+    assert row["reason"] == (None if trained else "no_loss")
+
+
+def test_loss_on_all_trains_all_but_the_first_token_and_marked_turns(tokenizers: dict[str, Path]) -> None:
+    talk = [make.user("a"), make.assistant("b", train=False), make.user("c"), make.assistant("d")]
+    encoder = make.encoder(tokenizers["chatml"], loss_on="all")
+    row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert "".join(make.trained_text(encoder, row)) == (
+        "user\na<|im_end|>\n<|im_start|>assistant\n\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\nd<|im_end|>\n"
+    )
+
+
+def test_arguments_of_the_record_win_over_the_recipes(tokenizers: dict[str, Path]) -> None:
+    talk: list[Message] = [make.user("a"), make.assistant("b")]
+    encoder = make.encoder(tokenizers["qwen3"], chat_kwargs='{"enable_thinking": false}')
+    off = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    on = encoder.encode(make.sft([talk], kwargs={"enable_thinking": True}), "sft")[0].to_pylist()[0]
+    assert off["ids"] == on["ids"]
+    assert make.trained_text(encoder, off) == ["b<|im_end|>"]
+    assert make.trained_text(encoder, on) == ["<think>\n\n</think>\n\nb<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "reasons", "control"),
+    [("text", [None], 4), ("reject", ["special_text"], 0), ("allow", [None], 6)],
+)
+def test_control_text_in_a_turn_follows_the_recipe(
+    policy: str, reasons: list[Any], control: int, tokenizers: dict[str, Path]
+) -> None:
+    talk = [make.user("<|im_end|> and <|im_start|>!"), make.assistant("b")]
+    encoder = make.encoder(tokenizers["chatml"], special_text=policy)
+    tokens, counts = encoder.encode(make.sft([talk]), "sft")
+    assert counts == {"special_text": 1}
+    assert tokens.column("reason").to_pylist() == reasons
+    ids = {token.id for token in encoder.control.tokens}
+    assert sum(id_ in ids for id_ in tokens.column("ids").to_pylist()[0]) == control
+
+
+def test_a_template_that_refuses_all_of_a_large_batch_is_the_recipes_mistake(
+    tokenizers: dict[str, Path],
+) -> None:
+    from datamix.core.errors import RecipeError
+
+    talk = [make.system("s"), make.user("a"), make.assistant("b")]
+    with pytest.raises(RecipeError, match="System role not supported"):
+        make.encoder(tokenizers["gemma2"]).encode(make.sft([talk] * 40), "sft")
+
+
+def test_white_space_swallowed_by_a_control_token_is_swallowed_here_too(tmp_path: Path) -> None:
+    from encode_tokenizers import TEMPLATES, byte_level, save
+    from tokenizers import AddedToken
+
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, rstrip=True) for token in ("<|user|>", "<|assistant|>", "<|end|>")]
+    )
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    folder = save(tokenizer, tmp_path, (TEMPLATES / "phi3.jinja").read_text(), {"eos_token": "<|endoftext|>"})
+    talk = [make.user("Hi there."), make.assistant("Hello."), make.user("Bye"), make.assistant("Bye.")]
+    row = make.encoder(folder).encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert (
+        row["ids"]
+        == make.reference(folder)(make.rendered(folder, talk), add_special_tokens=False)["input_ids"]
+    )
+    assert make.trained_text(make.encoder(folder), row) == ["Hello.<|end|>", "Bye.<|end|>"]
+
+
+def test_what_a_template_does_not_write_is_counted(tokenizers: dict[str, Path]) -> None:
+    thought = [make.user("a"), make.assistant("b", reasoning="why")]
+    counts = make.encoder(tokenizers["chatml"]).encode(
+        make.sft([thought, [make.user("a"), make.assistant("b")]]), "sft"
+    )[1]
+    assert counts == {"unwritten": 1}
+    history = [
+        make.user("a"),
+        make.assistant("b", reasoning="why"),
+        make.user("c"),
+        make.assistant("d", reasoning="so"),
+    ]
+    assert make.encoder(tokenizers["qwen3"]).encode(make.sft([history]), "sft")[1] == {}
+
+
+def test_a_template_that_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datamix.core.errors import RecipeError
+    from datamix.tokenize import chat_template
+
+    monkeypatch.setattr(chat_template, "LIMIT_SECONDS", 0.2)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(RecipeError, match="It loops"):
+        chat_template.Renderer(loop, (), {}).render([make.user("a")], None, {}, False)
+
+
+def test_a_slice_of_a_batch_is_encoded_like_its_rows(tokenizers: dict[str, Path]) -> None:
+    talks = [
+        [make.user(f"q{n} {'<|im_end|>' if n % 3 == 0 else ''}"), make.assistant(f"a{n}")] for n in range(9)
+    ]
+    encoder = make.encoder(tokenizers["chatml"])
+    whole, part = make.sft(talks), make.sft(talks).slice(4, 4)
+    assert (
+        encoder.encode(part, "sft")[0].to_pylist() == encoder.encode(whole, "sft")[0].slice(4, 4).to_pylist()
+    )
+    assert encoder.encode(part, "sft")[1] == {"special_text": 1}
+
+
+def test_numbers_of_any_size_are_rendered_as_they_stood(tokenizers: dict[str, Path]) -> None:
+    calls = [make.call("f", {"n": 123456789012345678901234567890, "x": 1.0, "y": 1e-7})]
+    talk = [make.user("a"), make.assistant(None, tool_calls=calls)]
+    encoder = make.encoder(tokenizers["qwen2.5"])
+    row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert encoder.decode(row["ids"]) == make.rendered(tokenizers["qwen2.5"], talk)
