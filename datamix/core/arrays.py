@@ -1,0 +1,74 @@
+"""Arrow columns as numpy arrays and back, without copies where Arrow allows it: one spelling for all rooms.
+
+A list column is ``values`` and ``offsets``: row ``i`` holds ``values[offsets[i]:offsets[i + 1]]``. Results of tasks are
+Arrow IPC files of one batch, written whole and opened memory-mapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datamix.core.errors import DataError
+
+IGNORE_INDEX = -100  # label of a token that is not trained (torch.nn.CrossEntropyLoss)
+
+
+def offsets_from_lengths(
+    lengths: Sequence[int] | NDArray[Any], dtype: type[np.integer[Any]] = np.int64
+) -> NDArray[Any]:
+    """``[2, 0, 3]`` -> ``[0, 2, 2, 5]``: where each row begins and the last one ends, ``[num_rows + 1]``."""
+    offsets = np.zeros(len(lengths) + 1, dtype)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A list column: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: NDArray[Any]  # [offsets[-1]] at least
+    offsets: NDArray[np.int64]  # [num_rows + 1]
+
+    def __getitem__(self, i: int) -> NDArray[Any]:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def flat(self) -> NDArray[Any]:
+        """All rows end to end, ``[num_values]``."""
+        return self.values[self.offsets[0] : self.offsets[-1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Values a row, ``[num_rows]``."""
+        return np.diff(self.offsets)
+
+
+def ragged(column: pa.ListArray, name: str = "a list column") -> Ragged:
+    """A list-of-numbers column as views of its buffers. Raises DataError where a row is null."""
+    if column.null_count:
+        raise DataError(f"column {name!r} holds {column.null_count} nulls where every row needs a list")
+    offsets = column.offsets.to_numpy().astype(np.int64, copy=False)
+    return Ragged(column.values.to_numpy(zero_copy_only=True), offsets)
+
+
+def list_column(values: NDArray[Any], lengths: NDArray[Any]) -> pa.ListArray:
+    """``values`` cut by ``lengths`` into a list column."""
+    return pa.ListArray.from_arrays(pa.array(offsets_from_lengths(lengths, np.int32)), pa.array(values))
+
+
+def write_batch(path: Path, batch: pa.RecordBatch) -> None:
+    """Write an Arrow IPC file of one batch, uncompressed, to be memory-mapped."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def open_batch(path: Path) -> pa.RecordBatch:
+    """The only batch of an Arrow IPC file, memory-mapped; the map lives as long as the batch."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
