@@ -59,7 +59,9 @@ def test_a_module_imports_its_own_package_and_lower_floors(path: Path) -> None:
 
 def test_no_import_circle() -> None:
     arrows = {name: {n for n in imported(path) if n in BY_NAME} - {name} for name, path in BY_NAME.items()}
-    for name in arrows:  # a package's __init__ gathers its modules: what imports the package does not count inside it
+    for name in (
+        arrows
+    ):  # a package's __init__ gathers its modules: what imports the package does not count inside it
         arrows[name] = {n for n in arrows[name] if not name.startswith(f"{n}.")}
     while True:  # what imports nothing that is left, and what nothing left imports, is in no circle
         pointed = set().union(*arrows.values())
@@ -79,7 +81,17 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 
 
 def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
-    light = {"__future__", "sys", "pathlib", "typing", "collections.abc", "click", "gc", "datamix", "datamix.core.errors"}
+    light = {
+        "__future__",
+        "sys",
+        "pathlib",
+        "typing",
+        "collections.abc",
+        "click",
+        "gc",
+        "datamix",
+        "datamix.core.errors",
+    }
     for path in (PACKAGE / "commands").glob("*.py"):
         if path.name not in ("api.py",):
             ours = {n for n in imported(path, top_level_only=True) if not n.startswith("datamix.commands")}
@@ -124,7 +136,9 @@ def functions() -> list[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
 
 def test_no_function_is_longer_than_sixty_lines() -> None:
     kernels = {p for p in MODULES if p.parent.name == "kernels"}
-    long = [(p.name, f.name) for p, f in functions() if p not in kernels and (f.end_lineno or 0) - f.lineno >= 60]
+    long = [
+        (p.name, f.name) for p, f in functions() if p not in kernels and (f.end_lineno or 0) - f.lineno >= 60
+    ]
     assert long == []
 
 

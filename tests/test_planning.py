@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from small import MEDICAL, alpaca, datamix, recipe, write_jsonl
 
-from datamix.pipeline.planning import make_plan, plan_text
+from datamix.pipeline.planning import make_plan
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
+from datamix.reporting.summaries import plan_table
 
 GROUPED = {
     "groups": {"domain": {"weight": 0.9}},
@@ -49,7 +50,7 @@ def test_a_plan_says_what_is_scarce_first_with_a_ladder_for_all_that_bind(groupe
     rungs = plan["scarcity"]["ladder"]
     assert [r["max_epochs"] for r in rungs] == [1, 2, 4, 8]
     assert rungs[1]["total"] == pytest.approx(2 * plan["total"], abs=2)
-    text = plan_text(plan)
+    text = plan_table(plan)
     assert text.index("Scarce: medical and nursing set the size") < text.index("there is")
     raised = planned(grouped, "sources.medical.max_epochs=2", "sources.nursing.max_epochs=2")
     assert raised["total"] == rungs[1]["total"]
@@ -68,5 +69,5 @@ def test_shares_stand_in_every_unit_and_as_the_trainer_averages(grouped: Path) -
     for line in plan["sources"]:  # nothing is packed: an example is a record
         assert line["shares"]["effective"] == pytest.approx(line["shares"]["records"])
         assert line["shares"]["loss_tokens"] == pytest.approx(line["asked"])
-    assert "% of loss" in plan_text(plan)
+    assert "% of loss" in plan_table(plan)
     assert "effective" not in planned(grouped)["sources"][0]["shares"]

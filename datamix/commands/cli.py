@@ -74,9 +74,10 @@ def plan(
     overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Say what a build would do: every recipe error first, then the table of the mixture."""
-    from datamix.pipeline.planning import make_plan, plan_text
+    from datamix.pipeline.planning import make_plan
     from datamix.pipeline.state import Options
     from datamix.recipe import Recipe
+    from datamix.reporting.summaries import plan_table
 
     read = Recipe.read(recipe, overrides)
     out = output or Path(read.name)
@@ -86,7 +87,7 @@ def plan(
 
         click.echo(json.dumps(made, ensure_ascii=False, indent=2))
     else:
-        click.echo(plan_text(made))
+        click.echo(plan_table(made))
 
 
 @cli.command()
@@ -114,7 +115,7 @@ def build(
 ) -> None:  # fmt: skip
     """Build the training set of a recipe. Run it again after any stop: it goes on where it was."""
     from datamix.core.errors import RecipeError
-    from datamix.pipeline.encode_warnings import encode_warnings
+    from datamix.pipeline.notices import encode_warnings
     from datamix.pipeline.run import build as run_build
     from datamix.pipeline.state import Options
     from datamix.recipe import Recipe

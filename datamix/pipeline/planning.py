@@ -18,6 +18,7 @@ from datamix.core.contracts import Receipt, Task
 from datamix.core.errors import RecipeError
 from datamix.core.records import RecordKind
 from datamix.pipeline import encode_pass, prepare, prepare_sources, translate
+from datamix.pipeline.notices import scarcity_text
 from datamix.pipeline.preflight import preflight
 from datamix.pipeline.prepare_sources import BuildContext, SourceWork
 from datamix.pipeline.progress import Screen
@@ -132,8 +133,6 @@ def say_scarcity_first(
 
 def say_scarcity(quota: mix.Quota, screen: Screen, about: str = "") -> None:
     """Say which sources set the size, where more than half of another stays unused."""
-    from datamix.reporting.summaries import scarcity_text
-
     if quota.scarcity is not None:
         screen.say(scarcity_text(ladder(quota.scarcity), quota.unit, about))
 
@@ -322,10 +321,3 @@ def _free(out: Path) -> int:
     while not here.exists():
         here = here.parent
     return shutil.disk_usage(here).free
-
-
-def plan_text(plan: dict[str, Any]) -> str:
-    """The plan as a person reads it."""
-    from datamix.reporting.summaries import plan_table
-
-    return plan_table(plan)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from datamix.pipeline.notices import UNIT_WORDS, scarcity_text, table_text
 from datamix.pipeline.progress import short_bytes, short_count
 from datamix.pipeline.store import Store
-
-_UNITS = {"records": "records", "tokens": "tokens", "loss_tokens": "loss tokens"}
 
 
 def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
@@ -56,7 +53,7 @@ def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
         short_count(total["loss_tokens"]),
         "",
         "",
-        f"of {_UNITS[unit]}",
+        f"of {UNIT_WORDS[unit]}",
     )
     mixture, packing = manifest["mixture"], manifest["packing"]
     packed = ""
@@ -64,8 +61,8 @@ def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
         packed = f" Rows are packed by {packing['strategy']} and {packing['fill']:.1%} full."
     size = sum(o["bytes"] for o in manifest["outputs"])
     lines = [
-        _text(table),
-        f"No prefix strays more than {mixture['max_prefix_deviation']:,.1f} {_UNITS[unit]} from the shares asked "
+        table_text(table),
+        f"No prefix strays more than {mixture['max_prefix_deviation']:,.1f} {UNIT_WORDS[unit]} from the shares asked "
         f"(bound: {mixture['bound']:,.1f}).{packed}",
         f"The set:    {out}  ({short_bytes(size)})      check it: datamix verify {out}",
         f"The report: {out / 'report.html'}",
@@ -75,20 +72,14 @@ def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
     return "\n".join(lines)
 
 
-def _text(table: Table) -> str:
-    buffer = StringIO()
-    Console(file=buffer, width=160, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")
-
-
 def plan_table(plan: dict[str, Any]) -> str:
     """The tables that people otherwise compute by hand; what is scarce comes first."""
-    unit = _UNITS[plan["unit"]]
+    unit = UNIT_WORDS[plan["unit"]]
     about = "" if plan["exact"] else "~"
     lines = [f"{plan['name']}: {plan['kind']}, unit {unit}", ""]
     if plan["scarcity"] is not None:
         lines += [scarcity_text(plan["scarcity"], plan["unit"], about), ""]
-    lines += [_text(_there_is(plan)), "", _text(_mixture(plan)), ""]
+    lines += [table_text(_there_is(plan)), "", table_text(_mixture(plan)), ""]
     lines.append(f"Size: {about}{plan['total']:,} {unit}.")
     if len(plan["stages"]) > 1:
         lines += [
@@ -120,7 +111,7 @@ def _there_is(plan: dict[str, Any]) -> Table:
         table.add_row(
             line["name"],
             f"{line['files']:,}",
-            *(_about(line) + short_count(line[name]) for name in _UNITS),
+            *(_about(line) + short_count(line[name]) for name in UNIT_WORDS),
             line["stage"],
         )
     return table
@@ -130,10 +121,10 @@ def _mixture(plan: dict[str, Any]) -> Table:
     """What the mixture takes of it, and every source's share of the result in all three units."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("the mixture takes", no_wrap=True)
-    shares = [f"% of\n{name}" for name in _UNITS.values()]
+    shares = [f"% of\n{name}" for name in UNIT_WORDS.values()]
     if plan["loss_norm"] is not None:
         shares.append(f"% of loss,\n{plan['loss_norm']} mean")
-    for name in ("asked", _UNITS[plan["unit"]], "epochs", "at most", "worth", "unused", *shares, ""):
+    for name in ("asked", UNIT_WORDS[plan["unit"]], "epochs", "at most", "worth", "unused", *shares, ""):
         table.add_column(name, justify="right", no_wrap=True)
     for line in plan["sources"]:
         table.add_row(
@@ -154,34 +145,6 @@ def _about(line: dict[str, Any]) -> str:
     return "" if line["exact"] and line["stage"] == "after dedupe" else "~"
 
 
-_MAX_UNUSED = 5  # columns of the ladder
-
-
-def scarcity_text(scarcity: dict[str, Any], unit: str, about: str = "") -> str:
-    """Which sources set the size, and what more epochs of them would give."""
-    scarce, rungs = scarcity["scarce"], scarcity["ladder"]
-    most = sorted(
-        ((share, name) for name, share in rungs[0]["unused"].items() if share >= 0.005), reverse=True
-    )
-    idle = [name for name in rungs[0]["unused"] if name in [n for _, n in most[:_MAX_UNUSED]]]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("max_epochs", "size", "epochs", *(f"unused {name}" for name in idle)):
-        table.add_column(name, justify="right")
-    for rung in rungs:
-        table.add_row(
-            str(rung["max_epochs"]),
-            about + short_count(rung["total"]),
-            f"{max(rung['epochs'][name] for name in scarce):.2f}",
-            *(f"{rung['unused'][name]:.0%}" for name in idle),
-        )
-    said = f"{scarce[0]} sets" if len(scarce) == 1 else f"{', '.join(scarce[:-1])} and {scarce[-1]} set"
-    whose = "its max_epochs" if len(scarce) == 1 else "max_epochs of all of them"
-    return (
-        f"Scarce: {said} the size and would leave more than half of another source unused. With {whose} raised, "
-        f"in {_UNITS[unit]}:\n{_text(table)}"
-    )
-
-
 def _shares(weights: dict[str, float]) -> str:
     return ", ".join(f"{name} {weight:.1%}" for name, weight in weights.items() if weight)
 
@@ -196,7 +159,7 @@ def ladder_table(made: dict[Path, dict[str, Any]], scale: float = 1.0) -> str:
     several = {group: names for group, names in groups.items() if group and len(names) > 1}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("set", no_wrap=True)
-    for name in ("rows", _UNITS[unit], *said, *(f"all of {group}" for group in several)):
+    for name in ("rows", UNIT_WORDS[unit], *said, *(f"all of {group}" for group in several)):
         table.add_column(name, justify="right", no_wrap=True)
     totals = []
     for out, manifest in made.items():
@@ -209,7 +172,7 @@ def ladder_table(made: dict[Path, dict[str, Any]], scale: float = 1.0) -> str:
             *(f"{sources[n]['share'][unit]:.2%} x{sources[n]['epochs'] / scale:.2f}" for n in said),
             *(f"{sum(sources[n]['share'][unit] for n in names):.2%}" for names in several.values()),
         )
-    lines = [_text(table), "", f"Shares are of {_UNITS[unit]}; x is how often each record is used."]
+    lines = [table_text(table), "", f"Shares are of {UNIT_WORDS[unit]}; x is how often each record is used."]
     if first["recipe"]["mix"]["size"] is None and max(totals) > 1.1 * min(totals):
         lines.append("Every set is as large as its caps allow. For sets of one size, give mix.size.")
     lines.append(
