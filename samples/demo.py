@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datamix.audit import verify
 from datamix.core.errors import DatamixError
-from datamix.pipeline.run import build
+from datamix.jobs.build import build
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 from datamix.reporting.summaries import closing

@@ -23,7 +23,7 @@ from datamix.audit.prefix import PrefixDeviation, read_stages
 from datamix.audit.row_laws import UNTRAINED
 from datamix.core.errors import RecipeError
 from datamix.core.records import row_schema
-from datamix.pipeline.run import build
+from datamix.jobs.build import build
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 from datamix.recipe.schemas import schema_text

@@ -12,8 +12,8 @@ import pytest
 
 from datamix.core.errors import RecipeError
 from datamix.core.records import MESSAGE, ROLES, SCHEMAS, RecordKind
-from datamix.files.check import Problem, check
 from datamix.formats import unshape
+from datamix.jobs.check import Problem, check
 from datamix.recipe.schemas import schema_text
 
 KINDS: tuple[RecordKind, ...] = ("text", "sft", "preference", "prompt")

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamix.core.errors import DataError, RecipeError
-from datamix.files.convert import convert
 from datamix.formats import ShapeSpec, native_kinds, shape
+from datamix.jobs.convert import convert
 from datamix.pipeline.recognise import recognise
 from datamix.read import read
 

@@ -10,7 +10,7 @@ import pytest
 
 from datamix.core.errors import DataError, RecipeError
 from datamix.dedup import DedupeSpec, NearSpec
-from datamix.files.deduplicate import deduplicate
+from datamix.jobs.deduplicate import deduplicate
 
 SPEC = DedupeSpec(near=NearSpec())
 LONG = " ".join(f"word{i}" for i in range(60))

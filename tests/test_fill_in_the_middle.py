@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from datamix.audit import verify
 from datamix.core.errors import RecipeError
-from datamix.pipeline.run import build
+from datamix.jobs.build import build
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 

@@ -15,7 +15,7 @@ import datamix
 PACKAGE = Path(__file__).parent.parent / "datamix"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"read", "formats", "clean", "dedup", "tokenize", "mix", "exporters", "load"}
-FLOORS = [{"core"}, ROOMS, {"recipe"}, {"pipeline"}, {"audit"}, {"reporting"}, {"files"}, {"commands"}]
+FLOORS = [{"core"}, ROOMS, {"recipe"}, {"pipeline"}, {"audit"}, {"reporting"}, {"jobs"}, {"commands"}]
 FLOOR = {package: number for number, packages in enumerate(FLOORS) for package in packages}
 HEAVY = {"transformers", "datasets", "torch", "ray", "matplotlib", "fastokens", "openai"}
 EMPTY_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py"}

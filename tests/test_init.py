@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from datamix.core.errors import RecipeError
-from datamix.files.init import init
+from datamix.jobs.init import init
 from datamix.recipe import Recipe
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -112,7 +112,7 @@ def test_nothing_usable_is_an_error_that_says_what_was_found(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft", "preference", "prompt"])
 def test_the_recipe_of_the_samples_builds_as_it_stands(tmp_path: Path, kind: str) -> None:
-    from datamix.pipeline.run import build
+    from datamix.jobs.build import build
     from datamix.pipeline.state import Options
     from datamix.recipe import Recipe
 

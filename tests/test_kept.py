@@ -11,9 +11,9 @@ from small import recipe
 
 import datamix
 from datamix.core.errors import DataError, RecipeError
+from datamix.jobs.build import build
+from datamix.jobs.sweep import parse_vary, sweep
 from datamix.pipeline.exporting import export, parse_format
-from datamix.pipeline.ladder import parse_vary, sweep
-from datamix.pipeline.run import build
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 

@@ -7,7 +7,7 @@ import pytest
 from small import TOKENIZER, write_jsonl
 
 from datamix.audit import verify
-from datamix.pipeline.run import build
+from datamix.jobs.build import build
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 

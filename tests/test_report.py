@@ -16,7 +16,7 @@ import pytest
 import small
 
 from datamix.core.errors import RecipeError
-from datamix.pipeline.run import build
+from datamix.jobs.build import build
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 from datamix.reporting import render_report

@@ -7,7 +7,8 @@ from typing import Any
 
 from datamix.audit import Check
 from datamix.audit import verify as recount
-from datamix.pipeline import planning, run
+from datamix.jobs.build import build as build_set
+from datamix.pipeline import planning
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 
@@ -18,7 +19,7 @@ def build(
 ) -> dict[str, Any]:  # fmt: skip
     """Build a training set and return its manifest; ``out`` defaults to ``./NAME``. Raises DatamixError."""
     read = _recipe(recipe)
-    return run.build(read, _options(read, out, cache, workers, overwrite))
+    return build_set(read, _options(read, out, cache, workers, overwrite))
 
 
 def plan(

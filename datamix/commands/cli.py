@@ -48,7 +48,7 @@ def cli(debug: bool) -> None:
 def init(paths: tuple[str, ...], output: Path, kind: str | None, overwrite: bool) -> None:
     """Look into files or folders and write a commented recipe that builds as it stands."""
     from datamix.core.errors import RecipeError
-    from datamix.files.init import init as look
+    from datamix.jobs.init import init as look
 
     if output.exists() and not overwrite:
         raise RecipeError(f"{output} exists. Choose another name with -o, or replace it with --overwrite.")
@@ -115,8 +115,8 @@ def build(
 ) -> None:  # fmt: skip
     """Build the training set of a recipe. Run it again after any stop: it goes on where it was."""
     from datamix.core.errors import RecipeError
+    from datamix.jobs.build import build as run_build
     from datamix.pipeline.notices import encode_warnings
-    from datamix.pipeline.run import build as run_build
     from datamix.pipeline.state import Options
     from datamix.recipe import Recipe
     from datamix.reporting.summaries import closing
@@ -176,7 +176,7 @@ def inspect(path: Path, row: int | None, stats: bool, removed: bool, html: bool)
 )
 def check(files: tuple[str, ...], kind: str | None) -> None:
     """Validate records: which line, which field, why. Exit 1 if one does not fit."""
-    from datamix.files.check import check as validate
+    from datamix.jobs.check import check as validate
 
     problems = 0
     for problem in validate(list(files), kind):
@@ -195,7 +195,7 @@ def check(files: tuple[str, ...], kind: str | None) -> None:
 @click.option("--lossy", is_flag=True, help="Allow what the format cannot hold to be lost.")
 def convert(source: str, target: str, to: str, lossy: bool) -> None:
     """Turn one file of records into another format."""
-    from datamix.files.convert import convert as turn
+    from datamix.jobs.convert import convert as turn
 
     click.echo(str(turn(source, target, to, lossy=lossy)))
 
@@ -219,7 +219,7 @@ def dedupe(
 ) -> None:  # fmt: skip
     """Deduplicate files on their own, with the engine and the audit of a build."""
     from datamix.dedup import DedupeSpec, NearSpec
-    from datamix.files.deduplicate import deduplicate
+    from datamix.jobs.deduplicate import deduplicate
 
     near = None if exact_only else NearSpec(threshold=threshold)
     spec = DedupeSpec(near=near, scope=scope, keep=keep, rank_by="longest" if longest else "first")
@@ -284,7 +284,7 @@ def sweep(
     overrides: tuple[str, ...], overwrite: bool,
 ) -> None:  # fmt: skip
     """Make a ladder of mixtures from one preparation; each is a virtual set, a schedule of a few bytes a row."""
-    from datamix.pipeline.ladder import sweep as make
+    from datamix.jobs.sweep import sweep as make
     from datamix.pipeline.state import Options
     from datamix.recipe import Recipe
     from datamix.reporting.summaries import ladder_table

@@ -35,7 +35,7 @@ from datamix.recipe import Recipe, Weighed
 from datamix.tokenize import TokenizerFiles, decoder
 
 if TYPE_CHECKING:
-    from datamix.pipeline.state import Arranged, Decided, Options, ResolvedBuild
+    from datamix.pipeline.state import Arranged, Decided, Options, RenderReport, ResolvedBuild
 
 _VERSION = 1
 BUILDING = ".building"
@@ -128,7 +128,9 @@ def finished(out: Path, key: str) -> dict[str, Any] | None:
     return said if whole else None
 
 
-def publish(made: ResolvedBuild, options: Options, bench: BuildContext) -> dict[str, Any]:
+def publish(
+    made: ResolvedBuild, options: Options, bench: BuildContext, render: RenderReport
+) -> dict[str, Any]:
     """Write every format of every split, then the folder around them, then the manifest."""
     from datamix.pipeline.manifest import Written, make_manifest, save_manifest
 
@@ -151,7 +153,7 @@ def publish(made: ResolvedBuild, options: Options, bench: BuildContext) -> dict[
         made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands)
     )
     with bench.screen.phase("report", 1) as watch:
-        _write_report(out, manifest, _row_costs(splits["train"], manifest["mixture"]["unit"]))
+        _write_report(render, out, manifest, _row_costs(splits["train"], manifest["mixture"]["unit"]))
         watch.advance(1, "report")
     save_manifest(out, manifest)
     return manifest
@@ -279,12 +281,13 @@ def _row_costs(train: RowSet, unit: str) -> NDArray[np.int64]:
     return costs_in_order(source, row, [s.bins for s in train.sources], unit)
 
 
-def _write_report(out: Path, manifest: dict[str, Any], costs: NDArray[np.int64]) -> None:
+def _write_report(
+    render: RenderReport, out: Path, manifest: dict[str, Any], costs: NDArray[np.int64]
+) -> None:
     from datamix.pipeline.manifest import save_manifest
-    from datamix.reporting import render_report
 
     building = (
         out / BUILDING / "manifest.json"
     )  # the report reads a whole set; this one is not told to be whole yet
     save_manifest(building.parent, manifest)
-    (out / "report.html").write_text(render_report(out, manifest, costs), encoding="utf-8")
+    (out / "report.html").write_text(render(out, manifest, costs), encoding="utf-8")

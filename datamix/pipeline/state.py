@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from datamix import mix
 from datamix.core.contracts import Receipt
 from datamix.pipeline.prepare_sources import PreparedSource
 from datamix.recipe import Recipe
 from datamix.tokenize import TokenizerFiles
+
+RenderReport = Callable[[Path, dict[str, Any], NDArray[np.int64]], str]  # (OUT, manifest, row costs) -> HTML
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from datamix.core.contracts import Rows
 from datamix.core.errors import DataError, RecipeError
 from datamix.core.records import SCHEMAS, RecordKind
 from datamix.dedup import Decision, DedupeSpec, Signed, decide, sign
-from datamix.files.row_writers import KeptWriter, copied_columns
 from datamix.formats import ShapeSpec, native_kinds, shape
+from datamix.jobs.row_writers import KeptWriter, copied_columns
 from datamix.pipeline.recognise import Recognised, recognise
 from datamix.read import find, read
 

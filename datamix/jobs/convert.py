@@ -17,7 +17,6 @@ from typing import Any
 from datamix.core.contracts import Reject
 from datamix.core.errors import DataError, RecipeError
 from datamix.core.records import RecordKind
-from datamix.files.row_writers import open_writer
 from datamix.formats import (
     EVERYTHING,
     RECORD_FORMATS,
@@ -27,6 +26,7 @@ from datamix.formats import (
     shape,
     unshape_counted,
 )
+from datamix.jobs.row_writers import open_writer
 from datamix.pipeline.recognise import Recognised, recognise
 from datamix.read import find, read
 

@@ -17,6 +17,7 @@ from datamix.pipeline.publish import finished, hold, publish, set_key
 from datamix.pipeline.state import Options, ResolvedBuild
 from datamix.pipeline.steps import decide_and_pack, mix_rows, open_context
 from datamix.recipe import Recipe
+from datamix.reporting import render_report
 
 
 def parse_vary(text: str) -> tuple[str, tuple[float, ...]]:
@@ -90,4 +91,4 @@ def _rung(recipe: Recipe, weights: Sequence[float], suffix: str, scale: float) -
 
 def _publish(made: ResolvedBuild, options: Options, bench: BuildContext) -> dict[str, Any]:
     with hold(options.out, made.recipe, options.overwrite):
-        return finished(options.out, set_key(made)) or publish(made, options, bench)
+        return finished(options.out, set_key(made)) or publish(made, options, bench, render_report)

@@ -19,8 +19,8 @@ from datamix.core.contracts import Rows
 from datamix.core.errors import DataError, RecipeError
 from datamix.core.records import Kind, RecordKind
 from datamix.core.records import texts as texts_of
-from datamix.files.first_recipe import MADE_OF, SourcePart, one_line, recipe_text
 from datamix.formats import DatasetEntry, ShapeSpec, can_become, dataset_info, is_dataset_info, shape
+from datamix.jobs.first_recipe import MADE_OF, SourcePart, one_line, recipe_text
 from datamix.pipeline.recognise import SAMPLE_RECORDS, Recognised, recognise
 from datamix.read import DOCUMENTS, find, read
 

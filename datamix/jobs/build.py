@@ -10,18 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 from datamix.pipeline import prepare_sources, translate
+from datamix.pipeline.planning import say_scarcity, say_scarcity_first
 from datamix.pipeline.preflight import preflight
 from datamix.pipeline.progress import Screen
+from datamix.pipeline.publish import finished, hold, publish, set_key
 from datamix.pipeline.state import Options, ResolvedBuild
 from datamix.pipeline.steps import decide_and_pack, mix_rows, open_context
 from datamix.recipe import Recipe
+from datamix.reporting import render_report
 
 
 def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dict[str, Any]:
     """Build a training set; return its manifest. Raises DatamixError with what to do."""
-    from datamix.pipeline.planning import say_scarcity, say_scarcity_first
-    from datamix.pipeline.publish import finished, hold, publish, set_key
-
     screen = screen or Screen(quiet=True)
     tokenizer = preflight(recipe)
     with hold(options.out, recipe, options.overwrite):
@@ -44,6 +44,6 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
                     f"{options.out} is already built from this recipe and these inputs: nothing to do."
                 )
                 return done
-            return publish(made, options, bench)
+            return publish(made, options, bench, render_report)
         finally:
             bench.engine.close()

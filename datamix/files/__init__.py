@@ -1,1 +1,0 @@
-"""Work on files without a build: init, check, convert, deduplicate."""
