@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Recipe", "__version__", "build", "dedupe", "open", "plan", "verify"]
 
 _PLACES = {  # imported when they are first asked for, so that `datamix --help` is instant

@@ -23,14 +23,14 @@ from datamix.audit.prefix import read_stages
 from datamix.audit.recount import UNITS, Recount, RowShard
 from datamix.core.content import files_digest
 from datamix.core.errors import RecipeError
-from datamix.pipeline.opening import built_set
+from datamix.pipeline.opening import built_set, refuse_newer
 from datamix.pipeline.rows import RowReader
 
 
 def verify(out: Path) -> list[Check]:
     """Recount everything that the manifest of ``out`` claims; one check a promise.
 
-    Raises RecipeError where ``out`` is not a folder.
+    Raises RecipeError where ``out`` is not a folder, DataError where a newer major version built it.
     """
     if not out.is_dir():
         raise RecipeError(f"There is no folder {out} to verify. Name the OUT folder of a finished build.")
@@ -41,6 +41,8 @@ def verify(out: Path) -> list[Check]:
         manifest = json.loads((out / "manifest.json").read_bytes())
     except ValueError as error:
         return [Check("manifest", False, f"manifest.json is not JSON: {error}")]
+    if isinstance(manifest, dict):
+        refuse_newer(out, manifest)
     first = check_manifest(manifest)
     if not first.ok:
         return [first]

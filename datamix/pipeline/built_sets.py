@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from datamix.core.hashing import canonical
 from datamix.pipeline.rows import RowSet
 
 _HERE = "@store/"
+_FORMAT = "2"  # of the results in a cache; 0.1.0 wrote none
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,15 @@ def save(cache: Path, key: str, found: BuiltSet, out: Path) -> None:
 
 
 def load(cache: Path, key: str) -> BuiltSet | None:
-    """The set ``key``, or None where the cache does not know it or has lost a part of it."""
+    """The set ``key``, or None where the cache does not know it, cannot read it, or has lost a part of it."""
     path = cache / "sets" / f"{key}.json"
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8").replace(_HERE, f"{cache / 'store'}/")
-    found = _kept_sets().validate_json(text)
+    try:
+        found = _kept_sets().validate_json(text)
+    except ValidationError:  # damaged, or of another version
+        return None
     store = cache / "store"
     whole = all((store / key[:2] / key / "receipt.json").is_file() for key in found.keys)
     return found if whole else None
@@ -60,3 +64,21 @@ def all_sets(cache: Path) -> dict[str, BuiltSet]:
     """Every set that the cache remembers whole, by key."""
     names = sorted(p.stem for p in (cache / "sets").glob("*.json"))
     return {name: found for name in names if (found := load(cache, name)) is not None}
+
+
+def mark_format(cache: Path) -> str | None:
+    """Note the format of results in the cache; return a line for the user where older results are there, once.
+
+    A build ignores results of an older format. Sets that were built from them are still opened and exported.
+    """
+    path = cache / "format"
+    if path.is_file() and path.read_text(encoding="utf-8") == _FORMAT:
+        return None
+    is_old = path.is_file() or any((cache / "store").glob("??/*/receipt.json"))
+    path.write_text(_FORMAT, encoding="utf-8")
+    if not is_old:
+        return None
+    return (
+        f"The cache {cache} was filled by another version of datamix; builds ignore those results. "
+        f"`datamix cache --prune --cache {cache}` removes what no set needs."
+    )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamix import __version__
 from datamix.core.errors import DataError
 from datamix.load import TrainingSet, open_set
 from datamix.pipeline import built_sets
@@ -45,12 +46,26 @@ def open_any(
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished set, else None."""
+    """The manifest of a finished set, else None. Raises DataError where a newer major version wrote it."""
     try:
         found = json.loads((folder / "manifest.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    refuse_newer(folder, found)
+    return found
+
+
+def refuse_newer(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise DataError where a newer major version wrote the manifest: its fields may mean something else."""
+    version = str(manifest.get("datamix_version", ""))
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) > int(__version__.partition(".")[0]):
+        raise DataError(
+            f"{folder} was built by datamix {version}; this is {__version__}, which reads sets of its own major version and "
+            f"older ones. Upgrade datamix to {major}.0 or newer to use this set."
+        )
 
 
 def built_set(folder: Path, manifest: dict[str, Any], cache: str | Path | None = None) -> built_sets.BuiltSet:

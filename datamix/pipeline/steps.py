@@ -12,6 +12,7 @@ from datamix.core.contracts import Receipt
 from datamix.core.errors import DataError
 from datamix.dedup import ContaminationSpec
 from datamix.pipeline import order_rows, pack_sources, references, select, translate
+from datamix.pipeline.built_sets import mark_format
 from datamix.pipeline.engine import LocalEngine, default_workers
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
 from datamix.pipeline.progress import Screen
@@ -24,6 +25,8 @@ def open_context(options: Options, screen: Screen) -> BuildContext:
     """The cache and the workers of one run."""
     home = options.cache / "store"
     home.mkdir(parents=True, exist_ok=True)
+    if notice := mark_format(options.cache):
+        screen.say(notice)
     return BuildContext(home, LocalEngine(options.workers or default_workers()), screen)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from datamix.core.errors import DataError, RecipeError
+from datamix.pipeline.opening import refuse_newer
 
 _UNTRAINED = -100
 
@@ -127,6 +128,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}). Build the set again with --overwrite.") from None
+    refuse_newer(out, manifest)
     return manifest
 
 
