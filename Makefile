@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-torch test-formats test-trainers check format schemas clean
+.PHONY: help demo test test-torch test-formats test-trainers check format schemas package clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,8 +34,13 @@ format: .venv/ready-dev  ## mend format and lint
 schemas: .venv/ready  ## write the recipe's schema anew from its classes
 	@$(BIN)/python -c 'from datamix.recipe.schemas import write_recipe_schema; write_recipe_schema()'
 
+package: .venv/ready-dev  ## build wheel and sdist into dist/, and try the wheel in a fresh environment
+	@rm -rf dist && $(BIN)/python -m build -q --outdir dist .
+	@cd dist && $(PYTHON) -m venv try && try/bin/python -m pip install -q --disable-pip-version-check -c ../requirements.lock ./*.whl
+	@cd dist && try/bin/datamix --version && try/bin/datamix schema recipe > recipe.schema.json && try/bin/datamix build ../samples/sft.yaml -o sft && try/bin/datamix verify sft
+
 clean:  ## take away what was built and the environment
-	rm -rf .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
+	rm -rf dist .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
 
 # The environment is made anew when the lock changes. One pip call a stage: quiet, and it says what it does.
 .venv/ready: requirements.lock pyproject.toml

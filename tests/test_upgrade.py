@@ -83,7 +83,9 @@ def test_a_virtual_set_of_0_1_0_without_its_cache_says_how_to_get_it_back(old: P
         datamix.open(old / "sft-virtual")
 
 
-def test_a_build_says_once_that_it_ignores_the_cache_of_0_1_0_and_the_old_set_stays_readable(old: Path) -> None:
+def test_a_build_says_once_that_it_ignores_the_cache_of_0_1_0_and_the_old_set_stays_readable(
+    old: Path,
+) -> None:
     first = command("build", old / "sft-loose.yaml", "-o", old / "new", "--cache", old / ".datamix")
     assert first.returncode == 0, first.stderr
     assert first.stderr.count("filled by another version of datamix; builds ignore those results") == 1
@@ -100,7 +102,9 @@ def test_a_new_cache_is_not_called_old(old: Path, tmp_path: Path) -> None:
     assert "another version" not in built.stderr
 
 
-def test_pruning_keeps_what_sets_of_0_1_0_need_and_passes_over_an_entry_that_it_cannot_read(old: Path) -> None:
+def test_pruning_keeps_what_sets_of_0_1_0_need_and_passes_over_an_entry_that_it_cannot_read(
+    old: Path,
+) -> None:
     (old / ".datamix" / "sets" / ("0" * 64 + ".json")).write_text('{"splits": 1}', encoding="utf-8")
     pruned = command("cache", "--prune", "--cache", old / ".datamix")
     assert pruned.returncode == 0, pruned.stderr
@@ -125,5 +129,7 @@ def test_a_set_of_a_newer_major_version_is_refused_in_words(old: Path) -> None:
 
 def test_a_set_of_a_newer_minor_version_is_read(old: Path) -> None:
     path = old / "sft-packed" / "manifest.json"
-    path.write_text(json.dumps(manifest(old / "sft-packed") | {"datamix_version": "0.99.0"}), encoding="utf-8")
+    path.write_text(
+        json.dumps(manifest(old / "sft-packed") | {"datamix_version": "0.99.0"}), encoding="utf-8"
+    )
     assert len(datamix.open(old / "sft-packed")) > 4

@@ -1,6 +1,6 @@
 """Keep the texts of some languages, told by an offline detector: py3langid, a naive Bayes over byte n-grams.
 
-It comes as the extra ``datamix[language]`` (a wheel of 4.6 MB with its model inside; nothing is downloaded). Wu,
+It comes as the extra ``language`` (a wheel of 4.6 MB with its model inside; nothing is downloaded). Wu,
 Cantonese and classical Chinese count as Chinese. Short texts are not judged: a few words look like many languages.
 About 8 MB/s a core. Source: Lui and Baldwin, 2012, "langid.py: An Off-the-shelf Language Identification Tool".
 """
@@ -32,7 +32,7 @@ def require_detector() -> None:
     if importlib.util.find_spec("py3langid") is None:
         raise RecipeError(
             "clean: the step `language` needs a language detector that is not installed. "
-            'Install it with `pip install "datamix[language]"`, or take the step out.'
+            'In the checkout of datamix: `pip install ".[language]"`; or take the step out.'
         )
 
 

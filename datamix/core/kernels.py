@@ -134,14 +134,21 @@ class Kernel:
 def _compile(module: str, name: str, arguments: tuple[Any, ...]) -> tuple[str, bytes]:
     from importlib import import_module
 
+    import numba
     from numba import typeof
 
     function = getattr(import_module(module), name)
     types = tuple(map(typeof, arguments))
     function.compile(types)
     result = function.overloads[types]
-    _, _, (code, _) = result.library.serialize_using_object_code()
-    return result.fndesc.llvm_func_name, code
+    try:  # private names of numba, hence its ceiling in pyproject.toml
+        _, _, (code, _) = result.library.serialize_using_object_code()
+        return result.fndesc.llvm_func_name, code
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RuntimeError(
+            f"datamix cannot use kernels compiled by numba {numba.__version__} ({error}). Install a version that it is tested "
+            "with: `pip install 'numba<0.69' 'llvmlite<0.51'`."
+        ) from error
 
 
 def _folders(sources: Path) -> list[Path]:

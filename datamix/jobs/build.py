@@ -18,6 +18,7 @@ from datamix.pipeline.state import Options, ResolvedBuild
 from datamix.pipeline.steps import decide_and_pack, mix_rows, open_context
 from datamix.recipe import Recipe
 from datamix.reporting import render_report
+from datamix.tokenize.tokenizer import slow_engine_notice
 
 
 def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dict[str, Any]:
@@ -32,9 +33,11 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             found = prepare_sources.scan_sources(bench, works)
             prepare_sources.preload_tokenizer(bench, works, found)
             said = say_scarcity_first(recipe, bench, encode, works, found)
-            decided = decide_and_pack(
-                recipe, bench, encode, prepare_sources.prepare_sources(bench, works, found)
-            )
+            _say_if(slow_engine_notice(), screen)
+            prepared = prepare_sources.prepare_sources(bench, works, found)
+            engines = {receipt.counts["engine"] for source in prepared for receipt in source.encoded}
+            _say_if(slow_engine_notice(engines), screen)
+            decided = decide_and_pack(recipe, bench, encode, prepared)
             made = ResolvedBuild(recipe, tokenizer, decided, mix_rows(recipe, bench, decided))
             if not said:
                 say_scarcity(made.arranged.quota, screen)
@@ -47,3 +50,8 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             return publish(made, options, bench, render_report)
         finally:
             bench.engine.close()
+
+
+def _say_if(notice: str | None, screen: Screen) -> None:
+    if notice:
+        screen.say(notice)

@@ -95,7 +95,7 @@ def require_extractor(path: str, container: str) -> None:
     """Raises DataError where the extra ``docs`` is not installed."""
     if any(find_spec(name) is None for name in _PACKAGES):
         raise DataError(
-            f'{shown(path)}: is {NAMES[container]}. To take its text: pip install "datamix[docs]"; or extract it '
+            f'{shown(path)}: is {NAMES[container]}. To take its text: pip install ".[docs]"; or extract it '
             "yourself, to .txt, .md or .jsonl files, and name those."
         )
 

@@ -16,9 +16,11 @@ Cost: about 2 million tokens/s and core with tokenizers; 8 to 24 times that with
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -196,6 +198,23 @@ def _fast_engines(texts: list[str]) -> list[TokenizerBackend]:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         return []
+
+
+def slow_engine_notice(engines: Set[str] = frozenset()) -> str | None:
+    """A line for the user where ``fastokens`` is missing, or where it was not used although it is there.
+
+    ``engines``: those that encoded; empty before anything was encoded.
+    """
+    if find_spec("fastokens") is None:
+        if engines:
+            return None  # said before
+        return (
+            "fastokens is not installed, so tokenizers encodes: the same ids, several times slower. `pip install fastokens` "
+            "where your platform has a wheel."
+        )
+    if "tokenizers" not in engines:
+        return None
+    return "fastokens cannot stand in for this tokenizer, so tokenizers encoded: the same ids, several times slower."
 
 
 def _dumped(spec: dict[str, Any]) -> str:

@@ -206,5 +206,5 @@ def test_without_the_extra_the_way_to_it_is_named(
     monkeypatch.setattr(documents, "find_spec", lambda name: None)
     path = tmp_path / "a"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r'pip install "datamix\[docs\]"'):
+    with pytest.raises(DataError, match=r'pip install "\.\[docs\]"'):
         sniff(str(path))
