@@ -35,7 +35,7 @@ schemas: .venv/ready  ## write the recipe's schema anew from its classes
 	@$(BIN)/python -c 'from datamix.recipe.schemas import write_recipe_schema; write_recipe_schema()'
 
 package: .venv/ready-dev  ## build wheel and sdist into dist/, and try the wheel in a fresh environment
-	@rm -rf dist && $(BIN)/python -m build -q --outdir dist .
+	@rm -rf dist && $(BIN)/python -m hatchling build -d dist
 	@cd dist && $(PYTHON) -m venv try && try/bin/python -m pip install -q --disable-pip-version-check -c ../requirements.lock ./*.whl
 	@cd dist && try/bin/datamix --version && try/bin/datamix schema recipe > recipe.schema.json && try/bin/datamix build ../samples/sft.yaml -o sft && try/bin/datamix verify sft
 

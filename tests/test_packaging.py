@@ -102,7 +102,7 @@ def test_every_dependency_is_locked_and_imported() -> None:
 
 def test_a_wheel_holds_the_types_the_schemas_and_the_report_s_files(tmp_path: Path) -> None:
     pytest.importorskip(
-        "hatchling", reason="hatchling is not installed: make package builds the wheel as well"
+        "hatchling", reason="hatchling is not installed; requirements-dev.lock has it"
     )
     script = f"from hatchling.build import build_wheel; build_wheel({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True)
