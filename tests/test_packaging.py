@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from small import datamix as command
 from small import fingerprint, recipe
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import datamix
 from datamix.core.kernels import Kernel
@@ -101,9 +102,7 @@ def test_every_dependency_is_locked_and_imported() -> None:
 
 
 def test_a_wheel_holds_the_types_the_schemas_and_the_report_s_files(tmp_path: Path) -> None:
-    pytest.importorskip(
-        "hatchling", reason="hatchling is not installed; requirements-dev.lock has it"
-    )
+    pytest.importorskip("hatchling", reason="hatchling is not installed; requirements-dev.lock has it")
     script = f"from hatchling.build import build_wheel; build_wheel({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -174,3 +173,19 @@ def test_polars_reads_every_column_of_the_rows(tmp_path: Path) -> None:
     theirs = polars.read_parquet(tmp_path / "set" / "train" / "*.parquet")
     assert theirs.columns == ours.column_names
     assert theirs.to_dicts() == ours.to_pylist()
+
+
+def test_a_build_whose_tokenizer_fastokens_cannot_run_says_so_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("fastokens", reason="fastokens is not installed")
+    path = recipe(tmp_path)
+    words = {
+        word: number
+        for number, word in enumerate(["[UNK]", "<|im_end|>", "<|im_start|>", *map(chr, range(33, 127))])
+    }
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    built = command("build", path, "-o", tmp_path / "set", "--workers", "1")
+    assert built.returncode == 0, built.stderr
+    assert built.stderr.count("fastokens cannot stand in for this tokenizer") == 1

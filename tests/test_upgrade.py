@@ -133,3 +133,13 @@ def test_a_set_of_a_newer_minor_version_is_read(old: Path) -> None:
         json.dumps(manifest(old / "sft-packed") | {"datamix_version": "0.99.0"}), encoding="utf-8"
     )
     assert len(datamix.open(old / "sft-packed")) > 4
+
+
+@pytest.mark.parametrize("name", ["sft-virtual", "sft-packed"])
+def test_weights_of_a_set_of_0_1_0_change_at_a_row(old: Path, name: str) -> None:
+    changes = [{"row": 4, "weights": {"general": 0.5, "medical": 0.5}}]
+    before, after = datamix.open(old / name), datamix.open(old / name, changes=changes)
+    assert [row["input_ids"].tolist() for row in after[:4]] == [
+        row["input_ids"].tolist() for row in before[:4]
+    ]
+    assert len(after) > 4
