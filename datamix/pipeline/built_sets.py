@@ -69,7 +69,7 @@ def all_sets(cache: Path) -> dict[str, BuiltSet]:
 def mark_format(cache: Path) -> str | None:
     """Note the format of results in the cache; return a line for the user where older results are there, once.
 
-    A build ignores results of an older format. Sets that were built from them are still opened and exported.
+    A build makes again what it cannot use (the store decides). Sets that were built from it are still opened and exported.
     """
     path = cache / "format"
     if path.is_file() and path.read_text(encoding="utf-8") == _FORMAT:
@@ -79,6 +79,6 @@ def mark_format(cache: Path) -> str | None:
     if not is_old:
         return None
     return (
-        f"The cache {cache} was filled by another version of datamix; builds ignore those results. "
+        f"The cache {cache} was filled by another version of datamix; what this version cannot use is ignored and made again. "
         f"`datamix cache --prune --cache {cache}` removes what no set needs."
     )
