@@ -1,4 +1,4 @@
-"""What to say when a size cannot be given, with advice that works: every cure is computed and tried before it is told."""
+"""Messages for sizes that cannot be met, and the ladder for scarce sources. Every fix in a message is computed and tried first."""
 
 from __future__ import annotations
 
@@ -39,35 +39,36 @@ class Short:
 
 
 def too_large(short: Short, limit: float) -> str:
+    """The error for a size above ``limit``: which sources lack how much, and what would work."""
     plans = stage_plans(short.stages, short.asked)
     need, most = mean_shares(plans) * short.asked, allowed(short.sources, plans)
     lacking = [i for i in range(len(need)) if need[i] > most[i] + ROUNDING]
-    found = "; ".join(
+    lacks = "; ".join(
         f"{short.sources[i].name} would have to give {quantity(need[i], up=True)} and has "
         f"{quantity(short.sources[i].cost)} with max_epochs {short.sources[i].max_epochs:g}"
         for i in lacking
     )
-    cures = [f"raise {_epochs_cure(short, need, most, lacking)}", _size_cure(short, limit)]
+    fixes = [f"raise {_epochs_fix(short, need, most, lacking)}", _size_fix(short, limit)]
     # A size in epochs of the short source asks for the same amount of it whatever its weight.
     by_weight = len(lacking) == 1 and not isinstance(short.size, Mapping)
-    if by_weight and (weights := _weight_cure(short, lacking[0])):
-        cures.append(f"lower {weights}")
+    if by_weight and (weights := _weight_fix(short, lacking[0])):
+        fixes.append(f"lower {weights}")
     return (
         f"mix.size: {quantity(short.asked, up=True)} {short.unit} were asked for, the caps allow {quantity(limit)}: "
-        f"{found}. Either {', or '.join(cures)}; or let the mixer choose with on_short: shrink or reweigh."
+        f"{lacks}. Either {', or '.join(fixes)}; or let the mixer choose with on_short: shrink or reweigh."
     )
 
 
-def _epochs_cure(short: Short, need: Floats, most: Floats, lacking: Sequence[int]) -> str:
-    cures = []
+def _epochs_fix(short: Short, need: Floats, most: Floats, lacking: Sequence[int]) -> str:
+    fixes = []
     for i in lacking:
         source = short.sources[i]
         room = source.most - most[i]
-        cures.append(f"max_epochs of {source.name} to {math.ceil((need[i] + room - ROUNDING) / source.cost)}")
-    return " and ".join(cures)
+        fixes.append(f"max_epochs of {source.name} to {math.ceil((need[i] + room - ROUNDING) / source.cost)}")
+    return " and ".join(fixes)
 
 
-def _size_cure(short: Short, limit: float) -> str:
+def _size_fix(short: Short, limit: float) -> str:
     if isinstance(short.size, int):
         return f"lower size to {quantity(limit)}"
     if isinstance(short.size, Mapping):
@@ -75,7 +76,7 @@ def _size_cure(short: Short, limit: float) -> str:
     return f"multiply the sizes of the stages by {math.floor(limit / short.asked * 1000) / 1000:g}"
 
 
-def _weight_cure(short: Short, lacking: int) -> str | None:
+def _weight_fix(short: Short, lacking: int) -> str | None:
     """The largest weights of the short source, in the recipe's own scale, with which every cap holds."""
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -150,7 +151,7 @@ def _enough(sources: Sequence[Available], share: float, index: int) -> float:
 
 
 LADDER_EPOCHS = (1, 2, 4, 8)
-_UNUSED_WORTH_SAYING = 0.5
+_UNUSED_WORTH_REPORTING = 0.5
 _TIE = 1e-6  # of a total: sizes are rounded to whole units before shares are made of them
 
 
@@ -166,7 +167,7 @@ def ladder(sources: Sequence[Available], stages: Sequence[MixStage]) -> tuple[La
     plans = stage_plans(stages, 1.0 if asked is None else asked)
     shares = mean_shares(plans)
     scarce = first_met(limits(allowed(sources, plans), shares))
-    rungs = []
+    steps = []
     for epochs in LADDER_EPOCHS:
         tried = [
             replace(s, max_epochs=float(epochs), cap=None) if i in scarce else s
@@ -174,15 +175,15 @@ def ladder(sources: Sequence[Available], stages: Sequence[MixStage]) -> tuple[La
         ]
         total = math.floor(float(limits(allowed(tried, plans), shares).min()) + ROUNDING)
         used = tuple(float(w * total / s.cost) for w, s in zip(shares, sources, strict=True))
-        rungs.append(LadderStep(epochs, total, used, tuple(max(0.0, 1 - u) for u in used)))
-    return tuple(rungs)
+        steps.append(LadderStep(epochs, total, used, tuple(max(0.0, 1 - u) for u in used)))
+    return tuple(steps)
 
 
 def scarcity(
     sources: Sequence[Available], stages: Sequence[MixStage], epochs: Sequence[float]
 ) -> Scarcity | None:
     """The ladder, where caps set the size and leave more than half of a source unused; ``epochs``: as it is now."""
-    if all(1 - used <= _UNUSED_WORTH_SAYING for used in epochs):
+    if all(1 - used <= _UNUSED_WORTH_REPORTING for used in epochs):
         return None
     asked = fixed_total(stages)
     plans = stage_plans(stages, 1.0 if asked is None else asked)

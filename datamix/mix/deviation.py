@@ -1,7 +1,7 @@
 """Recount what the schedule promises: after every row, how far is each source from its quota?
 
 Between two rows of a source its deviation only falls, so it is largest just before or just after one of its own rows, or
-where a stretch ends: one pass over the rows looks at every prefix. About 100 million rows a second over the integers.
+where a run of stages ends: one pass over the rows looks at every prefix. About 100 million rows a second over the integers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from datamix.core.contracts import Schedule
 from datamix.core.kernels import Kernel
 from datamix.mix.passes import Costs
-from datamix.mix.quota import Quota, segments
+from datamix.mix.quota import Quota, stage_runs
 from datamix.mix.schedule import make_track
 
 _recount = Kernel("mix", "deviation", "recount")
@@ -37,9 +37,9 @@ def deviation(schedule: Schedule, costs: Sequence[Costs], quota: Quota) -> Devia
     begin = np.cumsum([0, *(len(c) for c in costs)])[:-1].astype(np.int64)
     worst, places = np.zeros(len(costs)), np.zeros(len(costs), np.int64)
     nominal, total, first = 0.0, 0, 0
-    for segment in segments(quota.stages):
-        stages = quota.stages[segment.first : segment.last]
-        last = int(schedule.stage_ends[segment.last - 1])
+    for run in stage_runs(quota.stages):
+        stages = quota.stages[run.first : run.last]
+        last = int(schedule.stage_ends[run.last - 1])
         rows = schedule.source[first:last], schedule.row[first:last], first
         given = np.zeros(len(costs), np.int64)
         total += _recount(make_track(stages, total - nominal), rows, (flat, begin), given, worst, places)

@@ -1,4 +1,4 @@
-"""The order of rows inside a source: a seeded permutation an epoch, by the source's name.
+"""Passes over the sources: the seeded order of rows within each epoch, and the rows drawn from it until a cap.
 
 Seeds go by name, so a source that is added or removed moves no other's order. An epoch takes 16 bytes a row while it is
 sorted and 4 afterwards.
@@ -23,7 +23,7 @@ def epoch_order(num_rows: int, seed: int, name: str, epoch: int) -> NDArray[np.i
     """Rows of source ``name`` in the order of its pass number ``epoch`` (from 0): a permutation of ``0..num_rows-1``."""
     key = salt(seed, "order", name, epoch)
     ranks = np.empty(num_rows, np.uint64)
-    for first in range(0, num_rows, _BLOCK_ROWS):  # ``identity.permutation`` in blocks: half the memory
+    for first in range(0, num_rows, _BLOCK_ROWS):  # ``hashing.permutation`` in blocks: half the memory
         places = np.arange(first, min(first + _BLOCK_ROWS, num_rows), dtype=np.uint64)
         ranks[first : first + len(places)] = mix64(places ^ key)
     order = np.argsort(ranks)
@@ -56,7 +56,7 @@ def caps(
 
 
 def pass_order(num_rows: int, seed: int, name: str, epoch: int) -> NDArray[np.int32]:
-    """The order of pass ``epoch`` as a schedule uses it: ``epoch_order``, made ``unlike`` the pass before."""
+    """The order of pass ``epoch`` as a schedule uses it: ``epoch_order``, rotated where it equals the pass before."""
     order = epoch_order(num_rows, seed, name, 0)
     for later in range(1, epoch + 1):
         order = rotated_if_equal(epoch_order(num_rows, seed, name, later), order)
@@ -135,7 +135,7 @@ class PassRows:
         return (source.copy(), row.copy()) if spare > self.num_rows // 8 else (source, row)
 
 
-class Stretch:
+class StageRunner:
     """Stages with the same sources, run by the rule; totals are counted from its beginning."""
 
     def __init__(self, track: rule.Track, active: NDArray[np.int64], passes: Passes, out: PassRows) -> None:
@@ -152,7 +152,7 @@ class Stretch:
     def run(self, total: int, span: tuple[float, float, float]) -> tuple[int, bool]:
         """Choose rows until the total reaches ``span[0]``; returns the total and whether more can follow.
 
-        ``span``: (stop, length of the stretch, half the largest row), in cost.
+        ``span``: (stop, length of the run, half the largest row), in cost.
         """
         if not self.begun and total < span[0]:
             self.begun = True

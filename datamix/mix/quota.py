@@ -97,9 +97,7 @@ class Quota:
     stages: tuple[StagePlan, ...]
     taken: tuple[float, ...]  # cost per source
     epochs: tuple[float, ...]  # per source
-    binding: tuple[
-        str, ...
-    ]  # sources whose caps set the total; none where a size was asked for and can be met
+    binding: tuple[str, ...]  # sources whose caps set the total; empty where the requested size can be met
     notes: tuple[str, ...] = ()
     unit: str = "records"
     scarcity: Scarcity | None = None
@@ -208,7 +206,7 @@ def fill(base: Floats, most: Floats, total: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class Segment:
+class StageRun:
     """Consecutive stages with the same sources: deficits are carried inside it, and the one-row bound holds."""
 
     first: int  # stage
@@ -216,7 +214,7 @@ class Segment:
     active: tuple[int, ...]  # sources
 
 
-def segments(stages: Sequence[StagePlan]) -> tuple[Segment, ...]:
+def stage_runs(stages: Sequence[StagePlan]) -> tuple[StageRun, ...]:
     """Cut the stages where a source enters or leaves."""
     present = [
         tuple(
@@ -228,18 +226,18 @@ def segments(stages: Sequence[StagePlan]) -> tuple[Segment, ...]:
     ]
     cuts = [i for i in range(1, len(stages)) if present[i] != present[i - 1]]
     edges = [0, *cuts, len(stages)]
-    return tuple(Segment(a, b, present[a]) for a, b in pairwise(edges))
+    return tuple(StageRun(a, b, present[a]) for a, b in pairwise(edges))
 
 
 def allowed(sources: Sequence[Available], plans: Sequence[StagePlan]) -> Floats:
-    """Cost each source may give, less one row for each later stretch that it has a part in.
+    """Cost each source may give, less one row for each later stage run that it has a part in.
 
     Deficits are not carried over a place where a source enters or leaves, so that a source can stand one row over its
     quota after each; the room keeps it under its cap to the end.
     """
     largest = max(s.largest_row for s in sources)
     parts = np.zeros(len(sources))
-    for segment in segments(plans):
-        parts[list(segment.active)] += 1
+    for run in stage_runs(plans):
+        parts[list(run.active)] += 1
     room = [max(0.0, n - 1) * max(s.largest_row, largest / 2) for n, s in zip(parts, sources, strict=True)]
     return np.array([max(s.most - r, s.most / 2) for s, r in zip(sources, room, strict=True)])

@@ -23,7 +23,7 @@ __all__ = ["DONE", "FULL", "USED_UP", "State", "Supply", "Track", "emit"]
 
 
 class Track(NamedTuple):
-    """Quotas of a stretch of stages, in cost from its beginning; the last piece goes on for ever.
+    """Quotas of a run of stages, in cost from its beginning; the last piece extends to infinity.
 
     On piece i, source s has the share ``weight + slope * (T - knot)`` and has got ``quota`` at the knot.
     """
@@ -45,15 +45,13 @@ class Supply(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where a stretch stands. Index a is a place in ``source``, the sources that have a part in it."""
+    """The state of a run of stages. Index a is a place in ``source``, the sources that have a part in it."""
 
     source: NDArray[np.int64]  # [num_active]
     given: NDArray[np.int64]  # [num_active] cost
     piece: NDArray[np.int64]  # [num_active] of the track
     begin: NDArray[np.float64]  # [num_active] total at which the next row is due to begin; inf: gives no more
-    end: NDArray[
-        np.float64
-    ]  # [num_active] total at which it is due to end; -1: wanted, but its cap is reached
+    end: NDArray[np.float64]  # [num_active] total at which it is due to end; -1: due, but its cap is reached
 
 
 _emit = Kernel("mix", "rule", "emit")
@@ -66,8 +64,8 @@ def emit(
 ) -> tuple[int, int, int]:
     """Append rows to ``out`` until the total reaches ``stop``, ``out`` is full or a source needs its next pass.
 
-    A source whose cap is its quota at the end of the stretch gives no more; the others fill up to there. ``span``: (total
-    so far, stop, length of the stretch, half the largest row), in cost from its beginning. ``renewed``: the active source
+    A source whose cap is its quota at the end of the run gives no more; the others fill up to there. ``span``: (total
+    so far, stop, length of the run, half the largest row), in cost from its beginning. ``renewed``: the active source
     whose pass just ended, -1 for none. Returns (reason, rows, total).
     """
     reached = np.zeros(2, np.int64)

@@ -1,8 +1,8 @@
 """The schedule: one order of all rows in which every prefix holds the mixture within one row.
 
-Goes stretch by stretch (consecutive stages with the same sources) and lets the rule (``rule.py``) choose the rows.
+Goes run by run (consecutive stages with the same sources) and lets the rule (``rule.py``) choose the rows.
 Cursors, passes and caps go on across stages; deficits too, except where a source enters or leaves: there they are
-forgiven, so that a source that left owes no row.
+dropped, so that a source that left owes no row.
 
 Cost: 10 bytes a row for the result and 8 a row of the sources while it runs; 5 to 15 million rows a second.
 """
@@ -17,8 +17,8 @@ import numpy as np
 from datamix.core.contracts import Schedule
 from datamix.core.errors import RecipeError
 from datamix.mix import rule
-from datamix.mix.passes import Costs, Passes, PassRows, Stretch, num_allowed
-from datamix.mix.quota import Floats, Quota, StagePlan, mean_shares, quantity, rounded, segments
+from datamix.mix.passes import Costs, Passes, PassRows, StageRunner, num_allowed
+from datamix.mix.quota import Floats, Quota, StagePlan, mean_shares, quantity, rounded, stage_runs
 
 _MAX_SOURCES = 1 << 16
 
@@ -53,14 +53,14 @@ def schedule(
     half = max(int(c.max()) for c, w in zip(costs, shares, strict=True) if w > 0) / 2
     out = PassRows(_expected_rows(costs, shares, quota.total, max_epochs))
     nominal, total, stage_ends, more = 0.0, 0, [], True
-    for segment in segments(quota.stages):
-        stages = quota.stages[segment.first : segment.last]
+    for run in stage_runs(quota.stages):
+        stages = quota.stages[run.first : run.last]
         stops = nominal + np.cumsum([s.length for s in stages])
-        stretch = Stretch(make_track(stages, total - nominal), np.array(segment.active), passes, out)
+        runner = StageRunner(make_track(stages, total - nominal), np.array(run.active), passes, out)
         given = 0
         for stop in stops:
             if more:
-                given, more = stretch.run(given, (stop - total, stops[-1] - total, half))
+                given, more = runner.run(given, (stop - total, stops[-1] - total, half))
             stage_ends.append(out.num_rows)
         nominal, total = float(stops[-1]), total + given
     source, row = out.arrays()
@@ -69,7 +69,7 @@ def schedule(
 
 
 def make_track(stages: Sequence[StagePlan], late: float) -> rule.Track:
-    """Quotas of consecutive stages, begun ``late`` units into them: what the stretch before took too much (or too little)."""
+    """Quotas of consecutive stages, begun ``late`` units into them: what the run before took too much (or too little)."""
     knot, weight, slope, quota = [0.0], [], [], [np.zeros(len(stages[0].weights))]
     start = end = np.array(stages[0].weights)
     for stage in stages:
@@ -153,11 +153,11 @@ def _raised(passes: Passes, quota: Quota, max_epochs: Sequence[float], total: fl
 
 
 def _enough(quota: Quota, source: int, row: int, half: float) -> float:
-    """A total at which the source surely gets a row: in some stretch its quota, half a row before the end, holds one."""
+    """A total at which the source surely gets a row: in some run its quota, half a row before the end, holds one."""
     best = np.inf
-    for segment in segments(quota.stages):
-        if source in segment.active:
-            stages = quota.stages[segment.first : segment.last]
+    for run in stage_runs(quota.stages):
+        if source in run.active:
+            stages = quota.stages[run.first : run.last]
             part = sum(s.length for s in stages) / quota.total * float(mean_shares(stages)[source])
             steepest = max(max(s.weights[source], (s.ramp_to or s.weights)[source]) for s in stages)
             best = min(best, (row + steepest * half) / part)

@@ -1,6 +1,7 @@
-"""From what is there and what is asked to a quota that can be met, or an error whose advice works.
+"""Solve for a quota: from what the sources hold and what the recipe asks to amounts that the caps allow, or an error whose
+advice works.
 
-Every cure in a message is computed and tried before it is printed. Cost: a few passes over a table of stages x sources.
+Every fix in a message is computed and tried before it is printed. Cost: a few passes over a table of stages x sources.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ def solve(
     binding: tuple[str, ...] = ()
     if asked is None:
         binding = tuple(sources[i].name for i in first_met(totals))
-        plans = _stretched(plans, math.floor(limit + ROUNDING))
+        plans = _with_length(plans, math.floor(limit + ROUNDING))
     elif asked > limit + ROUNDING:
         if on_short == "error":
             raise RecipeError(too_large(Short(sources, stages, unit, asked, size), limit))
         if on_short == "shrink":
             binding = tuple(sources[i].name for i in first_met(totals))
-            plans = _stretched(plans, math.floor(limit + ROUNDING))
+            plans = _with_length(plans, math.floor(limit + ROUNDING))
         else:
             plans = _reweighed(plans, sources, asked)
     total = round(sum(p.length for p in plans))
@@ -137,7 +138,7 @@ def _total_for_epochs(
     return float(math.floor(min(totals) + ROUNDING))
 
 
-def _stretched(plans: Sequence[StagePlan], total: float) -> tuple[StagePlan, ...]:
+def _with_length(plans: Sequence[StagePlan], total: float) -> tuple[StagePlan, ...]:
     factor = total / sum(p.length for p in plans)
     scaled = [replace(p, length=p.length * factor) for p in plans]
     scaled[-1] = replace(scaled[-1], length=float(total) - sum(p.length for p in scaled[:-1]))

@@ -201,7 +201,7 @@ def replay(
 def vary(names: Sequence[str], weights: Weights, members: Sequence[str], share: float) -> Weights:
     """The mixture with ``members`` at ``share`` together; inside and outside them proportions stay.
 
-    Weights 7 : 3 with the first at 0.5 -> 0.5, 0.5. A rung of ``datamix sweep``.
+    Weights 7 : 3 with the first at 0.5 -> 0.5, 0.5. A step of ``datamix sweep``.
     """
     if not 0 <= share <= 1:
         raise RecipeError(f"--vary: a share must be between 0 and 1, found {share:g}")

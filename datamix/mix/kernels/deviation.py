@@ -15,7 +15,7 @@ def _quota(track, piece, source, total):  # type: ignore[no-untyped-def]
 
 @kernel
 def recount(track, rows, supply, given, worst, places):  # type: ignore[no-untyped-def]
-    """Raise ``worst`` by what the rows of one stretch show; returns their total. ``given`` holds zeros."""
+    """Raise ``worst`` by what the rows of one run show; returns their total. ``given`` holds zeros."""
     source, row, first = rows
     cost, begin = supply
     total, piece = 0, 0
