@@ -17,17 +17,36 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_set_debug,
+        help="Show a traceback when something fails.",
+    )
+
+
+def _set_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(dict)["debug"] = True
+
+
 class _Cli(click.Group):
-    """Commands in the order of a person's work, not of the alphabet."""
+    """Commands in the order of a person's work, not of the alphabet; each takes ``--debug``, as the group does."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.params.append(_debug_option())
+        super().add_command(cmd, name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
 
-@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Cli, params=[_debug_option()], context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="datamix")
-@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
-def cli(debug: bool) -> None:
+def cli() -> None:
     """Raw corpora in, a verified training set out.
 
     Start with `datamix init DATA -o recipe.yaml`, then `plan`, `build` and `verify`.
@@ -97,9 +116,10 @@ def plan(
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a processor.")
 @click.option(
     "--engine",
-    type=click.Choice(["local", "ray"]),
+    type=click.Choice(["local"]),
     default="local",
     show_default=True,
+    expose_value=False,  # nothing to choose from yet
     help="Where tasks run.",
 )
 @click.option(
@@ -110,21 +130,16 @@ def plan(
 )
 @click.option("--overwrite", is_flag=True, help="Replace a finished set that another recipe built.")
 def build(
-    recipe: Path, output: Path | None, cache: Path | None, workers: int | None, engine: str, sample: int | None,
+    recipe: Path, output: Path | None, cache: Path | None, workers: int | None, sample: int | None,
     overrides: tuple[str, ...], overwrite: bool,
 ) -> None:  # fmt: skip
     """Build the training set of a recipe. Run it again after any stop: it goes on where it was."""
-    from datamix.core.errors import RecipeError
     from datamix.jobs.build import build as run_build
     from datamix.pipeline.notices import encode_warnings
     from datamix.pipeline.state import Options
     from datamix.recipe import Recipe
     from datamix.reporting.summaries import closing
 
-    if engine == "ray":
-        raise RecipeError(
-            "--engine ray is not part of this release. Leave it out: --engine local gives the same bytes."
-        )
     read = Recipe.read(recipe, overrides)
     out = output or Path(read.name)
     options = Options(out, cache or _cache(out), workers or 0, sample, overwrite)
@@ -331,30 +346,24 @@ def main(arguments: list[str] | None = None) -> Any:
 
     # Imports and tokenizers make objects by the hundred thousand, and hardly a ring among them.
     gc.set_threshold(500_000)
-    debug = "--debug" in (arguments if arguments is not None else sys.argv[1:])
-    arguments = [a for a in (arguments if arguments is not None else sys.argv[1:]) if a != "--debug"]
+    settings: dict[str, bool] = {}  # filled by --debug, wherever it stands
     try:
-        return cli.main(args=arguments, prog_name="datamix", standalone_mode=False)
-    except click.exceptions.Abort:
+        return cli.main(args=arguments, prog_name="datamix", standalone_mode=False, obj=settings)
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _fail(
             Interrupted("Stopped. What was finished is kept: run the same command again and it continues."),
-            debug,
-        )
-    except KeyboardInterrupt:
-        _fail(
-            Interrupted("Stopped. What was finished is kept: run the same command again and it continues."),
-            debug,
+            settings,
         )
     except click.ClickException as error:
         error.show()
         sys.exit(2)
     except DatamixError as error:
-        _fail(error, debug)
+        _fail(error, settings)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
     except Exception as error:
-        if debug:
+        if settings.get("debug"):
             raise
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         _fail(
@@ -362,12 +371,12 @@ def main(arguments: list[str] | None = None) -> Any:
                 f"something unexpected happened: {said}. This is a defect of datamix, not of your data: please report it "
                 "with the output of the same command under --debug. What was finished is kept."
             ),
-            debug,
+            settings,
         )
 
 
-def _fail(error: DatamixError, debug: bool) -> None:
-    if debug:
+def _fail(error: DatamixError, settings: dict[str, bool]) -> None:
+    if settings.get("debug"):
         raise error
     click.echo(click.style("datamix: ", fg="red") + str(error), err=True)
     sys.exit(error.exit_code)

@@ -186,7 +186,7 @@ def _source(
         "tokens": packed["tokens"],
         "loss_tokens": packed["loss_tokens"],
     }
-    unit = recipe.mix.unit or "tokens"
+    unit = recipe.unit
     return {
         "records": records,
         "rejected_by": dict(sorted(rejected.items())),

@@ -222,7 +222,7 @@ def _estimate(
 
 
 def _available(recipe: Recipe, source: SourcePlan) -> mix.Available:
-    unit = recipe.mix.unit or "tokens"
+    unit = recipe.unit
     cost = {"records": source.records, "tokens": source.tokens, "loss_tokens": source.loss_tokens}[unit]
     return mix.Available(
         name=source.name,
@@ -238,7 +238,7 @@ def _told(
     recipe: Recipe, options: Options, sources: Sequence[SourcePlan], there: Sequence[mix.Available],
     quota: mix.Quota, batch: int | None,
 ) -> dict[str, Any]:  # fmt: skip
-    unit = recipe.mix.unit or "tokens"
+    unit = recipe.unit
     lines: list[dict[str, Any]] = []
     shares = _shares(recipe, sources, quota)
     for number, (source, can) in enumerate(zip(sources, there, strict=True)):

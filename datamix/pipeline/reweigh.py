@@ -25,6 +25,7 @@ from datamix.pipeline.rows import RowSet
 from datamix.pipeline.token_store import open_batch
 from datamix.recipe import Recipe
 
+ORDERS = "orders"  # folder of the cache, one folder a set in it
 Change = Mapping[str, Any]  # {"row": 24_000, "weights": {"general": 0.5, "medical": 0.5}}
 
 
@@ -44,13 +45,13 @@ def reweighed(
     """The rows of a set and its manifest under changes of weights. Raises RecipeError where one cannot be made."""
     key = digest("changed", manifest["key"], [[c["row"], dict(c["weights"])] for c in changes])
     recipe = Recipe.model_validate(manifest["recipe"])
-    unit = recipe.mix.unit or "tokens"
+    unit = recipe.unit
     costs = [row_costs(s.bins, unit) for s in rows.sources]
     order = _opened(rows)
     total = sum(int(costs[i][order.row[order.source == i]].sum()) for i in range(len(costs)))
     for change in changes:
         order = _go_on(order, recipe, costs, change, total)
-    path = cache / "orders" / f"{key}.arrow"
+    path = cache / ORDERS / manifest["key"] / f"{key}.arrow"
     _save(path, order)
     info = replace(rows.info, stages=order.stages)
     made = replace(rows, info=info, num_rows=len(order.row), order=path, stage_ends=order.stage_ends)

@@ -64,7 +64,7 @@ def decide_and_pack(
             r.shards,
             fates.folder / f"fates-{number}.arrow",
             encode,
-            recipe.encode.pack or "none",
+            recipe.pack,
             recipe.encode.max_length,
             recipe.seed,
         )
@@ -99,7 +99,7 @@ def mix_rows(recipe: Recipe, bench: BuildContext, decided: Decided, scale: float
     spec = order_rows.ScheduleSpec(
         names=tuple(recipe.sources),
         bins=tuple(r.folder / "train.arrow" for r in packed),
-        unit=recipe.mix.unit or "tokens",
+        unit=recipe.unit,
         quota=replace(quota, notes=(), scarcity=None),  # words change no order
         max_epochs=tuple(s.max_epochs for s in recipe.sources.values()),
         seed=recipe.seed,

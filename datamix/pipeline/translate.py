@@ -49,7 +49,7 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
                 max_reject_share=recipe.max_reject_share,
                 encode=encode,
                 max_length=recipe.encode.max_length,
-                overlong=recipe.encode.overlong or "drop",
+                overlong=recipe.overlong,
                 dedupe=signing,
                 lines=line_spec(recipe),
                 limit=sample,
@@ -179,7 +179,7 @@ def groups(recipe: Recipe) -> dict[str, mix.MixGroup]:
 
 def available(recipe: Recipe, packed: Sequence[Receipt], scale: float = 1.0) -> list[mix.Available]:
     """What every source can give, in the unit of the mixture; ``scale``: of a seeded part of its rows."""
-    unit = recipe.mix.unit or "tokens"
+    unit = recipe.unit
     bins = [r.folder / "train.arrow" for r in packed]
     rows = [dealt_rows(b, scale, recipe.seed, n) for b, n in zip(bins, recipe.sources, strict=True)]
     costs = [row_costs(b, unit)[r] for b, r in zip(bins, rows, strict=True)]
@@ -203,7 +203,7 @@ def available(recipe: Recipe, packed: Sequence[Receipt], scale: float = 1.0) -> 
 
 def quota(recipe: Recipe, sources: Sequence[mix.Available]) -> mix.Quota:
     """How much of each source, and when. Raises RecipeError where the caps cannot give what is asked."""
-    unit = recipe.mix.unit or "tokens"
+    unit = recipe.unit
     asked = stages(recipe, sources)
     here = [i for i in range(len(sources)) if any(s.weights[i] or (s.ramp_to or s.weights)[i] for s in asked)]
     present = [

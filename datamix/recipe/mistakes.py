@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import types
 import typing
 from typing import Any
 
@@ -66,15 +68,12 @@ _KEYS = {
 
 def explain(error: ValidationError, root: type[BaseModel]) -> list[tuple[Key, str]]:
     """Each problem with its key: what was asked, what was found, what to do."""
-    found = [
-        (tuple(part for part in problem["loc"] if not _is_branch(part)), problem)
-        for problem in error.errors(include_url=False)
-    ]
+    found = [(*_written(problem, root), problem) for problem in error.errors(include_url=False)]
     problems: list[tuple[Key, str]] = []
-    for number, (key, problem) in enumerate(found):
-        if _is_said_better(key, problem, [k for n, (k, _) in enumerate(found) if n != number], problems):
+    for number, (key, allowed, problem) in enumerate(found):
+        if _is_said_better(key, problem, [k for n, (k, _, _) in enumerate(found) if n != number], problems):
             continue
-        problems.append((key, _say(problem, root, key)))
+        problems.append((key, _say(problem, key, allowed)))
     return problems
 
 
@@ -86,17 +85,57 @@ def _is_said_better(key: Key, problem: Any, others: list[Key], problems: list[tu
     return problem["type"] in kinds and any(k == key for k, _ in problems)
 
 
-def _is_branch(part: str | int) -> bool:
-    """Pydantic adds the tried branch of a union to the place: ``('mix', 'size', 'Epochs', ...)``; people never wrote it."""
-    return isinstance(part, str) and (
-        part in ("Near", "Epochs", "Temperature", "int", "[key]") or "[" in part
-    )
+def _written(problem: Any, root: type[BaseModel]) -> tuple[Key, list[str]]:
+    """The key as it stands in the recipe, and the names that its last part could have had there.
+
+    Pydantic adds the tried branch of a union to the place (``('mix', 'size', 'Epochs', 'epochs')``) and marks a wrong
+    key of a map (``('sources', NAME, '[key]')``). The model's annotation at that place
+    decides which parts people wrote, never their spelling: a source may be called ``Epochs``.
+    """
+    key: list[str | int] = []
+    allowed: list[str] = []
+    here: Any = root
+    for part in problem["loc"]:
+        members = _members(here)
+        if len(members) > 1:
+            here = _branch(members, str(part))
+            continue
+        member = members[0] if members else None
+        allowed, is_model = [], isinstance(member, type) and issubclass(member, BaseModel)
+        if is_model:
+            allowed = list(member.model_fields)
+            here = member.model_fields[part].annotation if part in allowed else None
+            if part == "[key]" and problem["type"] != "extra_forbidden":
+                continue
+        elif typing.get_origin(member) in (dict, tuple, list):
+            arguments = typing.get_args(member)
+            here = arguments[1] if typing.get_origin(member) is dict else arguments[0]
+        else:  # nobody writes below a single value
+            continue
+        key.append(part)
+    return tuple(key), allowed
 
 
-def _say(problem: Any, root: type[BaseModel], key: Key) -> str:
+def _members(annotation: Any) -> list[Any]:
+    """The types that may stand at a place, None left out."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [m for a in typing.get_args(annotation) if a is not type(None) for m in _members(a)]
+    return [] if annotation is None else [annotation]
+
+
+def _branch(members: list[Any], tag: str) -> Any:
+    """The member of a union that pydantic tried: it names a model by its class, alone or inside ``function-after[...]``."""
+    named = [m for m in members if re.search(rf"\b{re.escape(getattr(m, '__name__', '?'))}\b", tag)]
+    return named[0] if named else None
+
+
+def _say(problem: Any, key: Key, allowed: list[str]) -> str:
     kind, found = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
-        return unknown_key(str(key[-1]), list(_fields(root, key[:-1])))
+        return unknown_key(str(key[-1]), allowed)
     if kind == "missing":
         return "is missing"
     if kind == "literal_error":
@@ -139,36 +178,3 @@ def nearest(word: str, right: list[str]) -> str | None:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _fields(model: type[BaseModel], key: Key) -> list[str]:
-    """The names that may stand at ``key``, by walking the model's annotations."""
-    here: Any = model
-    for part in key:
-        here = _step(here, part)
-        if here is None:
-            return []
-    found = _models(here)
-    return [name for m in found for name in m.model_fields]
-
-
-def _step(annotation: Any, part: str | int) -> Any:
-    for model in _models(annotation):
-        if isinstance(part, str) and part in model.model_fields:
-            return model.model_fields[part].annotation
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) in (dict, tuple, list) and arguments:
-        return arguments[1] if typing.get_origin(annotation) is dict else arguments[0]
-    for argument in arguments:
-        found = _step(argument, part)
-        if found is not None:
-            return found
-    return None
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (dict, tuple, list):
-        return []
-    return [m for a in typing.get_args(annotation) for m in _models(a)]

@@ -70,6 +70,24 @@ class Recipe(Model):
         """The folder that relative paths start from."""
         return self._base
 
+    @property
+    def unit(self) -> str:
+        """``mix.unit``: validation fills in the default of the kind."""
+        assert self.mix.unit is not None
+        return self.mix.unit
+
+    @property
+    def pack(self) -> str:
+        """``encode.pack``, filled in likewise."""
+        assert self.encode.pack is not None
+        return self.encode.pack
+
+    @property
+    def overlong(self) -> str:
+        """``encode.overlong``, filled in likewise."""
+        assert self.encode.overlong is not None
+        return self.encode.overlong
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_by_kind(cls, value: Any) -> Any:

@@ -60,6 +60,18 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_trainer_has_a_folder_for_some_kind(make_info, name):
+    def opens(kind):
+        try:
+            open_sink(name, (), make_info(kind, stages=("broad", "sharpen")), "train")
+        except RecipeError:
+            return False
+        return True
+
+    assert any(map(opens, KINDS))
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "packed", "paired"), list(product(TRAINERS, KINDS, (False, True), (False, True)))
 )
