@@ -101,8 +101,8 @@ def _written(problem: Any, root: type[BaseModel]) -> tuple[Key, list[str]]:
             here = _branch(members, str(part))
             continue
         member = members[0] if members else None
-        allowed, is_model = [], isinstance(member, type) and issubclass(member, BaseModel)
-        if is_model:
+        allowed = []
+        if isinstance(member, type) and issubclass(member, BaseModel):
             allowed = list(member.model_fields)
             here = member.model_fields[part].annotation if part in allowed else None
             if part == "[key]" and problem["type"] != "extra_forbidden":
