@@ -9,6 +9,7 @@ from datamix.audit import Check
 from datamix.audit import verify as recount
 from datamix.jobs.build import build as build_set
 from datamix.pipeline import planning
+from datamix.pipeline.opening import default_cache
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 
@@ -49,5 +50,5 @@ def _options(
     recipe: Recipe, out: str | Path | None, cache: str | Path | None, workers: int, overwrite: bool
 ) -> Options:
     folder = Path(out) if out is not None else Path(recipe.name)
-    kept = Path(cache) if cache is not None else folder.parent / ".datamix"
+    kept = Path(cache) if cache is not None else default_cache(folder)
     return Options(folder, kept, workers, overwrite=overwrite)

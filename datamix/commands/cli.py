@@ -155,13 +155,16 @@ def build(
 def verify(out: Path) -> None:
     """Recount everything the manifest claims from the files themselves; exit 1 if a promise does not hold."""
     from datamix.audit import verify as recount
+    from datamix.pipeline.out_folder import clear_failed, mark_failed
 
     checks = recount(out)
     for check in checks:
         mark = click.style("ok  ", fg="green") if check.ok else click.style("FAIL", fg="red", bold=True)
         click.echo(f"{mark} {check.name:<14} {check.detail}")
     if not all(check.ok for check in checks):
+        mark_failed(out)
         sys.exit(1)
+    clear_failed(out)
 
 
 @cli.command()
@@ -331,7 +334,9 @@ def cache(cache: Path, prune: bool) -> None:
 
 
 def _cache(out: Path) -> Path:
-    return out.parent / ".datamix"
+    from datamix.pipeline.opening import default_cache
+
+    return default_cache(out)
 
 
 def _screen() -> Screen:

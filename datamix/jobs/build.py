@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from datamix.pipeline import prepare_sources, translate
+from datamix.pipeline.out_folder import whole_set
 from datamix.pipeline.planning import say_scarcity, say_scarcity_first
 from datamix.pipeline.preflight import preflight
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.publish import finished, hold, publish, set_key
+from datamix.pipeline.publish import hold, publish, set_key
 from datamix.pipeline.state import Options, ResolvedBuild
 from datamix.pipeline.steps import decide_and_pack, mix_rows, open_context
 from datamix.recipe import Recipe
@@ -25,7 +26,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
     """Build a training set; return its manifest. Raises DatamixError with what to do."""
     screen = screen or Screen(quiet=True)
     tokenizer = preflight(recipe)
-    with hold(options.out, recipe, options.overwrite):
+    with hold(options.out, recipe, options):
         bench = open_context(options, screen)
         try:
             encode = translate.encode_spec(recipe, tokenizer)
@@ -41,7 +42,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             made = ResolvedBuild(recipe, tokenizer, decided, mix_rows(recipe, bench, decided))
             if not said:
                 say_scarcity(made.arranged.quota, screen)
-            done = finished(options.out, set_key(made))
+            done = whole_set(options.out, set_key(made), options.cache, options.overwrite)
             if done is not None:
                 screen.say(
                     f"{options.out} is already built from this recipe and these inputs: nothing to do."

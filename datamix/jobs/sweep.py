@@ -10,10 +10,11 @@ from typing import Any
 from datamix import mix
 from datamix.core.errors import RecipeError
 from datamix.pipeline import prepare_sources, translate
+from datamix.pipeline.out_folder import whole_set
 from datamix.pipeline.preflight import preflight
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.publish import finished, hold, publish, set_key
+from datamix.pipeline.publish import hold, publish, set_key
 from datamix.pipeline.state import Options, ResolvedBuild
 from datamix.pipeline.steps import decide_and_pack, mix_rows, open_context
 from datamix.recipe import Recipe
@@ -90,5 +91,6 @@ def _rung(recipe: Recipe, weights: Sequence[float], suffix: str, scale: float) -
 
 
 def _publish(made: ResolvedBuild, options: Options, bench: BuildContext) -> dict[str, Any]:
-    with hold(options.out, made.recipe, options.overwrite):
-        return finished(options.out, set_key(made)) or publish(made, options, bench, render_report)
+    with hold(options.out, made.recipe, options):
+        done = whole_set(options.out, set_key(made), options.cache, options.overwrite)
+        return done or publish(made, options, bench, render_report)

@@ -54,6 +54,9 @@ def prune(folder: Path) -> str:
             standing.add(key)
         else:
             (folder / "sets" / f"{key}.json").unlink()
+    for path in (folder / "files").glob("*.json"):
+        if path.name.partition("-")[0] not in standing:
+            path.unlink()
     store = Store(folder / "store")
     before = store.num_bytes()
     removed = [key for key in store.finished() if key not in needed]

@@ -6,19 +6,18 @@ brings it back; nothing of the set changes.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from datamix.core.errors import RecipeError
 from datamix.pipeline import outputs
+from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
 from datamix.pipeline.engine import LocalEngine, default_workers
-from datamix.pipeline.manifest import save_manifest
 from datamix.pipeline.opening import built_set, read_manifest
+from datamix.pipeline.out_folder import Owned, switch
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.publish import BUILDING, hold_folder
 from datamix.recipe.strict_yaml import scalar
 
 
@@ -64,13 +63,20 @@ def export(
             done = list(zip(tasks, bench.run("write", tasks), strict=True))
         finally:
             bench.engine.close()
-        for name in again:
-            shutil.rmtree(outputs.format_folder(out, name), ignore_errors=True)
-        listed = outputs.link(out, done) + outputs.finish(out, done)
+        staged = staging(out)
+        listed = outputs.link(staged, done) + outputs.finish(staged, done)
         new = {entry["path"] for entry in listed}
-        keep = [e for e in manifest["outputs"] if e["format"] not in again and e["path"] not in new]
-        manifest["outputs"] = sorted([*keep, *listed], key=lambda entry: str(entry["path"]))
+        replaced = [e for e in manifest["outputs"] if e["path"] in new or _is_of(e, again)]
+        rest = [e for e in manifest["outputs"] if e not in replaced]
+        without = manifest | {"outputs": rest}
+        manifest["outputs"] = sorted([*rest, *listed], key=lambda entry: str(entry["path"]))
         manifest["commands"] = manifest.get("commands", {}) | outputs.commands(formats, splits["train"].info)
-        save_manifest(out, manifest)
-        shutil.rmtree(out / BUILDING, ignore_errors=True)
+        owned: Owned = {entry["path"]: entry["sha256"] for entry in replaced}
+        switch(out, staged, owned, (without, manifest), (screen or Screen(quiet=True)).say)
+        remove_building(out)
     return listed
+
+
+def _is_of(entry: dict[str, Any], formats: Sequence[str]) -> bool:
+    """Whether a file lies in the folder of one of the formats; ``rejects/*.jsonl`` are no export to ``jsonl``."""
+    return entry["format"] in formats and str(entry["path"]).split("/")[0] == entry["format"]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datamix.pipeline import select
+from datamix.pipeline.outputs import output
 from datamix.pipeline.prepare import read_batches
 from datamix.pipeline.prepare_sources import PreparedSource
 from datamix.pipeline.shards import used_records
+from datamix.pipeline.state import Arranged, Decided
 from datamix.pipeline.token_store import open_batch
-
-if TYPE_CHECKING:
-    from datamix.pipeline.state import Arranged, Decided
 
 REMOVED = pa.schema(
     [
@@ -54,8 +53,6 @@ _FURTHER = (
 
 def write_rejects(out: Path, sources: Sequence[PreparedSource]) -> list[dict[str, Any]]:
     """``rejects/SOURCE.jsonl``: source, file, record, line, reason, detail and the original bytes."""
-    from datamix.pipeline.outputs import output
-
     outputs: list[dict[str, Any]] = []
     for ready in sources:
         if not ready.count("rejected_by"):
@@ -159,8 +156,6 @@ def _furthest(table: pa.Table) -> pa.Table:
 
 def write_removed(out: Path, decided: Decided, accounts: Sequence[Account]) -> list[dict[str, Any]]:
     """``removed/SOURCE.parquet``: every record that was read but not used."""
-    from datamix.pipeline.outputs import output
-
     outputs: list[dict[str, Any]] = []
     for ready, settled in zip(decided.sources, accounts, strict=True):
         if settled.removed.num_rows:

@@ -6,14 +6,11 @@ said, or the build stops. No time, host, user, absolute path, engine or worker c
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datamix import __version__
 from datamix.core.content import files_digest
@@ -22,11 +19,9 @@ from datamix.core.errors import DataError
 from datamix.pipeline import write_shards
 from datamix.pipeline.ledger import Account
 from datamix.pipeline.prepare_sources import PreparedSource
+from datamix.pipeline.state import Arranged, Decided, ResolvedBuild
 from datamix.pipeline.token_store import open_batch
 from datamix.recipe import Recipe
-
-if TYPE_CHECKING:
-    from datamix.pipeline.state import Arranged, Decided, ResolvedBuild
 
 # Versions that can change a byte of a set.
 PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy", "matplotlib")
@@ -104,17 +99,6 @@ def _packages(recipe: Recipe, decided: Decided) -> list[str]:
         _OF_STEP[s] for s in steps & _OF_STEP.keys()
     }
     return [*PACKAGES, *sorted(extra)]
-
-
-def save_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write ``manifest.json`` at one stroke."""
-    text = json.dumps(manifest, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    partial = folder / "manifest.json.partial"
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(folder / "manifest.json")
 
 
 Amounts = dict[tuple[str, str], Counter[str]]  # (stage, source) -> rows, records, tokens, loss_tokens

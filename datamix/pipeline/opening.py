@@ -81,4 +81,9 @@ def built_set(folder: Path, manifest: dict[str, Any], cache: str | Path | None =
 
 
 def _cache_of(folder: Path, cache: str | Path | None) -> Path:
-    return (Path(cache) if cache is not None else folder.parent / ".datamix").absolute()
+    return (Path(cache) if cache is not None else default_cache(folder)).absolute()
+
+
+def default_cache(out: Path) -> Path:
+    """``.datamix`` beside OUT, also where OUT is ``.`` or ends in ``..``."""
+    return (out if out.name not in ("", "..") else out.resolve()).parent / ".datamix"

@@ -6,7 +6,7 @@ All of it is cached by content: weights, stages, dedupe settings and validation 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,12 @@ _LARGE_BYTES = 16 << 20  # of input: less is encoded about as soon as workers ha
 
 @dataclass(frozen=True)
 class BuildContext:
-    """Where work is done: the cache, the workers, and the person who watches."""
+    """Where work is done: the cache, the workers, the screen; and which files are of the set itself, never its input."""
 
     home: Path
     engine: Engine
     screen: Screen
+    is_own: Callable[[str], bool] = lambda path: False
 
     def run(self, title: str, tasks: Sequence[Task]) -> list[Receipt]:
         return run_tasks(self.engine, self.screen, title, tasks)
@@ -88,8 +89,8 @@ class PreparedSource:
 
 
 def scan_sources(bench: BuildContext, works: Sequence[SourceWork]) -> list[tuple[InputFile, ...]]:
-    """Survey every source under one bar."""
-    tasks = [scan.tasks(work.wanted, bench.home) for work in works]
+    """Scan every source under one bar."""
+    tasks = [scan.tasks(work.wanted, bench.home, bench.is_own) for work in works]
     receipts = iter(bench.run("look", [t for group in tasks for t in group]))
     return [
         tuple(scan.files(work.wanted, [(t, next(receipts)) for t in group]))

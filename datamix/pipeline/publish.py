@@ -1,14 +1,12 @@
-"""The folder OUT: written beside everything else, made visible file by file, the manifest last.
+"""Publish a set: its shards, rejects, removed records, tokenizer and report are completed in ``OUT/.building``, then moved
+into place, the manifest last.
 
-While a build runs, finished shards lie in ``OUT/.building`` under their keys; publishing links them to their names. So a
-build that is killed anywhere goes on with what it has, and a reader who looks for ``manifest.json`` sees all or nothing.
+While a build runs, finished shards are in ``OUT/.building`` under their keys. So a build that is killed anywhere continues,
+and a reader who looks for ``manifest.json`` sees all or nothing.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,95 +14,43 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamix import mix
-from datamix.core.errors import DatamixError, RecipeError
+from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest
 from datamix.exporters import SetInfo, Weighing
 from datamix.pipeline import built_sets, ledger, outputs
+from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
+from datamix.pipeline.manifest import Written, make_manifest
 from datamix.pipeline.order_rows import costs_in_order
+from datamix.pipeline.out_folder import MANIFEST, check_out, owned_files, record_whole, save_manifest, switch
 from datamix.pipeline.prepare import read_batches
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.rows import RowReader, RowSet
 from datamix.pipeline.source_rows import SourceRows
+from datamix.pipeline.state import Arranged, Decided, Options, RenderReport, ResolvedBuild
 from datamix.recipe import Recipe, Weighed
 from datamix.tokenize import TokenizerFiles, decoder
 
-if TYPE_CHECKING:
-    from datamix.pipeline.state import Arranged, Decided, Options, RenderReport, ResolvedBuild
-
 _VERSION = 1
-BUILDING = ".building"
-MANIFEST = "manifest.json"
-_KEPT = (BUILDING, MANIFEST)
 
 
 @contextmanager
-def hold(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[None]:
-    """Keep OUT for one build. Raises RecipeError where another build holds it, or something else stands there."""
-    _check_out(out, recipe, overwrite)
-    existed = out.exists()
-    try:
-        with hold_folder(out):
-            yield
-            if (out / MANIFEST).exists():
-                shutil.rmtree(out / BUILDING, ignore_errors=True)
-    except DatamixError:
-        if not existed and not any((out / BUILDING).glob("??/*")):
-            shutil.rmtree(out, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def hold_folder(out: Path) -> Iterator[None]:
-    """Lock a folder for this process. Raises RecipeError with the pid of the one that holds it."""
-    (out / BUILDING).mkdir(parents=True, exist_ok=True)
-    handle = os.open(out / BUILDING / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
-            raise RecipeError(
-                f"Another build (process {pid}) is writing {out}. Wait for it, stop it, or choose another folder with -o."
-            ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+def hold(out: Path, recipe: Recipe, options: Options) -> Iterator[None]:
+    """Keep OUT for one build. Raises RecipeError where another build holds it, or files of somebody else are in the way."""
+    names = [name for name, _ in formats(recipe) if name != "parquet"]
+    check_out(out, options.cache, recipe.sha256(), names, options.overwrite)
+    with hold_folder(out):
+        check_out(
+            out, options.cache, recipe.sha256(), names, options.overwrite
+        )  # another build may have ended meanwhile
         yield
-    finally:
-        os.close(handle)
-
-
-def _check_out(out: Path, recipe: Recipe, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise RecipeError(f"{out} is a file. Choose another folder with -o.")
-    if not out.exists() or (out / BUILDING).exists():
-        if not (out / MANIFEST).exists():
-            return
-    elif not (out / MANIFEST).exists():
-        if any(out.iterdir()):
-            raise RecipeError(
-                f"{out} exists and is not a training set of datamix. Choose another folder with -o."
-            )
-        return
-    said = _manifest(out)
-    if said.get("recipe_sha256") != recipe.sha256() and not overwrite:
-        raise RecipeError(
-            f"{out} holds a finished set built from another recipe ({said.get('name', 'unknown')}). Choose another folder with "
-            "-o, or replace it with --overwrite."
-        )
-
-
-def _manifest(out: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((out / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        if (out / MANIFEST).exists():
+            remove_building(out)
 
 
 def set_key(made: ResolvedBuild) -> str:
@@ -116,46 +62,39 @@ def set_key(made: ResolvedBuild) -> str:
     )
 
 
-def finished(out: Path, key: str) -> dict[str, Any] | None:
-    """The manifest of the set ``key`` where it stands in OUT whole, else None."""
-    said = _manifest(out)
-    if said.get("key") != key:
-        return None
-    whole = all(
-        (out / o["path"]).is_file() and (out / o["path"]).stat().st_size == o["bytes"]
-        for o in said["outputs"]
-    )
-    return said if whole else None
-
-
 def publish(
     made: ResolvedBuild, options: Options, bench: BuildContext, render: RenderReport
 ) -> dict[str, Any]:
     """Write every format of every split, then the folder around them, then the manifest."""
-    from datamix.pipeline.manifest import Written, make_manifest, save_manifest
-
     out, key, decided = options.out, set_key(made), made.decided
     splits = row_sets(made)
     tasks = outputs.shard_tasks(_written(made.recipe, splits), formats(made.recipe), key, out / BUILDING)
     threading.Thread(target=_load_ahead, args=(made.tokenizer,), daemon=True).start()
     done = list(zip(tasks, bench.run("write", tasks), strict=True))
-    _clear(out)
-    listed = outputs.link(out, done) + outputs.finish(out, done)
-    listed += ledger.write_rejects(out, decided.sources)
+    staged = staging(out)
+    listed = outputs.link(staged, done) + outputs.finish(staged, done)
+    listed += ledger.write_rejects(staged, decided.sources)
     accounts = [
         ledger.account(decided, made.arranged, n, decided.references) for n in range(len(decided.sources))
     ]
-    listed += ledger.write_removed(out, decided, accounts)
-    listed += _copy_tokenizer(out, made.tokenizer)
+    listed += ledger.write_removed(staged, decided, accounts)
+    listed += _copy_tokenizer(staged, made.tokenizer)
     built_sets.save(options.cache, key, built_sets.BuiltSet(splits, _keys(decided, made.arranged)), out)
     commands = outputs.commands(formats(made.recipe), splits["train"].info)
     manifest = make_manifest(
         made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands)
     )
     with bench.screen.phase("report", 1) as watch:
-        _write_report(render, out, manifest, _row_costs(splits["train"], manifest["mixture"]["unit"]))
+        costs = _row_costs(splits["train"], manifest["mixture"]["unit"])
+        page = staged / "report.html"
+        save_manifest(staged, manifest)
+        page.write_text(render(staged, manifest, costs), encoding="utf-8")
+        (staged / MANIFEST).unlink()
+        manifest["outputs"].append(outputs.output(staged, page, "report", "report", 0))
+        manifest["outputs"].sort(key=lambda entry: str(entry["path"]))
         watch.advance(1, "report")
-    save_manifest(out, manifest)
+    switch(out, staged, owned_files(out), (None, manifest), bench.screen.say)
+    record_whole(out, manifest, options.cache)
     return manifest
 
 
@@ -254,14 +193,6 @@ def _all_rows(decided: Decided, split: str) -> tuple[SourceRows, ...]:
     )
 
 
-def _clear(out: Path) -> None:
-    """Take away what an earlier build left; the manifest first, so that nothing looks whole."""
-    (out / MANIFEST).unlink(missing_ok=True)
-    for path in sorted(out.iterdir()):
-        if path.name not in _KEPT:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def _copy_tokenizer(out: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]]:
     """Keep the tokenizer and the template beside the rows that were made with them."""
     folder = out / "tokenizer"
@@ -279,15 +210,3 @@ def _row_costs(train: RowSet, unit: str) -> NDArray[np.int64]:
     """What each row of training costs, from the integers: labels need not be read back."""
     source, row = RowReader(train).locate(np.arange(train.num_rows))
     return costs_in_order(source, row, [s.bins for s in train.sources], unit)
-
-
-def _write_report(
-    render: RenderReport, out: Path, manifest: dict[str, Any], costs: NDArray[np.int64]
-) -> None:
-    from datamix.pipeline.manifest import save_manifest
-
-    building = (
-        out / BUILDING / "manifest.json"
-    )  # the report reads a whole set; this one is not told to be whole yet
-    save_manifest(building.parent, manifest)
-    (out / "report.html").write_text(render(out, manifest, costs), encoding="utf-8")

@@ -6,14 +6,14 @@ every new byte (sha256 runs at 1-2 GB/s), and a look at the first few hundred re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datamix.core.contracts import Receipt, Slice, Task
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, RecipeError
 from datamix.core.hashing import digest
 from datamix.formats import RECORD_FORMATS, detect
 from datamix.read import DOCUMENTS, cut, file_state, find, read, sha256_of, sniff
@@ -78,9 +78,17 @@ class ScanSpec:
     columns: tuple[tuple[str, str], ...]
 
 
-def tasks(wanted: SourceRequest, home: Path) -> list[Task]:
-    """One task for each group of files of a source. Raises RecipeError where a path matches nothing."""
-    paths = find(wanted.paths, wanted.base)
+def tasks(wanted: SourceRequest, home: Path, is_own: Callable[[str], bool]) -> list[Task]:
+    """One task for each group of files of a source, less those of the set that is built (``is_own``).
+
+    Raises RecipeError where a path matches nothing.
+    """
+    paths = [path for path in find(wanted.paths, wanted.base) if not is_own(path)]
+    if not paths:
+        raise RecipeError(
+            f"Source {wanted.source}: {', '.join(wanted.paths)} holds only files of the set that is built, or of its cache. "
+            "Name the folder of the data, or choose another folder with -o."
+        )
     declared = None if wanted.format == "auto" else wanted.format
     container = declared if declared in CONTAINERS else None
     format_ = None if declared in CONTAINERS and declared not in RECORD_FORMATS else declared

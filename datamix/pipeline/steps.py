@@ -14,6 +14,7 @@ from datamix.dedup import ContaminationSpec
 from datamix.pipeline import order_rows, pack_sources, references, select, translate
 from datamix.pipeline.built_sets import mark_format
 from datamix.pipeline.engine import LocalEngine, default_workers
+from datamix.pipeline.out_folder import is_own_file
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.state import Arranged, Decided, Options
@@ -27,7 +28,12 @@ def open_context(options: Options, screen: Screen) -> BuildContext:
     home.mkdir(parents=True, exist_ok=True)
     if notice := mark_format(options.cache):
         screen.say(notice)
-    return BuildContext(home, LocalEngine(options.workers or default_workers()), screen)
+    return BuildContext(
+        home,
+        LocalEngine(options.workers or default_workers()),
+        screen,
+        is_own_file(options.out, options.cache),
+    )
 
 
 def decide_and_pack(

@@ -1,0 +1,302 @@
+"""The folder OUT: which of its files are ours, and how a new set takes the place of an older one.
+
+Ours are the files that OUT's manifest lists, as long as their content is what it lists, and ``.building`` where it carries
+our marker. Nothing else is read as an input, replaced or removed, by no option. A new set is completed in ``.building/new``
+and moved into place file by file: ``.building/owned.json`` names old and new files first, then the old manifest is withdrawn,
+and the new one is moved last. So a process killed anywhere leaves what the next run recognises and completes.
+
+Cost: a file whose size, times and inode are those recorded in the cache is trusted; any other file of ours is hashed once
+(1 to 2 GB/s) before it is replaced or called whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+
+from datamix.core.errors import RecipeError
+from datamix.core.hashing import digest, file_sha256
+from datamix.pipeline.building import BUILDING, OWNED, is_marked
+from datamix.pipeline.opening import refuse_newer
+from datamix.pipeline.store import sync
+from datamix.recipe.schemas import schema_text
+
+MANIFEST = "manifest.json"
+FAILED = ".verify-failed"  # left by verify where files are broken: the next build reads every file
+_FAILED_TEXT = "datamix verify found broken files here; the next build of this set reads and repairs them.\n"
+_FOLDERS = ("train", "validation", "rejects", "removed", "tokenizer")
+_FILES = (MANIFEST, "report.html")
+_READ_BY_PATTERN = ("train", "validation")  # trainers read `*.parquet` there, whoever wrote them
+
+State = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
+Owned = dict[str, str | None]  # path below OUT -> sha256; None: ours by name, content not recorded
+
+
+@lru_cache
+def _validator() -> Any:
+    return jsonschema_rs.validator_for(json.loads(schema_text("manifest")))
+
+
+def read_set(out: Path) -> dict[str, Any] | None:
+    """The manifest of the set in OUT where it follows our schema, else None. Raises DataError for a newer version's."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict):
+        return None
+    refuse_newer(out, manifest)
+    return manifest if _validator().is_valid(manifest) else None
+
+
+def owned_files(out: Path) -> Owned:
+    """The files of OUT that datamix may replace: those of its manifest, and of a publishing that was killed."""
+    owned: Owned = {}
+    if is_marked(out / BUILDING):
+        with suppress(OSError, ValueError):
+            noted = json.loads((out / BUILDING / OWNED).read_bytes())
+            owned |= {
+                p: sha for p, sha in noted.items() if ".." not in Path(p).parts and not p.startswith("/")
+            }
+    manifest = read_set(out)
+    if manifest is not None:
+        owned[MANIFEST] = None
+        if str(manifest["datamix_version"]).startswith("0.1."):
+            owned["report.html"] = None  # 0.1 did not list it
+        owned |= {entry["path"]: entry["sha256"] for entry in manifest["outputs"]}
+    return owned
+
+
+def is_own_file(out: Path, cache: Path) -> Callable[[str], bool]:
+    """Whether a path is a file of the set in OUT, of its work in progress or of the cache: never an input of its build."""
+    owned = {*owned_files(out), MANIFEST}
+    folders = [os.path.realpath(out / BUILDING) + os.sep, os.path.realpath(cache) + os.sep]
+    home = os.path.realpath(out) + os.sep
+    real_folder = lru_cache(maxsize=None)(os.path.realpath)
+
+    def is_own(path: str) -> bool:
+        if "://" in path:
+            return False
+        folder, name = os.path.split(os.path.abspath(path))
+        real = os.path.join(real_folder(folder), name)
+        if any(real.startswith(prefix) for prefix in folders):
+            return True
+        return real.startswith(home) and Path(real[len(home) :]).as_posix() in owned
+
+    return is_own
+
+
+def check_out(out: Path, cache: Path, recipe_sha256: str, formats: list[str], overwrite: bool) -> None:
+    """Raise RecipeError where a build may not write into OUT; nothing is changed."""
+    _check_places(out, cache)
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise RecipeError(f"{out} is a file. Choose another folder with -o.")
+    building, manifest = out / BUILDING, read_set(out)
+    if os.path.lexists(building) and not is_marked(building):
+        raise RecipeError(
+            f"{building} was not made by datamix, and a build would work there. Choose another folder with -o, or move it away."
+        )
+    if manifest is None and not building.exists():
+        strangers = [p for p in out.iterdir() if p.absolute() != cache.absolute()]
+        if strangers:
+            why = (
+                "its manifest.json does not follow the schema of datamix"
+                if (out / MANIFEST).exists()
+                else "it holds other files"
+            )
+            raise RecipeError(
+                f"{out} exists and is not a training set of datamix: {why}. Choose another folder with -o."
+            )
+    if manifest is not None and manifest["recipe_sha256"] != recipe_sha256 and not overwrite:
+        raise RecipeError(
+            f"{out} holds a finished set built from another recipe ({manifest['name']}). Choose another folder with -o, or "
+            "replace it with --overwrite."
+        )
+    _check_strangers(out, formats)
+
+
+def _check_places(out: Path, cache: Path) -> None:
+    """OUT and the cache may lie beside or below each other only where neither writes into the other's files."""
+    here, store = Path(os.path.realpath(out)), Path(os.path.realpath(cache))
+    if here == store or store in here.parents:
+        raise RecipeError(
+            f"{out} lies in the cache {cache}, which datamix fills and prunes. Choose another folder with -o or --cache."
+        )
+    if here in store.parents and store.relative_to(here).parts[0] in (BUILDING, *_FOLDERS):
+        raise RecipeError(
+            f"The cache {cache} lies among the files of the set {out}. Choose another folder with --cache."
+        )
+
+
+def _check_strangers(out: Path, formats: list[str]) -> None:
+    """Refuse what surely collides: links and files in the place of our folders, another's report, Parquet among our rows."""
+    owned = owned_files(out)
+    for name in (*_FOLDERS, *formats):
+        if os.path.lexists(out / name) and ((out / name).is_symlink() or not (out / name).is_dir()):
+            raise _in_the_way(out / name)
+    for name in _FILES:
+        if os.path.lexists(out / name) and name not in owned:
+            raise _in_the_way(out / name)
+    for name in _READ_BY_PATTERN:
+        for path in (out / name).rglob("*.parquet"):
+            if path.relative_to(out).as_posix() not in owned:
+                raise _in_the_way(path)
+
+
+def _in_the_way(path: Path) -> RecipeError:
+    return RecipeError(
+        f"{path} was not written by datamix and is where a file of the set must go. Nothing was changed: move it away, or choose "
+        "another folder with -o."
+    )
+
+
+def switch(
+    out: Path,
+    staged: Path,
+    replaced: Owned,
+    manifests: tuple[dict[str, Any] | None, dict[str, Any]],
+    report: Callable[[str], None],
+) -> None:
+    """Move the files below ``staged`` to OUT in place of the files ``replaced``.
+
+    ``manifests``: the one that holds while files change (None: no set) and the one that holds afterwards. Raises RecipeError,
+    with nothing changed, where a file of somebody else is in the way.
+    """
+    new = sorted(p.relative_to(staged).as_posix() for p in staged.rglob("*") if p.is_file())
+    for name in new:
+        _check_free(out, name, replaced)
+    listed = {entry["path"]: entry["sha256"] for entry in manifests[1]["outputs"]}
+    owned = replaced | {name: listed.get(name) for name in new}
+    _write_json(out / BUILDING / OWNED, owned)
+    if manifests[0] is None:
+        (out / MANIFEST).unlink(missing_ok=True)
+    else:
+        save_manifest(out, manifests[0])
+    for name, sha256 in replaced.items():
+        if name != MANIFEST:
+            _take_away(out, name, sha256, report)
+    for name in new:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(staged / name, out / name)
+    sync({out, *((out / name).parent for name in new)})
+    save_manifest(out, manifests[1])
+    clear_failed(out)
+
+
+def _check_free(out: Path, name: str, owned: Mapping[str, Any]) -> None:
+    path = out / name
+    for parent in list(path.relative_to(out).parents)[:-1]:
+        place = out / parent
+        if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
+            raise _in_the_way(place)
+    if os.path.lexists(path) and (name not in owned or path.is_symlink() or path.is_dir()):
+        raise _in_the_way(path)
+
+
+def _take_away(out: Path, name: str, sha256: str | None, report: Callable[[str], None]) -> None:
+    """Remove a file of ours, or set it aside where its content is not what we wrote; then its folders, where empty."""
+    path = out / name
+    parents = [out / p for p in path.relative_to(out).parents][:-1]
+    if any(p.is_symlink() for p in parents) or path.is_symlink() or not path.is_file():
+        return
+    if file_sha256(path) == sha256:
+        path.unlink()
+    else:
+        aside = next(
+            p
+            for n in range(1, 1 << 30)
+            if not os.path.lexists(p := path.with_name(f"{path.name}.yours{'' if n == 1 else f'.{n}'}"))
+        )
+        path.rename(aside)
+        report(f"{path} was changed after it was built: it is now {aside}.")
+    for folder in parents:
+        with suppress(OSError):  # holds files of somebody else, or of ours that stay
+            folder.rmdir()
+
+
+def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write ``manifest.json`` atomically."""
+    _write_json(folder / MANIFEST, manifest, indent=2)
+
+
+def _write_json(path: Path, value: Mapping[str, Any], indent: int | None = None) -> None:
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    with partial.open("x", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    sync([path.parent])
+
+
+def whole_set(out: Path, key: str, cache: Path, read_all: bool) -> dict[str, Any] | None:
+    """The manifest of the set ``key`` where OUT holds it whole, else None.
+
+    A file is whole where it has the listed digest; the digest is trusted while size, times and inode are those recorded when
+    it was last read, unless ``read_all`` or a failed ``verify`` asks for every byte.
+    """
+    manifest = read_set(out)
+    if manifest is None or manifest.get("key") != key:
+        return None
+    known = {} if read_all or (out / FAILED).exists() else _recorded(out, key, cache)
+    states: dict[str, State] = {}
+    for entry in manifest["outputs"]:
+        path = out / entry["path"]
+        if path.is_symlink() or not path.is_file():
+            return None
+        states[entry["path"]] = state = _state(path)
+        trusted = list(state) == known.get(entry["path"])
+        if state[0] != entry["bytes"] or not (trusted or file_sha256(path) == entry["sha256"]):
+            return None
+    _record(out, key, cache, states)
+    clear_failed(out)
+    return manifest
+
+
+def record_whole(out: Path, manifest: Mapping[str, Any], cache: Path) -> None:
+    """Note that every file of the set in OUT has just been written with its listed digest."""
+    _record(out, manifest["key"], cache, {e["path"]: _state(out / e["path"]) for e in manifest["outputs"]})
+
+
+def _state(path: Path) -> State:
+    stat = path.lstat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _states_path(out: Path, key: str, cache: Path) -> Path:
+    return cache / "files" / f"{key}-{digest(os.path.realpath(out))[:16]}.json"
+
+
+def _recorded(out: Path, key: str, cache: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        known = json.loads(_states_path(out, key, cache).read_bytes())
+        return known if isinstance(known, dict) else {}
+    return {}
+
+
+def _record(out: Path, key: str, cache: Path, states: Mapping[str, State]) -> None:
+    path = _states_path(out, key, cache)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(path, states)
+
+
+def mark_failed(out: Path) -> None:
+    """Leave the mark of a failed verification; where OUT cannot be written, none is left."""
+    with suppress(OSError), (out / FAILED).open("x", encoding="utf-8") as stream:
+        stream.write(_FAILED_TEXT)
+
+
+def clear_failed(out: Path) -> None:
+    """Remove the mark of a failed verification, where it is ours."""
+    with suppress(OSError):
+        if (out / FAILED).read_text(encoding="utf-8") == _FAILED_TEXT:
+            (out / FAILED).unlink()
