@@ -26,7 +26,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
     """Build a training set; return its manifest. Raises DatamixError with what to do."""
     screen = screen or Screen(quiet=True)
     tokenizer = preflight(recipe)
-    with hold(options.out, recipe, options):
+    with hold(options.out, recipe, options, screen):
         bench = open_context(options, screen)
         try:
             encode = translate.encode_spec(recipe, tokenizer)

@@ -91,6 +91,6 @@ def _rung(recipe: Recipe, weights: Sequence[float], suffix: str, scale: float) -
 
 
 def _publish(made: ResolvedBuild, options: Options, bench: BuildContext) -> dict[str, Any]:
-    with hold(options.out, made.recipe, options):
+    with hold(options.out, made.recipe, options, bench.screen):
         done = whole_set(options.out, set_key(made), options.cache, options.overwrite)
         return done or publish(made, options, bench, render_report)

@@ -54,16 +54,10 @@ def remove_building(out: Path) -> None:
 def _make_building(out: Path) -> list[Path]:
     """Make OUT and its marked ``.building``; return the folders above it that did not exist, outermost first."""
     missing = [p for p in (out, *out.parents) if not p.exists()][::-1]
-    draft = out / f"{BUILDING}-{os.getpid()}"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(out / BUILDING):
-            draft.mkdir()
-            (draft / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
-            try:
-                draft.rename(out / BUILDING)
-            except OSError:  # another build was first
-                shutil.rmtree(draft)
+        (out / BUILDING).mkdir(parents=True, exist_ok=True)
+        if is_marked(out / BUILDING):
+            (out / BUILDING / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
     except OSError as error:
         raise RecipeError(
             f"{out} cannot be written: {error.strerror or error}. Choose another folder with -o, or check permissions and space."
@@ -76,14 +70,15 @@ def _make_building(out: Path) -> list[Path]:
 
 
 def is_marked(building: Path) -> bool:
-    """Whether ``.building`` is a folder of ours; 0.1 wrote no marker, but a lock among results by key."""
+    """Whether ``.building`` is a folder of ours, or an empty one; 0.1 wrote no marker, but a lock among results by key."""
     if building.is_symlink() or not building.is_dir():
         return False
-    with suppress(OSError):
-        return (building / _MARKER).read_text(encoding="utf-8") == _MARKER_TEXT
-    return (building / "lock").is_file() and all(
-        len(p.name) == 2 or p.name in ("lock", "partial") for p in building.iterdir()
-    )
+    names = {p.name for p in building.iterdir()}
+    if _MARKER in names:
+        with suppress(OSError, ValueError):
+            return (building / _MARKER).read_text(encoding="utf-8") in (_MARKER_TEXT, "")
+        return False
+    return not names or ("lock" in names and all(len(n) == 2 or n in ("lock", "partial") for n in names))
 
 
 def _locked(out: Path) -> int:

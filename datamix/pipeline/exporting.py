@@ -15,7 +15,7 @@ from datamix.pipeline import outputs
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
 from datamix.pipeline.engine import LocalEngine, default_workers
 from datamix.pipeline.opening import built_set, read_manifest
-from datamix.pipeline.out_folder import Owned, switch
+from datamix.pipeline.out_folder import both, leftover_files, listed_files, switch
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
 from datamix.recipe.strict_yaml import scalar
@@ -71,7 +71,9 @@ def export(
         without = manifest | {"outputs": rest}
         manifest["outputs"] = sorted([*rest, *listed], key=lambda entry: str(entry["path"]))
         manifest["commands"] = manifest.get("commands", {}) | outputs.commands(formats, splits["train"].info)
-        owned: Owned = {entry["path"]: entry["sha256"] for entry in replaced}
+        staying = {entry["path"] for entry in rest}
+        left = {name: digests for name, digests in leftover_files(out).items() if name not in staying}
+        owned = both(left, listed_files(replaced))
         switch(out, staged, owned, (without, manifest), (screen or Screen(quiet=True)).say)
         remove_building(out)
     return listed

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +36,7 @@ _FILES = (MANIFEST, "report.html")
 _READ_BY_PATTERN = ("train", "validation")  # trainers read `*.parquet` there, whoever wrote them
 
 State = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
-Owned = dict[str, str | None]  # path below OUT -> sha256; None: ours by name, content not recorded
+Owned = dict[str, list[str]]  # path below OUT -> digests that we may have written there
 
 
 @lru_cache
@@ -58,20 +58,41 @@ def read_set(out: Path) -> dict[str, Any] | None:
 
 def owned_files(out: Path) -> Owned:
     """The files of OUT that datamix may replace: those of its manifest, and of a publishing that was killed."""
-    owned: Owned = {}
+    owned = leftover_files(out)
+    manifest = read_set(out)
+    if manifest is not None:
+        owned[MANIFEST] = []
+        if str(manifest["datamix_version"]).startswith("0.1."):
+            owned["report.html"] = []  # 0.1 did not list its digest
+        owned = both(owned, listed_files(manifest["outputs"]))
+    return owned
+
+
+def listed_files(entries: Sequence[Mapping[str, Any]]) -> Owned:
+    """The files of a manifest's ``outputs``."""
+    return {entry["path"]: [entry["sha256"]] for entry in entries}
+
+
+def both(first: Owned, second: Owned) -> Owned:
+    """The files of either."""
+    return {name: [*first.get(name, []), *second.get(name, [])] for name in (first | second)}
+
+
+def leftover_files(out: Path) -> Owned:
+    """The files that a killed publishing or export may have left in OUT."""
+    noted: Owned = {}
     if is_marked(out / BUILDING):
         with suppress(OSError, ValueError):
             noted = json.loads((out / BUILDING / OWNED).read_bytes())
-            owned |= {
-                p: sha for p, sha in noted.items() if ".." not in Path(p).parts and not p.startswith("/")
-            }
-    manifest = read_set(out)
-    if manifest is not None:
-        owned[MANIFEST] = None
-        if str(manifest["datamix_version"]).startswith("0.1."):
-            owned["report.html"] = None  # 0.1 did not list it
-        owned |= {entry["path"]: entry["sha256"] for entry in manifest["outputs"]}
-    return owned
+    return {p: list(d) for p, d in noted.items() if ".." not in Path(p).parts and not p.startswith("/")}
+
+
+def remove_leftovers(out: Path, report: Callable[[str], None]) -> None:
+    """Remove what a killed publishing or export left and the manifest of the set does not list."""
+    listed = {MANIFEST, *(entry["path"] for entry in (read_set(out) or {"outputs": []})["outputs"])}
+    for name, digests in leftover_files(out).items():
+        if name not in listed:
+            _take_away(out, name, digests, report)
 
 
 def is_own_file(out: Path, cache: Path) -> Callable[[str], bool]:
@@ -174,16 +195,15 @@ def switch(
     new = sorted(p.relative_to(staged).as_posix() for p in staged.rglob("*") if p.is_file())
     for name in new:
         _check_free(out, name, replaced)
-    listed = {entry["path"]: entry["sha256"] for entry in manifests[1]["outputs"]}
-    owned = replaced | {name: listed.get(name) for name in new}
-    _write_json(out / BUILDING / OWNED, owned)
+    moved = listed_files([entry for entry in manifests[1]["outputs"] if entry["path"] in set(new)])
+    _write_json(out / BUILDING / OWNED, both(replaced, moved))
     if manifests[0] is None:
         (out / MANIFEST).unlink(missing_ok=True)
     else:
         save_manifest(out, manifests[0])
-    for name, sha256 in replaced.items():
+    for name, digests in replaced.items():
         if name != MANIFEST:
-            _take_away(out, name, sha256, report)
+            _take_away(out, name, digests, report)
     for name in new:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         os.rename(staged / name, out / name)
@@ -202,13 +222,13 @@ def _check_free(out: Path, name: str, owned: Mapping[str, Any]) -> None:
         raise _in_the_way(path)
 
 
-def _take_away(out: Path, name: str, sha256: str | None, report: Callable[[str], None]) -> None:
+def _take_away(out: Path, name: str, digests: Sequence[str], report: Callable[[str], None]) -> None:
     """Remove a file of ours, or set it aside where its content is not what we wrote; then its folders, where empty."""
     path = out / name
     parents = [out / p for p in path.relative_to(out).parents][:-1]
     if any(p.is_symlink() for p in parents) or path.is_symlink() or not path.is_file():
         return
-    if file_sha256(path) == sha256:
+    if file_sha256(path) in digests:
         path.unlink()
     else:
         aside = next(

@@ -27,9 +27,18 @@ from datamix.pipeline import built_sets, ledger, outputs
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
 from datamix.pipeline.manifest import Written, make_manifest
 from datamix.pipeline.order_rows import costs_in_order
-from datamix.pipeline.out_folder import MANIFEST, check_out, owned_files, record_whole, save_manifest, switch
+from datamix.pipeline.out_folder import (
+    MANIFEST,
+    check_out,
+    owned_files,
+    record_whole,
+    remove_leftovers,
+    save_manifest,
+    switch,
+)
 from datamix.pipeline.prepare import read_batches
 from datamix.pipeline.prepare_sources import BuildContext
+from datamix.pipeline.progress import Screen
 from datamix.pipeline.rows import RowReader, RowSet
 from datamix.pipeline.source_rows import SourceRows
 from datamix.pipeline.state import Arranged, Decided, Options, RenderReport, ResolvedBuild
@@ -40,16 +49,16 @@ _VERSION = 1
 
 
 @contextmanager
-def hold(out: Path, recipe: Recipe, options: Options) -> Iterator[None]:
+def hold(out: Path, recipe: Recipe, options: Options, screen: Screen) -> Iterator[None]:
     """Keep OUT for one build. Raises RecipeError where another build holds it, or files of somebody else are in the way."""
     names = [name for name, _ in formats(recipe) if name != "parquet"]
     check_out(out, options.cache, recipe.sha256(), names, options.overwrite)
     with hold_folder(out):
-        check_out(
-            out, options.cache, recipe.sha256(), names, options.overwrite
-        )  # another build may have ended meanwhile
+        # Another build may have ended meanwhile.
+        check_out(out, options.cache, recipe.sha256(), names, options.overwrite)
         yield
         if (out / MANIFEST).exists():
+            remove_leftovers(out, screen.say)
             remove_building(out)
 
 
