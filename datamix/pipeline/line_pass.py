@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from datamix.core.hashing import content_keys, digest
 from datamix.dedup import LineCounts, LineSpec, count_lines, cut_lines, repeated
 from datamix.pipeline.prepare import CLEANED, Window, prepared_schema, read_batches
 
-_VERSION = 1
+_VERSION = 2
 REASON = "repeated_lines"
 
 
@@ -68,12 +69,18 @@ def common_task(counted: Sequence[Receipt], spec: LineSpec, home: Path) -> Task:
     )
 
 
-def cut_tasks(prepared: Sequence[Receipt], found: Receipt, spec: LineSpec, home: Path) -> list[Task]:
-    """One task a prepared file."""
+def cut_tasks(
+    prepared: Sequence[Receipt], windows: Sequence[Window], found: Receipt, spec: LineSpec, home: Path
+) -> list[Task]:
+    """One task a prepared file, keyed by the common lines that it holds: others, as a new file brings them, do not touch it."""
+    held: dict[str, list[str]] = {receipt.key: [] for receipt in prepared}
+    for window, lines in zip(windows, found.counts["held"], strict=True):
+        if window.prepared.key in held:
+            held[window.prepared.key].append(lines)
     return [
         Task(
             "cut lines",
-            digest("lines.cut", _VERSION, receipt.key, found.key, spec),
+            digest("lines.cut", _VERSION, receipt.key, held[receipt.key], spec),
             cut,
             CutSpec(receipt, found.folder / "common.npy", spec),
             home,
@@ -96,14 +103,15 @@ def count(spec: CountSpec, folder: Path) -> dict[str, Any]:
 
 
 def common(spec: CommonSpec, folder: Path) -> dict[str, Any]:
-    """Find the lines that stand in too many documents."""
+    """Find the lines that stand in too many documents; ``held`` is a digest of those that each window holds."""
     counts = []
     for path in spec.counts:
         with np.load(path) as held:
             counts.append(LineCounts(held["keys"], held["documents"]))
     keys = repeated(counts, spec.lines)
     np.save(folder / "common.npy", keys)
-    return {"common": len(keys)}
+    held = [sha256(part.keys[np.isin(part.keys, keys)].tobytes()).hexdigest() for part in counts]
+    return {"common": len(keys), "held": held}
 
 
 def cut(spec: CutSpec, folder: Path) -> dict[str, Any]:

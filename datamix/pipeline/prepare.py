@@ -1,4 +1,4 @@
-"""Read, shape, clean: one task for each group of slices, up to 32 MiB of input.
+"""Read, shape, clean: one task for each group of small files, up to 16 MiB, and for each slice of a large file.
 
 A task leaves ``records.arrow`` (the records that fit, with their content key), ``cleaned.arrow`` (which were dropped by
 which step) and ``rejects.arrow`` (what did not fit, with its original bytes). Memory: one chunk of about 8 MB.
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from datamix.core.contracts import Receipt, Reject, Rows, Shaped, Slice, Task
 from datamix.core.hashing import content_keys, digest
 from datamix.core.records import SCHEMAS, RecordKind, identity_texts
 from datamix.formats import FastPath, ShapeSpec, shape, together
+from datamix.pipeline.grouping import group_files
 from datamix.pipeline.scan import InputFile
 from datamix.read import read
 
-_VERSION = 1
-_TASK_BYTES = 32 << 20
-_TASK_SLICES = 4096
+_VERSION = 2
+_GROUP_BYTES = 16 << 20
+_FILE_BYTES = 4 << 10  # a file counts at least so much: a group holds 4,096 files at most
 _CHEAPNESS = 32  # reading is about so many times as fast as encoding, by which a task's weight is measured
 
 CLEANED = pa.schema([("slice", pa.int32()), ("record", pa.int64()), ("reason", pa.string())])
@@ -89,37 +91,32 @@ class ShapeOf:
 def parts(
     found: Sequence[InputFile], wanted: ShapeOf, steps: tuple[Step, ...], limit: int | None, home: Path
 ) -> list[PreparedSlices]:
-    """The prepare tasks of one source, in file order; slices of equal format share a task."""
+    """The prepare tasks of one source, in file order; files of equal format that are small share a task.
+
+    ``group_files`` says what a changed file costs: of its neighbours at most 16 MiB before it and 16 MiB after it.
+    """
     made: list[PreparedSlices] = []
-    group: list[tuple[int, Slice]] = []
-    weight = 0
-
-    def close(spec: ShapeSpec) -> None:
-        nonlocal weight
-        work = PrepareSpec(tuple(s for _, s in group), spec, steps, limit)
-        share = 1 if steps else _CHEAPNESS
-        task = Task(f"read {found[0].source}", work.key(), prepare, work, home, weight // share + 1)
-        made.append(PreparedSlices(task, tuple(i for i, _ in group)))
-        group.clear()
-        weight = 0
-
-    last: ShapeSpec | None = None
-    for index, file in enumerate(found):
-        spec = ShapeSpec(
-            file.format or "text", wanted.kind, file.columns, wanted.system, wanted.keep_meta, wanted.kwargs
-        )
-        if group and last is not None and spec != last:
-            close(last)
-        last = spec
-        pieces = file.slices()
-        for piece in pieces:
-            group.append((index, piece))
-            weight += max(1, file.num_bytes // len(pieces))
-            if weight >= _TASK_BYTES or len(group) >= _TASK_SLICES:
-                close(spec)
-    if group and last is not None:
-        close(last)
+    share = 1 if steps else _CHEAPNESS
+    first = 0
+    for spec, alike in groupby(found, key=lambda file: _shape_spec(file, wanted)):
+        run = list(alike)
+        sizes = [max(_FILE_BYTES, file.num_bytes) for file in run]
+        for group in group_files([file.sha256 for file in run], sizes, _GROUP_BYTES):
+            pieces = [(first + i, piece) for i in group for piece in run[i].slices()]
+            shared = [pieces] if len(group) > 1 else [[piece] for piece in pieces]
+            weight = sum(sizes[i] for i in group) // len(shared) // share + 1
+            for part in shared:
+                work = PrepareSpec(tuple(piece for _, piece in part), spec, steps, limit)
+                task = Task(f"read {run[0].source}", work.key(), prepare, work, home, weight)
+                made.append(PreparedSlices(task, tuple(file for file, _ in part)))
+        first += len(run)
     return made
+
+
+def _shape_spec(file: InputFile, wanted: ShapeOf) -> ShapeSpec:
+    return ShapeSpec(
+        file.format or "text", wanted.kind, file.columns, wanted.system, wanted.keep_meta, wanted.kwargs
+    )
 
 
 def prepare(spec: PrepareSpec, folder: Path) -> dict[str, Any]:

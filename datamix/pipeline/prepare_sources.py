@@ -161,7 +161,9 @@ def _without_lines(
     windows = [w for number in texts for w in prepare.windows(prepared[number])]
     counted = bench.run("lines", lines.count_tasks(windows, spec, bench.home))
     found = bench.run("lines", [lines.common_task(counted, spec, bench.home)])[0]
-    cut = _grouped(bench, "lines", [lines.cut_tasks(prepared[n], found, spec, bench.home) for n in texts])
+    cut = _grouped(
+        bench, "lines", [lines.cut_tasks(prepared[n], windows, found, spec, bench.home) for n in texts]
+    )
     made = dict(zip(texts, cut, strict=True))
     return [made.get(number, receipts) for number, receipts in enumerate(prepared)]
 

@@ -16,12 +16,13 @@ from datamix.core.contracts import Receipt, Slice, Task
 from datamix.core.errors import DataError, RecipeError
 from datamix.core.hashing import digest
 from datamix.formats import RECORD_FORMATS, detect
+from datamix.pipeline.grouping import group_files
 from datamix.read import DOCUMENTS, cut, file_state, find, read, sha256_of, sniff
 
-_VERSION = 1
+_VERSION = 2
 _SAMPLE_RECORDS = 200
-_GROUP_FILES = 64
 _GROUP_BYTES = 256 << 20
+_FILE_BYTES = 4 << 20  # a file counts at least so much: a group holds 64 files at most
 CONTAINERS = ("jsonl", "json", "csv", "parquet", "arrow", "arrow_stream", "text", "lines")
 
 
@@ -92,36 +93,21 @@ def tasks(wanted: SourceRequest, home: Path, is_own: Callable[[str], bool]) -> l
     declared = None if wanted.format == "auto" else wanted.format
     container = declared if declared in CONTAINERS else None
     format_ = None if declared in CONTAINERS and declared not in RECORD_FORMATS else declared
+    states = [_state(path) for path in paths]
     made: list[Task] = []
-    group: list[tuple[str, tuple[int, ...]]] = []
-
-    def close() -> None:
+    for group in group_files(paths, [max(_FILE_BYTES, size) for size, *_ in states], _GROUP_BYTES):
         spec = ScanSpec(
-            tuple(p for p, _ in group),
-            tuple(s for _, s in group),
+            tuple(paths[group.start : group.stop]),
+            tuple(states[group.start : group.stop]),
             container,
             format_,
             wanted.encoding,
             wanted.columns,
         )
+        weight = 1 + sum(size for size, *_ in spec.states)
         made.append(
-            Task(
-                f"look at {wanted.source}",
-                digest("survey", _VERSION, spec),
-                scan_files,
-                spec,
-                home,
-                _size(group),
-            )
+            Task(f"look at {wanted.source}", digest("survey", _VERSION, spec), scan_files, spec, home, weight)
         )
-        group.clear()
-
-    for path in paths:
-        group.append((path, _state(path)))
-        if len(group) == _GROUP_FILES or _size(group) >= _GROUP_BYTES:
-            close()
-    if group:
-        close()
     return made
 
 
@@ -132,10 +118,6 @@ def _state(path: str) -> tuple[int, ...]:
         raise DataError(
             f"{path} cannot be read: {error.strerror or error}. Check that it exists and may be read."
         ) from None
-
-
-def _size(group: Sequence[tuple[str, tuple[int, ...]]]) -> int:
-    return sum(state[0] for _, state in group) + 1
 
 
 def scan_files(spec: ScanSpec, folder: Path) -> dict[str, Any]:
