@@ -31,6 +31,9 @@ class Slice:
     options: tuple[tuple[str, str], ...] = ()  # CSV dialect and the like, sorted
     start: int = 0
     stop: int | None = None
+    state: tuple[
+        int, ...
+    ] = ()  # of the file when ``sha256`` was taken: what is read must have it; no part of any key
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Receipt:
     key: str
     files: dict[str, int]  # name -> bytes
     counts: dict[str, Any]  # JSON only
-    folder: Path  # where ``files`` lie
+    folder: Path  # where ``files`` are
+    replaced_damage: bool = False  # a damaged result had this key: it was thrown away and made again
 
 
 @dataclass(frozen=True)

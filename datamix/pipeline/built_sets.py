@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from datamix.core.hashing import canonical
 from datamix.pipeline.rows import RowSet
+from datamix.pipeline.store import Store
 
 _HERE = "@store/"
 _FORMAT = "2"  # of the results in a cache; 0.1.0 wrote none
@@ -50,9 +51,14 @@ def load(cache: Path, key: str) -> BuiltSet | None:
         found = _kept_sets().validate_json(text)
     except ValidationError:  # damaged, or of another version
         return None
-    store = cache / "store"
-    whole = all((store / key[:2] / key / "receipt.json").is_file() for key in found.keys)
+    store = Store(cache / "store")
+    whole = all(store.find(key) is not None or _is_older(store, key) for key in found.keys)
     return found if whole else None
+
+
+def _is_older(store: Store, key: str) -> bool:
+    """Whether a result is there as 0.1 left it, without digests: sets built from it are still read."""
+    return (store.folder(key) / "receipt.json").is_file() and not store.is_damaged(key)
 
 
 @once

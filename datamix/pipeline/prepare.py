@@ -61,7 +61,8 @@ class PrepareSpec:
         """Content decides, never the place: the same file elsewhere is the same work."""
         keep_path = "path" in self.shape.keep_meta
         slices = [
-            replace(s, path="", options=s.options if keep_path else _unnamed(s.options)) for s in self.slices
+            replace(s, path="", state=(), options=s.options if keep_path else _unnamed(s.options))
+            for s in self.slices
         ]
         return digest("prepare", _VERSION, slices, self.shape, self.steps, self.limit)
 

@@ -112,7 +112,10 @@ def run_tasks(engine: Engine, screen: Screen, title: str, tasks: Sequence[Task])
         for index, receipt in engine.run(tasks):
             receipts[index] = receipt
             watch.advance(tasks[index].weight, tasks[index].label)
-    return [r for r in receipts if r is not None]
+    finished = [r for r in receipts if r is not None]
+    if damaged := sum(r.replaced_damage for r in finished):
+        screen.say(f"{damaged:,} damaged results in the cache were thrown away and made again.")
+    return finished
 
 
 def short_bytes(size: float) -> str:

@@ -7,7 +7,6 @@ and a reader who looks for ``manifest.json`` sees all or nothing.
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,7 +42,7 @@ from datamix.pipeline.rows import RowReader, RowSet
 from datamix.pipeline.source_rows import SourceRows
 from datamix.pipeline.state import Arranged, Decided, Options, RenderReport, ResolvedBuild
 from datamix.recipe import Recipe, Weighed
-from datamix.tokenize import TokenizerFiles, decoder
+from datamix.tokenize import TokenizerFiles, copy_tokenizer, decoder
 
 _VERSION = 1
 
@@ -206,12 +205,7 @@ def _copy_tokenizer(out: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]
     """Keep the tokenizer and the template beside the rows that were made with them."""
     folder = out / "tokenizer"
     folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        source = Path(tokenizer.folder) / name
-        if source.is_file():
-            shutil.copyfile(source, folder / name)
-    if tokenizer.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    copy_tokenizer(tokenizer, folder)
     return [outputs.output(out, path, "tokenizer", "", 0) for path in sorted(folder.iterdir())]
 
 

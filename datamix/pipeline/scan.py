@@ -6,8 +6,9 @@ every new byte (sha256 runs at 1-2 GB/s), and a look at the first few hundred re
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from datamix.pipeline.grouping import group_files
 from datamix.read import DOCUMENTS, cut, file_state, find, read, sha256_of, sniff
 
 _VERSION = 2
+_TICK_NS = 20_000_000  # file times move in steps of at most 10 ms (a kernel at 100 Hz)
 _SAMPLE_RECORDS = 200
 _GROUP_BYTES = 256 << 20
 _FILE_BYTES = 4 << 20  # a file counts at least so much: a group holds 64 files at most
@@ -64,7 +66,7 @@ class InputFile:
         if self.container in DOCUMENTS:
             options = tuple(sorted((*options, ("name", self.label))))  # what a kept `path` says
         seen = Sniff(self.container, self.compression, self.encoding, options, self.num_bytes)
-        return cut(self.path, self.sha256, seen)
+        return [replace(piece, state=self.state) for piece in cut(self.path, self.sha256, seen)]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def tasks(wanted: SourceRequest, home: Path, is_own: Callable[[str], bool]) -> l
     declared = None if wanted.format == "auto" else wanted.format
     container = declared if declared in CONTAINERS else None
     format_ = None if declared in CONTAINERS and declared not in RECORD_FORMATS else declared
-    states = [_state(path) for path in paths]
+    states = _settled_states(paths)
     made: list[Task] = []
     for group in group_files(paths, [max(_FILE_BYTES, size) for size, *_ in states], _GROUP_BYTES):
         spec = ScanSpec(
@@ -111,6 +113,19 @@ def tasks(wanted: SourceRequest, home: Path, is_own: Callable[[str], bool]) -> l
     return made
 
 
+def _settled_states(paths: Sequence[str]) -> list[tuple[int, ...]]:
+    """The state of each file, taken when no file was changed within the last tick of the clock that stamps them.
+
+    A file that changes later has another state then: a change within the same tick could keep it.
+    """
+    states = [_state(path) for path in paths]
+    newest = max((state[2] for state in states), default=0)
+    if 0 <= (age := time.time_ns() - newest) < _TICK_NS:
+        time.sleep((_TICK_NS - age) / 1e9)
+        states = [_state(path) for path in paths]
+    return states
+
+
 def _state(path: str) -> tuple[int, ...]:
     try:
         return tuple(file_state(path))
@@ -122,14 +137,14 @@ def _state(path: str) -> tuple[int, ...]:
 
 def scan_files(spec: ScanSpec, folder: Path) -> dict[str, Any]:
     """Hash and sniff each file, and detect the record format in its first records."""
-    return {"files": [_look(path, spec) for path in spec.paths]}
+    return {"files": [_scan(path, state, spec) for path, state in zip(spec.paths, spec.states, strict=True)]}
 
 
-def _look(path: str, spec: ScanSpec) -> dict[str, Any]:
-    seen = sniff(path, spec.container)
-    sha256 = sha256_of(path)
+def _scan(path: str, state: tuple[int, ...], spec: ScanSpec) -> dict[str, Any]:
+    seen = sniff(path, spec.container, state)
+    sha256 = sha256_of(path, state)
     encoding = spec.encoding or seen.encoding
-    piece = Slice(path, sha256, seen.container, seen.compression, encoding, seen.options)
+    piece = Slice(path, sha256, seen.container, seen.compression, encoding, seen.options, state=state)
     found: dict[str, Any] = {**asdict(seen), "sha256": sha256, "encoding": encoding}
     found |= {"format": spec.format, "kind": None, "columns": [], "message": ""}
     if seen.container in ("text", "lines") and spec.format in (None, "text"):

@@ -3,7 +3,8 @@
 A task writes into a private folder; its receipt is written there last; one rename makes both visible. So a process
 killed at any moment leaves either the whole result or nothing that counts, two workers that do the same task end with
 the same bytes, and "already done" is a look at one path. Resume, caching and cheap re-mixing are all that look.
-Cost: two fsyncs a task.
+A receipt holds a digest of every file and of its counts, so that damage is found before it is used.
+Cost: two fsyncs a task, one hash of what it wrote (xxh3, 5 to 10 GB/s), and a stat a file when a result is found.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from datamix.core.contracts import Receipt, Task
 from datamix.core.errors import DataError
 
 _RECEIPT = "receipt.json"
+_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,32 @@ class Store:
         return self.root / key[:2] / key
 
     def find(self, key: str) -> Receipt | None:
-        """The receipt of a finished task, or None. A folder whose files are gone or cut short is not finished."""
+        """The receipt of a finished task, or None: also where a file of it is missing, cut short or has other content.
+
+        A file is trusted while size, times and inode are those that its receipt recorded, else it is hashed (5 to 10 GB/s).
+        """
         folder = self.folder(key)
         try:
-            said = json.loads((folder / _RECEIPT).read_bytes())
-            whole = said["key"] == key and all(
-                (folder / name).stat().st_size == size for name, size in said["files"].items()
-            )
-        except (OSError, ValueError, KeyError):
+            receipt = json.loads((folder / _RECEIPT).read_bytes())
+            files, counts = receipt["files"], receipt["counts"]
+            if receipt["key"] != key or receipt["seal"] != _seal(key, files, counts):
+                return None
+            for name, (size, digest, *state) in files.items():
+                stat = (folder / name).stat()
+                if stat.st_size != size:
+                    return None
+                if _state(stat) != state and _digest(folder / name) != digest:
+                    return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return Receipt(key, said["files"], said["counts"], folder) if whole else None
+        return Receipt(key, {name: entry[0] for name, entry in files.items()}, counts, folder)
+
+    def is_damaged(self, key: str) -> bool:
+        """Whether a result that ``find`` does not accept was damaged, not left by 0.1, which wrote no digests."""
+        try:
+            return "seal" in json.loads((self.folder(key) / _RECEIPT).read_bytes())
+        except (OSError, ValueError, TypeError):
+            return self.folder(key).exists()
 
     def sweep(self) -> None:
         """Throw away what killed workers left half-written. Call it only where no other build runs."""
@@ -71,16 +91,18 @@ def carry(task: Task) -> Receipt:
     done = store.find(task.key)
     if done is not None:
         return done
+    was_damaged = store.is_damaged(task.key)
     partial = store.root / "partial" / f"{task.key[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     partial.mkdir(parents=True)
     try:
         counts = task.call(task.spec, partial)
         files = {
-            p.relative_to(partial).as_posix(): p.stat().st_size
+            p.relative_to(partial).as_posix(): [p.stat().st_size, _digest(p), *_state(p.stat())]
             for p in sorted(partial.rglob("*"))
             if p.is_file()
         }
-        receipt: dict[str, Any] = {"key": task.key, "files": files, "counts": counts}
+        counts = json.loads(json.dumps(counts))
+        receipt = {"key": task.key, "files": files, "counts": counts, "seal": _seal(task.key, files, counts)}
         (partial / _RECEIPT).write_text(json.dumps(receipt, ensure_ascii=False), encoding="utf-8")
         sync([*partial.rglob("*"), partial])
         _publish(partial, store.folder(task.key))
@@ -98,7 +120,27 @@ def carry(task: Task) -> Receipt:
         raise DataError(
             f"The result of {task.label} vanished from {store.root} while it was written. Run it again."
         )
-    return found
+    return replace(found, replaced_damage=was_damaged)
+
+
+def _seal(key: str, files: Any, counts: Any) -> str:
+    """A digest of what a receipt says; of the files without their times and inodes."""
+    whole = {name: entry[:2] for name, entry in files.items()}
+    text = json.dumps([key, whole, counts], sort_keys=True, ensure_ascii=True)
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def _state(stat: os.stat_result) -> list[int]:
+    return [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _digest(path: Path) -> str:
+    """xxh3-128 of a file's content."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(paths: Iterable[Path]) -> None:

@@ -7,6 +7,7 @@ read among them. Nothing is guessed at and nothing is lost: every record is a va
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from datamix.core.contracts import Rows, Slice
 from datamix.read.byte_blocks import stored_bytes
@@ -16,7 +17,7 @@ from datamix.read.json_array import read_json
 from datamix.read.json_lines import Take, read_jsonl, read_lines
 from datamix.read.listing import find
 from datamix.read.sniffing import Sniff, cut, sniff
-from datamix.read.storage import explained, file_state, sha256_of
+from datamix.read.storage import changed_while_read, explained, file_state, is_remote, sha256_of
 from datamix.read.tables import read_csv
 
 __all__ = ["DOCUMENTS", "Sniff", "cut", "file_state", "find", "read", "sha256_of", "sniff"]
@@ -47,7 +48,7 @@ def read(
     """
     if limit is not None:
         chunk_records = max(min(chunk_records, limit), 1)
-    with explained(piece.path):
+    with explained(piece.path), _remote_unchanged(piece):
         if piece.container == "text":
             chunks = read_document(piece)
         elif piece.container in DOCUMENTS:
@@ -66,6 +67,17 @@ def read(
             last = max([*rows.records[-1:], *(r.record for r in rows.rejects[-1:])], default=limit)
             if last + 1 >= limit:
                 return
+
+
+@contextmanager
+def _remote_unchanged(piece: Slice) -> Iterator[None]:
+    """A URL has no descriptor to compare: its state is asked for before and after it is read."""
+    watched = bool(piece.state) and is_remote(piece.path)
+    if watched and file_state(piece.path) != tuple(piece.state):
+        raise changed_while_read(piece.path)
+    yield
+    if watched and file_state(piece.path) != tuple(piece.state):
+        raise changed_while_read(piece.path)
 
 
 def _first(rows: Rows, limit: int) -> Rows:

@@ -50,7 +50,7 @@ def is_wide(encoding: str) -> bool:
 
 
 def _owned(piece: Slice) -> Iterator[bytes]:
-    with open_stream(piece.path, piece.compression) as stream:
+    with open_stream(piece.path, piece.compression, piece.state) as stream:
         if piece.start == 0 and piece.stop is None:
             yield from full_blocks(stream)
             return

@@ -9,6 +9,7 @@ from their end.
 from __future__ import annotations
 
 import base64
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,12 +22,12 @@ import pyarrow.parquet as pq
 from datamix.core.contracts import Reject, Rows, Slice
 from datamix.core.errors import DataError
 from datamix.read.decompress import full_blocks, open_stream
-from datamix.read.storage import is_remote, open_file, shown
+from datamix.read.storage import State, check_unchanged, is_remote, open_file, shown
 
 
 def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     """The rows of a range of row groups."""
-    with _explained(piece.path), _opened(piece.path, piece.compression) as source:
+    with _explained(piece.path), _opened(piece.path, piece.compression, piece.state) as source:
         parquet = pq.ParquetFile(source)
         stop = parquet.num_row_groups if piece.stop is None else piece.stop
         groups = list(range(piece.start, min(stop, parquet.num_row_groups)))
@@ -36,7 +37,7 @@ def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
 
 def read_arrow(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     """The rows of a range of record batches of an Arrow file, or of a whole Arrow stream."""
-    with _explained(piece.path), _opened(piece.path, piece.compression) as source:
+    with _explained(piece.path), _opened(piece.path, piece.compression, piece.state) as source:
         if piece.container == "arrow_stream":
             yield from _rows(pa.ipc.open_stream(source), chunk_records)
             _check_end_of_stream(source)
@@ -167,9 +168,9 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _opened(path: str, compression: str | None) -> Iterator[Any]:
+def _opened(path: str, compression: str | None, state: State = ()) -> Iterator[Any]:
     if compression is not None:
-        with open_stream(path, compression) as stream, tempfile.TemporaryFile() as unpacked:
+        with open_stream(path, compression, state) as stream, tempfile.TemporaryFile() as unpacked:
             for block in full_blocks(stream):
                 unpacked.write(block)
             unpacked.seek(0)
@@ -179,7 +180,9 @@ def _opened(path: str, compression: str | None) -> Iterator[Any]:
             yield pa.PythonFile(stored, "r")
     else:
         with pa.OSFile(path, "rb") as local:
+            check_unchanged(path, state, os.fstat(local.fileno()))
             yield local
+            check_unchanged(path, state, os.fstat(local.fileno()))
 
 
 @contextmanager

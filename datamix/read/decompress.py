@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import bz2
 import lzma
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
 
 import pyarrow as pa
 
 from datamix.core.errors import DataError
-from datamix.read.storage import BLOCK_BYTES, is_remote, open_file, shown
+from datamix.read.storage import BLOCK_BYTES, State, check_unchanged, is_remote, open_file, shown
 
 _FED_BYTES = 256 << 10
 _XZ_MEMORY_BYTES = 512 << 20  # xz -9 needs 65 MiB
@@ -52,17 +53,25 @@ def compression_of(head: bytes) -> str | None:
     return None
 
 
-def open_stream(path: str, compression: str | None) -> ByteStream:
-    """Open a file as a stream of decompressed bytes.
+def open_stream(path: str, compression: str | None, state: State = ()) -> ByteStream:
+    """Open a file as a stream of decompressed bytes; ``state`` as in ``open_file``.
 
     Raises: DataError (at the read that meets it) where the file is truncated or damaged.
     """
     if compression is None:
-        return open_file(path)
+        return open_file(path, state)
     if compression in ("xz", "bz2"):
-        return _Checked(path, _Members(open_file(path), compression))
-    stored = pa.PythonFile(open_file(path), "r") if is_remote(path) else pa.OSFile(path, "rb")
-    return _Checked(path, pa.CompressedInputStream(stored, compression))
+        return _Checked(path, _Members(open_file(path, state), compression))
+    if is_remote(path):
+        stored = pa.PythonFile(open_file(path), "r")
+        return _Checked(path, pa.CompressedInputStream(stored, compression))
+    local = pa.OSFile(path, "rb")
+    check_unchanged(path, state, os.fstat(local.fileno()))
+    return _Checked(
+        path,
+        pa.CompressedInputStream(local, compression),
+        lambda: check_unchanged(path, state, os.fstat(local.fileno())),
+    )
 
 
 def full_blocks(stream: ByteStream) -> Iterator[bytes]:
@@ -76,9 +85,10 @@ def full_blocks(stream: ByteStream) -> Iterator[bytes]:
 class _Checked:
     """A decompressing stream whose failures say which file and what to do."""
 
-    def __init__(self, path: str, stream: Any) -> None:
+    def __init__(self, path: str, stream: Any, check: Callable[[], None] | None = None) -> None:
         self._path = path
         self._stream = stream
+        self._check = check  # of the stored file, before it is closed
 
     def read(self, num_bytes: int) -> bytes:
         try:
@@ -106,7 +116,11 @@ class _Checked:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stream.close()
+        try:
+            if self._check is not None:
+                self._check()
+        finally:
+            self._stream.close()
 
 
 class _Members:

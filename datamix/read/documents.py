@@ -221,7 +221,7 @@ def read_warc(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     from warcio.exceptions import ArchiveLoadFailed
 
     rows, num_bytes, record = Rows([], [], [], []), 0, 0
-    with open_stream(piece.path, piece.compression) as stream:
+    with open_stream(piece.path, piece.compression, piece.state) as stream:
         pages = iter(ArchiveIterator(stream))
         while True:
             try:

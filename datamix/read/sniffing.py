@@ -22,7 +22,7 @@ from datamix.read.columnar import num_parts
 from datamix.read.decompress import compression_of, open_stream
 from datamix.read.dialect import detect_dialect
 from datamix.read.documents import NAMES, require_extractor
-from datamix.read.storage import explained, open_file, shown, size_of
+from datamix.read.storage import State, explained, open_file, shown, size_of
 
 HEAD_BYTES = 256 << 10
 _PROBE_BYTES = 64 << 10
@@ -71,21 +71,21 @@ class Sniff:
     num_bytes: int  # as stored
 
 
-def sniff(path: str, declared: str | None = None) -> Sniff:
-    """What the file holds; ``declared`` is the container the recipe names, where it names one.
+def sniff(path: str, declared: str | None = None, state: State = ()) -> Sniff:
+    """What the file holds; ``declared`` is the container the recipe names, where it names one; ``state`` as in ``open_file``.
 
     ``lines`` is never told from content; ``text`` yields where the file is plainly JSON, Parquet or Arrow.
 
     Raises: DataError where the file cannot be read, is empty of data (an LFS pointer) or is of no readable kind.
     """
     with explained(path):
-        with open_file(path) as stored:
+        with open_file(path, state) as stored:
             num_bytes = size_of(path, stored)
             head = _fill(stored, HEAD_BYTES)
             compression = compression_of(head)
             probes = b"" if compression or not head.isascii() else _probes(stored, len(head), num_bytes)
         if compression is not None:
-            with open_stream(path, compression) as stream:
+            with open_stream(path, compression, state) as stream:
                 head = _fill(stream, HEAD_BYTES)
             if compression_of(head) is not None:
                 raise DataError(f"{shown(path)}: is compressed twice. Decompress it once.")

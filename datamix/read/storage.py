@@ -7,6 +7,7 @@ Whatever a storage throws comes out as one ``DataError`` with credentials left o
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -31,12 +32,57 @@ def shown(path: str) -> str:
     return re.sub(r"\?[^:]*", "", re.sub(r"://[^/@]*@(?=[^/]*/)", "://", path))
 
 
-def open_file(path: str) -> BinaryIO:
-    """Open stored bytes for reading, unbuffered where they are local."""
+State = tuple[int, ...]  # as ``file_state`` gives it; empty: not known
+
+
+def open_file(path: str, state: State = ()) -> BinaryIO:
+    """Open stored bytes for reading, unbuffered where they are local.
+
+    With a ``state``, what is read is what had it when it was scanned: the open descriptor is compared with it at the beginning
+    and at the end, so that a file that was swapped meanwhile, and put back, is noticed. Raises DataError where it differs.
+    """
     if not is_remote(path):
-        return cast(BinaryIO, open(path, "rb", buffering=0))
+        return cast(BinaryIO, _Scanned(path, state) if state else open(path, "rb", buffering=0))
     filesystem, name = filesystem_of(path)
     return cast(BinaryIO, filesystem.open(name, "rb"))
+
+
+class _Scanned(io.FileIO):
+    """A local file whose descriptor must have a known state when it is opened and when it is closed."""
+
+    def __init__(self, path: str, state: State) -> None:
+        super().__init__(path, "rb")
+        self._state = state
+        try:
+            check_unchanged(path, state, os.fstat(self.fileno()))
+        except DataError:
+            super().close()
+            raise
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        stat = os.fstat(self.fileno())
+        super().close()
+        check_unchanged(str(self.name), self._state, stat)
+
+
+def check_unchanged(path: str, state: State, stat: os.stat_result) -> None:
+    """Raise DataError where a file is not what it was when it was scanned."""
+    if state and _local_state(stat) != tuple(state):
+        raise changed_while_read(path)
+
+
+def changed_while_read(path: str) -> DataError:
+    """The error for a file that is not what was scanned."""
+    return DataError(
+        f"{shown(path)} changed while it was being read. Nothing built from it can be trusted: wait until it is written, and "
+        "run the same command again."
+    )
+
+
+def _local_state(stat: os.stat_result) -> tuple[int, int, int, int]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
@@ -65,8 +111,7 @@ def file_state(path: str) -> tuple[int, int, int, int]:
     """
     with explained(path):
         if not is_remote(path):
-            stat = os.stat(path)
-            return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+            return _local_state(os.stat(path))
         filesystem, name = filesystem_of(path)
         known = {str(k).lower(): str(v) for k, v in filesystem.info(name).items()}
         said = "\n".join(f"{k}={known[k]}" for k in _VALIDATORS if known.get(k, "None") != "None")
@@ -75,16 +120,16 @@ def file_state(path: str) -> tuple[int, int, int, int]:
         return int(size) if size.isdigit() else 0, version, 0, 0
 
 
-def sha256_of(path: str) -> str:
+def sha256_of(path: str, state: State = ()) -> str:
     """sha256 (64 hex digits) of the bytes as they are stored, still compressed; streamed.
 
     Raises: DataError where the file cannot be read.
     """
-    state = hashlib.sha256()
-    with explained(path), open_file(path) as stream:
+    digest = hashlib.sha256()
+    with explained(path), open_file(path, state) as stream:
         while block := stream.read(BLOCK_BYTES):
-            state.update(block)
-    return state.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def size_of(path: str, stream: BinaryIO) -> int:

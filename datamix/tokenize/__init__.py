@@ -5,12 +5,13 @@ from __future__ import annotations
 from datamix.tokenize.document_encoder import split_points
 from datamix.tokenize.encoder import Encoder, EncodeSpec, load
 from datamix.tokenize.stats import fertility, read_alphabet
-from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder, find_tokenizer
+from datamix.tokenize.tokenizer_files import TokenizerFiles, copy_tokenizer, decoder, find_tokenizer
 
 __all__ = [
     "EncodeSpec",
     "Encoder",
     "TokenizerFiles",
+    "copy_tokenizer",
     "decoder",
     "fertility",
     "find_tokenizer",

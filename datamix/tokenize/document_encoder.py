@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from datamix.core.errors import RecipeError
 from datamix.core.hashing import mix64, salt
 from datamix.tokenize.special_tokens import ControlTokens
 from datamix.tokenize.tokenizer import FlatIds, PlainEncoder
-from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder
+from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of
 
 Frame = tuple[list[int], list[int]]  # ids before and after each document
 
@@ -188,6 +187,6 @@ _ENDS = re.compile(r"(\n\s*|[.!?。！？…][\"'”’»」』)）\]】]*\s*)\Z
 @lru_cache(maxsize=2)
 def split_points(files: TokenizerFiles) -> NDArray[np.bool_]:
     """``[vocab_size]``: True where the decoded token ends with a newline or a full stop in any of many scripts."""
-    tokenizer = decoder(Path(files.folder) / "tokenizer.json")
+    tokenizer = decoder_of(files)
     texts = tokenizer.decode_batch([[token] for token in range(files.vocab_size)], skip_special_tokens=False)
     return np.fromiter((_ENDS.search(text) is not None for text in texts), np.bool_, files.vocab_size)

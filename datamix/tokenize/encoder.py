@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -27,7 +26,7 @@ from datamix.tokenize.renderer import ChatRenderer, Purpose
 from datamix.tokenize.special_tokens import ControlTokens, control_tokens, holds_control, rows_with_candidates
 from datamix.tokenize.template_analysis import text_dependence
 from datamix.tokenize.tokenizer import PlainEncoder
-from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder
+from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of, read_tokenizer_json
 
 _MANY = 32  # records: a batch of at least so many that a template refuses altogether is the recipe's mistake
 _PURPOSES: dict[str, Purpose] = {"all": "all", "assistant": "assistant", "last_assistant": "last_assistant"}
@@ -76,7 +75,7 @@ class _Opened:
 
 @lru_cache(maxsize=2)
 def _opened(files: TokenizerFiles) -> _Opened:
-    spec = orjson.loads((Path(files.folder) / "tokenizer.json").read_bytes())
+    spec = orjson.loads(read_tokenizer_json(files))
     control = control_tokens(spec.get("added_tokens") or [])
     try:
         plain = PlainEncoder(spec, control)
@@ -326,7 +325,7 @@ class Encoder:
 
     @cached_property
     def _decoder(self) -> Any:
-        return decoder(Path(self.spec.tokenizer.folder) / "tokenizer.json")
+        return decoder_of(self.spec.tokenizer)
 
 
 def _no_template(name: str, need: str) -> str:

@@ -72,9 +72,41 @@ def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> To
     )
 
 
+def read_tokenizer_json(files: TokenizerFiles) -> bytes:
+    """The bytes of ``tokenizer.json``, which must be those that were found. Raises RecipeError where they changed."""
+    path = Path(files.folder) / "tokenizer.json"
+    raw = _read(path)
+    if hashlib.sha256(raw).hexdigest() != files.sha256:
+        raise RecipeError(
+            f"tokenizer: {path} changed while it was used. Nothing built from it can be trusted: wait until it is written, and "
+            "run the same command again."
+        )
+    return raw
+
+
 def decoder(tokenizer_json: Path) -> Any:
     """A ``tokenizers.Tokenizer`` that only decodes: loaded without the merges, in a third of the time, and once."""
     return _decoder(tokenizer_json.read_bytes())
+
+
+def decoder_of(files: TokenizerFiles) -> Any:
+    """The decoder of a tokenizer that was found. Raises RecipeError where its file changed since."""
+    return _decoder(read_tokenizer_json(files))
+
+
+def copy_tokenizer(files: TokenizerFiles, folder: Path) -> None:
+    """Write a tokenizer that was found into an empty folder. Raises RecipeError where its files changed since."""
+    (folder / "tokenizer.json").write_bytes(read_tokenizer_json(files))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (Path(files.folder) / name).is_file():
+            (folder / name).write_bytes(_read(Path(files.folder) / name))
+    if tuple(sorted(_config(folder)[1].items())) != files.named_tokens:
+        raise RecipeError(
+            f"tokenizer: the special tokens named in {files.folder} changed while it was used. Nothing built from it can be "
+            "trusted: wait until it is written, and run the same command again."
+        )
+    if files.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(files.chat_template, encoding="utf-8")
 
 
 @lru_cache(maxsize=1)
