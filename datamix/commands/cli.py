@@ -66,12 +66,17 @@ def cli() -> None:
 @click.option("--overwrite", is_flag=True, help="Replace the recipe if it exists.")
 def init(paths: tuple[str, ...], output: Path, kind: str | None, overwrite: bool) -> None:
     """Look into files or folders and write a commented recipe that builds as it stands."""
-    from datamix.core.errors import RecipeError
     from datamix.jobs.init import init as look
+    from datamix.jobs.output_files import check_outputs, complete_files
+    from datamix.read import find
 
-    if output.exists() and not overwrite:
-        raise RecipeError(f"{output} exists. Choose another name with -o, or replace it with --overwrite.")
-    output.write_text(look(list(paths), kind, str(output.parent)), encoding="utf-8")
+    inputs = [
+        p for path in paths for p in find([path], ".") if p in paths or not p.endswith((".yaml", ".yml"))
+    ]
+    check_outputs([output], inputs, overwrite)
+    text = look(list(paths), kind, str(output.parent))
+    with complete_files([output]) as (draft,):
+        draft.write_text(text, encoding="utf-8")
     click.echo(f"Wrote {output}. Next: datamix plan {output}")
 
 
@@ -211,11 +216,12 @@ def check(files: tuple[str, ...], kind: str | None) -> None:
 @click.argument("target", metavar="OUT")
 @click.option("--to", required=True, metavar="FORMAT", help="alpaca, sharegpt, messages, ...")
 @click.option("--lossy", is_flag=True, help="Allow what the format cannot hold to be lost.")
-def convert(source: str, target: str, to: str, lossy: bool) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace the target if it exists.")
+def convert(source: str, target: str, to: str, lossy: bool, overwrite: bool) -> None:
     """Turn one file of records into another format."""
     from datamix.jobs.convert import convert as turn
 
-    click.echo(str(turn(source, target, to, lossy=lossy)))
+    click.echo(str(turn(source, target, to, lossy=lossy, overwrite=overwrite)))
 
 
 @cli.command()
@@ -231,9 +237,10 @@ def convert(source: str, target: str, to: str, lossy: bool) -> None:
 )
 @click.option("--longest", is_flag=True, help="Keep the longest of a cluster, not the first.")
 @click.option("--column", help="Compare this column as text, whatever the records are.")
+@click.option("--overwrite", is_flag=True, help="Replace the target and its audit if they exist.")
 def dedupe(
     inputs: tuple[str, ...], output: str, threshold: float, exact_only: bool, scope: Any, keep: int, longest: bool,
-    column: str | None,
+    column: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Deduplicate files on their own, with the engine and the audit of a build."""
     from datamix.dedup import DedupeSpec, NearSpec
@@ -241,7 +248,7 @@ def dedupe(
 
     near = None if exact_only else NearSpec(threshold=threshold)
     spec = DedupeSpec(near=near, scope=scope, keep=keep, rank_by="longest" if longest else "first")
-    click.echo(str(deduplicate(list(inputs), output, spec, column)))
+    click.echo(str(deduplicate(list(inputs), output, spec, column, overwrite)))
 
 
 @cli.command()

@@ -6,7 +6,6 @@ unless it is told to be lossy. The target appears only when it is whole.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from datamix.formats import (
     shape,
     unshape_counted,
 )
+from datamix.jobs.output_files import check_outputs, complete_files
 from datamix.jobs.row_writers import open_writer
 from datamix.pipeline.recognise import Recognised, recognise
 from datamix.read import find, read
@@ -56,11 +56,12 @@ def _counted(num: int, what: str) -> str:
     return f"{num:,} {what}{'s' * (num != 1)}"
 
 
-def convert(source: str, target: str, to: str, lossy: bool = False) -> Converted:
+def convert(source: str, target: str, to: str, lossy: bool = False, overwrite: bool = False) -> Converted:
     """Write the records of one file in format ``to``; the target's name says jsonl, json, csv, tsv or parquet.
 
-    Raises RecipeError: an unknown format, a kind that ``to`` cannot hold, or losses without ``lossy``. Raises DataError:
-    the source is unreadable or in nobody's format.
+    Raises RecipeError: an unknown format, a kind that ``to`` cannot hold, losses without ``lossy``, a target that is the source or
+    exists without ``overwrite``. Raises DataError:
+    the source is unreadable or in no known format.
     """
     if to not in RECORD_FORMATS:
         near = difflib.get_close_matches(to, RECORD_FORMATS, n=1)
@@ -69,22 +70,21 @@ def convert(source: str, target: str, to: str, lossy: bool = False) -> Converted
     paths = find([source], ".")
     if len(paths) != 1:
         raise RecipeError(f"{source}: is {len(paths):,} files; convert takes one at a time.")
-    if Path(paths[0]).resolve() == Path(target).resolve():
-        raise RecipeError(f"{target}: is the source itself; choose another name for the target.")
+    check_outputs([Path(target)], paths, overwrite)
     seen = recognise(paths[0])
     if not seen.values and not seen.rejects:
         raise DataError(f"{source}: it holds no records, so there is nothing to convert.")
     if seen.detection is None:
         raise DataError(
-            f"{source}: its records are in nobody's format: {seen.fields()}. Rename its fields to those of a known "
+            f"{source}: its records are in no known format: {seen.fields()}. Rename its fields to those of a known "
             "format, or build from it with `columns:` in a recipe."
         )
     native = seen.detection.format
     kind, lost = _target_kind(native, to)
     spec = ShapeSpec(native, kind, seen.detection.columns, keep_meta=(EVERYTHING,))
     work = _Conversion(seen, spec, to, Counter(), [], Counter())
-    with _whole_or_nothing(Path(target)) as part:
-        with open_writer(part, target, to) as writer:
+    with complete_files([Path(target)]) as (draft,):
+        with open_writer(draft, target, to) as writer:
             for rows in work.rows():
                 writer.write(rows)
         work.lost.update(writer.lost)
@@ -144,16 +144,3 @@ def _refusal(source: str, to: str, lost: dict[str, int], rejects: list[Reject]) 
 
 def _place(reject: Reject) -> str:
     return f"line {reject.line}" if reject.line is not None else f"record {reject.record}"
-
-
-@contextlib.contextmanager
-def _whole_or_nothing(target: Path) -> Iterator[Path]:
-    """A name beside the target to write to; it becomes the target only where nothing went wrong."""
-    if not target.parent.is_dir():
-        raise RecipeError(f"{target}: there is no folder {target.parent}. Create it first.")
-    part = target.with_name(target.name + ".part")
-    try:
-        yield part
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from datamix.core.errors import DataError, RecipeError
 from datamix.core.records import SCHEMAS, RecordKind
 from datamix.dedup import Decision, DedupeSpec, Signed, decide, sign
 from datamix.formats import ShapeSpec, native_kinds, shape
+from datamix.jobs.output_files import check_outputs, complete_files
 from datamix.jobs.row_writers import KeptWriter, copied_columns
 from datamix.pipeline.recognise import Recognised, recognise
 from datamix.read import find, read
@@ -84,20 +85,29 @@ class _Input:
 
 
 def deduplicate(
-    inputs: Sequence[str], target: str, spec: DedupeSpec, column: str | None = None
+    inputs: Sequence[str],
+    target: str,
+    spec: DedupeSpec,
+    column: str | None = None,
+    overwrite: bool = False,
 ) -> Deduplication:
     """Write the records of ``inputs`` without their duplicates to ``target``, and the audit beside it.
 
     One file becomes a file; several become a folder of files of the same names, or one file where ``target`` has a
     suffix and all are of one container. ``column``: compare the text of that column instead of whole records.
-    Raises RecipeError: nothing matches, the target is an input or cannot hold them. Raises DataError: a file is unreadable.
+    Raises RecipeError: nothing matches, an output is an input, exists without ``overwrite``, or cannot hold them. Raises DataError: a file is unreadable.
     """
     paths = list(dict.fromkeys(path for name in inputs for path in find([name], ".")))  # in the order named
     files = [_input(path, column) for path in paths]
     targets = _targets(files, Path(target))
     audit = _audit_path(Path(target), whole=len(set(targets)) == 1 and bool(Path(target).suffix))
-    for path in (*targets, audit):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    outputs = [
+        audit,
+        *dict.fromkeys(targets),
+    ]  # the audit first: records that are gone can always be looked up
+    if not Path(target).suffix:
+        Path(target).mkdir(parents=True, exist_ok=True)
+    check_outputs(outputs, paths, overwrite)
     with tempfile.TemporaryDirectory(prefix=".dedupe-", dir=audit.parent) as spool:
         ordinals, sources = [], []
         for number, file in enumerate(files):
@@ -105,8 +115,10 @@ def deduplicate(
             ordinals.append(known)
             sources.append(source)
         decisions = decide(sources, spec)
-    counts = _copy(files, targets, ordinals, decisions)
-    pq.write_table(_audit(paths, ordinals, decisions), audit)
+    with complete_files(outputs) as drafts:
+        draft_of = dict(zip(outputs, drafts, strict=True))
+        counts = _copy(files, [draft_of[path] for path in targets], ordinals, decisions)
+        pq.write_table(_audit(paths, ordinals, decisions), draft_of[audit])
     return Deduplication(tuple(counts), Path(target), audit)
 
 
@@ -120,7 +132,7 @@ def _input(path: str, column: str | None) -> _Input:
         if not seen.values:
             raise DataError(f"{path}: {seen.fields()}, so there is nothing to deduplicate.")
         raise DataError(
-            f"{path}: its records are in nobody's format: {seen.fields()}. Name the column to compare with --column."
+            f"{path}: its records are in no known format: {seen.fields()}. Name the column to compare with --column."
         )
     kind = native_kinds(seen.detection.format)[0]
     return _Input(seen, ShapeSpec(seen.detection.format, kind, seen.detection.columns), "", kind)
@@ -143,8 +155,6 @@ def _targets(files: Sequence[_Input], target: Path) -> list[Path]:
             )
         targets = [target / name for name in names]
     for file, path in zip(files, targets, strict=True):
-        if any(Path(f.seen.path).resolve() == path.resolve() for f in files):
-            raise RecipeError(f"{path}: is one of the inputs. Choose another name with -o.")
         _check_name(file, path)
     return targets
 

@@ -79,8 +79,11 @@ def open_writer(path: Path, name: str, format: str) -> Iterator[RowWriter]:
 
 
 def _gzip(path: Path, mode: str) -> Any:
-    """gzip without a time, so that equal rows give equal bytes."""
-    return gzip.GzipFile(path, mode, mtime=0)
+    """gzip without a time and a name, so that equal rows give equal bytes."""
+    stream = open(path, mode)  # noqa: SIM115 - closed with the archive, as its `myfileobj`
+    archive = gzip.GzipFile("", mode, fileobj=stream, mtime=0)
+    archive.myfileobj = stream  # type: ignore[assignment]
+    return archive
 
 
 _OPENERS: dict[str, Any] = {
