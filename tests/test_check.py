@@ -84,7 +84,7 @@ def test_a_file_of_another_kind_is_a_problem_of_the_file(tmp_path: Path) -> None
 
 def test_what_is_not_recognised_is_checked_against_the_kind_that_was_asked_for(tmp_path: Path) -> None:
     path = file(tmp_path, [{"instruktion": "q"}, {"instruktion": "r"}])
-    assert found(path) == [(None, "", "is in nobody's format: its first record has the fields instruktion")]
+    assert found(path) == [(None, "", "is in no known format: its first record has the fields instruktion")]
     assert found(path, "sft") == [
         (1, "instruction", "is missing"),
         (2, "instruction", "is missing"),

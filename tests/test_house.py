@@ -84,6 +84,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
     light = {
         "__future__",
         "sys",
+        "traceback",
         "pathlib",
         "typing",
         "collections.abc",

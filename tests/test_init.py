@@ -41,7 +41,7 @@ def test_files_become_sources_with_a_count_and_an_example(tmp_path: Path) -> Non
     assert loaded["sources"] == {"a": {"path": "data/对话 a.jsonl", "format": "sharegpt"}}
     assert "# 4 records, e.g. 问：是吗？ 是" in text
     assert "# 2 records, the prompt and better answer of each pair, e.g. q g b" in text
-    assert "#   data/odd.jsonl: nobody's format: its first record has the fields foo" in text
+    assert "#   data/odd.jsonl: no known format: its first record has the fields foo" in text
 
 
 def test_the_kind_may_be_asked_for(tmp_path: Path) -> None:
@@ -144,4 +144,4 @@ def test_what_a_file_holds_never_spoils_the_recipe(tmp_path: Path) -> None:
     written = tmp_path / "recipe.yaml"
     written.write_text(init([str(tmp_path)], None, str(tmp_path)))
     assert list(Recipe.read(written).sources) == ["good"]
-    assert "odd.json: nobody's format" in written.read_text()
+    assert "odd.json: no known format" in written.read_text()

@@ -148,7 +148,7 @@ def test_what_is_asked_of_the_wrong_thing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="has no record of that number"):
         show(path, 7, False, False)
     path.write_text('{"nobody": 1}\n')
-    with pytest.raises(DataError, match="nobody's format"):
+    with pytest.raises(DataError, match="no known format"):
         show(path, None, False, False)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from datamix import __version__
-from datamix.core.errors import DatamixError, Interrupted
+from datamix.core.errors import DatamixError, Interrupted, mask_secrets
 
 if TYPE_CHECKING:
     from datamix.pipeline.progress import Screen
@@ -376,7 +377,8 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.exit(0)
     except Exception as error:
         if settings.get("debug"):
-            raise
+            click.echo(mask_secrets("".join(traceback.format_exception(error))), err=True, nl=False)
+            sys.exit(DatamixError.exit_code)
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         _fail(
             DatamixError(
@@ -389,6 +391,7 @@ def main(arguments: list[str] | None = None) -> Any:
 
 def _fail(error: DatamixError, settings: dict[str, bool]) -> None:
     if settings.get("debug"):
-        raise error
+        click.echo(mask_secrets("".join(traceback.format_exception(error))), err=True, nl=False)
+        sys.exit(error.exit_code)
     click.echo(click.style("datamix: ", fg="red") + str(error), err=True)
     sys.exit(error.exit_code)

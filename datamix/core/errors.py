@@ -9,11 +9,42 @@ DatamixError              exit code
 
 from __future__ import annotations
 
+import re
+
+_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+
+
+def mask_url(url: str) -> str:
+    """A URL without what may be secret: ``s3://key:pass@host/a?sig=1#t`` -> ``s3://***@host/a?***``.
+
+    Chained URLs of fsspec (``zip://a.csv::https://...``) are masked link by link; ``@revision`` in a path stays.
+    """
+    if "://" not in url:
+        return url
+    return "::".join(_mask_link(link) for link in url.split("::"))
+
+
+def _mask_link(link: str) -> str:
+    scheme, separator, rest = link.partition("://")
+    address, mark, _ = rest.partition("?") if "?" in rest else rest.partition("#")
+    authority, slash, path = address.partition("/")
+    if "@" in authority:
+        authority = "***@" + authority.rpartition("@")[2]
+    return f"{scheme}{separator}{authority}{slash}{path}{mark and mark + '***'}"
+
+
+def mask_secrets(text: str) -> str:
+    """A text with every URL in it masked."""
+    return _URL.sub(lambda match: mask_url(match[0]), text) if "://" in text else text
+
 
 class DatamixError(Exception):
-    """An expected failure, told in one paragraph on stderr."""
+    """An expected failure, one paragraph on stderr; URLs in it are masked."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask_secrets(message))
 
 
 class CheckError(DatamixError):

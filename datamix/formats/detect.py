@@ -1,6 +1,6 @@
 """What a file holds, from a sample of its rows: the format that fits the most of them.
 
-Recognition never guesses between near things: a sample of which less than half fits one format is nobody's format.
+Recognition never guesses between near things: a sample of which less than half fits one format is in no known format.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Detection:
 
 
 def detect(values: Sequence[Any], columns: tuple[tuple[str, str], ...] = ()) -> Detection | None:
-    """The format of a sample of rows (a few hundred), read through ``columns`` where given; None: nobody's format."""
+    """The format of a sample of rows (a few hundred), read through ``columns`` where given; None: no known format."""
     rows = [{"text": v} if isinstance(v, str) else v for v in values]
     rows = [row for row in rows if isinstance(row, dict)]
     if not rows or 2 * len(rows) < len(values):

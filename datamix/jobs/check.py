@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema_rs
 
 from datamix.core.contracts import Reject, Rows
-from datamix.core.errors import RecipeError
+from datamix.core.errors import RecipeError, mask_url
 from datamix.core.records import RecordKind
 from datamix.formats import RECORD_FORMATS, ShapeSpec, can_become, native_kinds, shape
 from datamix.pipeline.recognise import Recognised, recognise
@@ -44,7 +44,7 @@ class Problem:
         place = f":{self.line}" if self.line is not None else ""
         if not place and self.record is not None:
             place = f" record {self.record}"
-        return f"{self.file}{place}: {self.field + ' ' if self.field else ''}{self.reason}"
+        return f"{mask_url(self.file)}{place}: {self.field + ' ' if self.field else ''}{self.reason}"
 
 
 def check(files: Sequence[str], kind: str | None = None) -> Iterator[Problem]:
@@ -74,7 +74,7 @@ def _check_file(path: str, kind: RecordKind | None) -> Iterator[Problem]:
         yield from _check_unread(path, seen)
         return
     if spec is None:
-        yield Problem(path, None, None, "", f"is in nobody's format: {seen.fields()}")
+        yield Problem(path, None, None, "", f"is in no known format: {seen.fields()}")
         return
     strict = kind is not None and spec.format in _OWN[spec.kind]
     validator = jsonschema_rs.Draft202012Validator(json.loads(schema_text(spec.kind))) if strict else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datamix.core.contracts import Reject
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError, mask_url
 from datamix.core.records import RecordKind
 from datamix.formats import (
     EVERYTHING,
@@ -45,7 +45,7 @@ class Converted:
 
     def __str__(self) -> str:
         lines = [
-            f"{_counted(self.num_records, 'record')} of {self.source} ({self.format_from}) "
+            f"{_counted(self.num_records, 'record')} of {mask_url(self.source)} ({self.format_from}) "
             f"-> {_counted(self.num_rows, 'row')} of {self.target} ({self.format_to})"
         ]
         lines += [f"  lost: {what}: {num:,}" for what, num in self.lost.items()]

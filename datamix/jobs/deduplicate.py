@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datamix.core.contracts import Rows
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError, mask_url
 from datamix.core.records import SCHEMAS, RecordKind
 from datamix.dedup import Decision, DedupeSpec, Signed, decide, sign
 from datamix.formats import ShapeSpec, native_kinds, shape
@@ -57,7 +57,7 @@ class FileCount:
         kept = self.num_records - self.num_exact - self.num_near
         unread = f", {self.num_unread:,} that are no records stay" if self.num_unread else ""
         return (
-            f"{self.path}: {kept:,} of {self.num_records:,} stay "
+            f"{mask_url(self.path)}: {kept:,} of {self.num_records:,} stay "
             f"({self.num_exact:,} exact and {self.num_near:,} near duplicates removed{unread})"
         )
 
@@ -265,10 +265,10 @@ def _audit(
     }
     for path, known, decision in zip(paths, ordinals, decisions, strict=True):
         gone = np.flatnonzero(_whole(known, decision.fate > 0))
-        columns["file"] += [path] * len(gone)
+        columns["file"] += [mask_url(path)] * len(gone)
         columns["record"] += known[gone].tolist()
         columns["method"] += _METHODS[decision.fate[gone]].tolist()
-        columns["kept_file"] += [paths[s] for s in decision.kept_source[gone].tolist()]
+        columns["kept_file"] += [mask_url(paths[s]) for s in decision.kept_source[gone].tolist()]
         pairs = zip(decision.kept_source[gone].tolist(), decision.kept_record[gone].tolist(), strict=True)
         columns["kept_record"] += [int(ordinals[s][r]) for s, r in pairs]
         columns["similarity"] += decision.similarity[gone].tolist()

@@ -129,7 +129,7 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
     if not seen.values and not seen.rejects:
         return replace(empty, problem="it holds no records")
     if seen.detection is None:
-        return replace(empty, problem=f"nobody's format: {seen.fields()}")
+        return replace(empty, problem=f"no known format: {seen.fields()}")
     found = seen.detection
     part = replace(
         empty,

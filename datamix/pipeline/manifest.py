@@ -63,7 +63,7 @@ def make_manifest(made: ResolvedBuild, written: Written) -> dict[str, Any]:
         "name": recipe.name,
         "kind": recipe.kind,
         "seed": recipe.seed,
-        "recipe": recipe.resolved(),
+        "recipe": recipe.published(),
         "recipe_sha256": recipe.sha256(),
         "key": written.key,
         "sample": written.sample,

@@ -22,7 +22,7 @@ class Recognised:
     num_bytes: int
     values: list[Any]  # the first records
     rejects: list[Reject]  # those among them that could not be read
-    detection: Detection | None  # None: nobody's format, or nothing could be read
+    detection: Detection | None  # None: no known format, or nothing could be read
 
     def fields(self) -> str:
         """The fields of the first record, for a sentence."""

@@ -6,7 +6,9 @@ every new byte (sha256 runs at 1-2 GB/s), and a look at the first few hundred re
 
 from __future__ import annotations
 
+import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from datamix.core.contracts import Receipt, Slice, Task
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError, mask_url
 from datamix.core.hashing import digest
 from datamix.formats import RECORD_FORMATS, detect
 from datamix.pipeline.grouping import group_files
@@ -53,7 +55,7 @@ class InputFile:
     compression: str | None
     encoding: str
     options: tuple[tuple[str, str], ...]
-    format: str | None  # record format; None where nobody's format was recognised or the file is empty
+    format: str | None  # record format; None where no known format was recognised or the file is empty
     kind: str | None  # what the records natively are
     columns: tuple[tuple[str, str], ...]
     state: tuple[int, ...]
@@ -174,6 +176,11 @@ def files(wanted: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[I
         spec: ScanSpec = task.spec
         for path, state, seen in zip(spec.paths, spec.states, receipt.counts["files"], strict=True):
             result.append(_found(wanted, path, state, seen))
+    names = Counter(file.label for file in result)
+    if max(names.values(), default=1) > 1:  # URLs that differ only in what is masked
+        result = [
+            replace(f, label=f"{f.label}#{n}") if names[f.label] > 1 else f for n, f in enumerate(result)
+        ]
     return result
 
 
@@ -202,15 +209,8 @@ def _found(wanted: SourceRequest, path: str, state: tuple[int, ...], seen: dict[
 
 
 def _label(path: str, base: str) -> str:
-    """A file's name relative to the recipe; addresses lose user, password and query."""
-    if "://" in path:
-        scheme, _, rest = path.partition("://")
-        return f"{scheme}://{rest.split('@')[-1] if '/' in rest.split('@')[0] else rest.split('@', 1)[-1]}".split(
-            "?"
-        )[0]
-    import os
-
-    return Path(os.path.relpath(path, base)).as_posix()
+    """A file's name relative to the recipe; URLs are masked."""
+    return mask_url(path) if "://" in path else Path(os.path.relpath(path, base)).as_posix()
 
 
 def unchanged(found: Sequence[InputFile]) -> None:

@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datamix.core.contracts import Reject, Rows, Slice
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, mask_url
 from datamix.read.decompress import full_blocks, open_stream
-from datamix.read.storage import State, check_unchanged, is_remote, open_file, shown
+from datamix.read.storage import State, check_unchanged, is_remote, open_file
 
 
 def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
@@ -194,5 +194,5 @@ def _explained(path: str) -> Iterator[None]:
             raise
         said = " ".join(str(error).split())[:300].rstrip(".")
         raise DataError(
-            f"{shown(path)}: damaged or truncated: {said}. Download or copy it again, or write it again with pyarrow."
+            f"{mask_url(path)}: damaged or truncated: {said}. Download or copy it again, or write it again with pyarrow."
         ) from error

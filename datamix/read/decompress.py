@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, Protocol, Self
 
 import pyarrow as pa
 
-from datamix.core.errors import DataError
-from datamix.read.storage import BLOCK_BYTES, State, check_unchanged, is_remote, open_file, shown
+from datamix.core.errors import DataError, mask_url
+from datamix.read.storage import BLOCK_BYTES, State, check_unchanged, is_remote, open_file
 
 _FED_BYTES = 256 << 10
 _XZ_MEMORY_BYTES = 512 << 20  # xz -9 needs 65 MiB
@@ -97,16 +97,16 @@ class _Checked:
             said = str(error)
             if "runcated" in said or isinstance(error, EOFError):
                 raise DataError(
-                    f"{shown(self._path)}: truncated: the compressed file ends before its contents do. "
+                    f"{mask_url(self._path)}: truncated: the compressed file ends before its contents do. "
                     "Download or copy it again; nothing of it was used."
                 ) from error
             if "emory" in said:
                 raise DataError(
-                    f"{shown(self._path)}: needs more memory to decompress than is safe (a zstd window above "
+                    f"{mask_url(self._path)}: needs more memory to decompress than is safe (a zstd window above "
                     "128 MiB, an xz dictionary above 512 MiB). Compress it again at an ordinary level."
                 ) from error
             raise DataError(
-                f"{shown(self._path)}: damaged: {said.rstrip('.')}. Download or copy it again."
+                f"{mask_url(self._path)}: damaged: {said.rstrip('.')}. Download or copy it again."
             ) from error
         return block
 

@@ -17,12 +17,11 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from datamix.core.contracts import Reject, Rows, Slice
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, mask_url
 from datamix.read.byte_blocks import stored_bytes, utf8_blocks
 from datamix.read.decompress import open_stream
 from datamix.read.json_lines import restored
 from datamix.read.lines import KEPT_BYTES, MAX_RECORD_BYTES, LongLine, Overflow
-from datamix.read.storage import shown
 
 
 def read_document(piece: Slice) -> Iterator[Rows]:
@@ -95,7 +94,7 @@ def require_extractor(path: str, container: str) -> None:
     """Raises DataError where the extra ``docs`` is not installed."""
     if any(find_spec(name) is None for name in _PACKAGES):
         raise DataError(
-            f'{shown(path)}: is {NAMES[container]}. To take its text: pip install ".[docs]"; or extract it '
+            f'{mask_url(path)}: is {NAMES[container]}. To take its text: pip install ".[docs]"; or extract it '
             "yourself, to .txt, .md or .jsonl files, and name those."
         )
 
@@ -234,7 +233,7 @@ def read_warc(piece: Slice, chunk_records: int) -> Iterator[Rows]:
                 raw = page.content_stream().read(MAX_RECORD_BYTES + 1)
             except ArchiveLoadFailed as error:
                 raise DataError(
-                    f"{shown(piece.path)}: damaged: {error}. Download or copy it again."
+                    f"{mask_url(piece.path)}: damaged: {error}. Download or copy it again."
                 ) from error
             _add_page(rows, record, (raw, kind, page.rec_headers.get_header("WARC-Target-URI") or ""))
             record, num_bytes = record + 1, num_bytes + len(raw)

@@ -14,8 +14,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from datamix.core.errors import RecipeError
-from datamix.read.storage import explained, filesystem_of, is_remote, shown
+from datamix.core.errors import RecipeError, mask_url
+from datamix.read.storage import explained, filesystem_of, is_remote
 
 _MAGIC = re.compile(r"[*?\[]")
 _NOT_DATA = re.compile(
@@ -122,11 +122,11 @@ def _remote(url: str) -> list[str]:
         chained = "::" in url
         if not _MAGIC.search(name) and (url.startswith(("http://", "https://")) or chained):
             if not filesystem.exists(name):
-                raise RecipeError(f"path {shown(url)!r}: there is no such file.")
+                raise RecipeError(f"path {mask_url(url)!r}: there is no such file.")
             return [url]
         if chained:
             raise RecipeError(
-                f"path {shown(url)!r}: a chained address names one file; globs do not work in it."
+                f"path {mask_url(url)!r}: a chained address names one file; globs do not work in it."
             )
         if _MAGIC.search(name):
             files = [str(file) for file in filesystem.glob(name) if not filesystem.isdir(file)]
@@ -137,7 +137,7 @@ def _remote(url: str) -> list[str]:
             files = [name] if filesystem.exists(name) else []
         if not files:
             raise RecipeError(
-                f"path {shown(url)!r}: matches no file there{_nearest_remote(filesystem, name)}."
+                f"path {mask_url(url)!r}: matches no file there{_nearest_remote(filesystem, name)}."
             )
         return [str(filesystem.unstrip_protocol(file)) for file in files]
 

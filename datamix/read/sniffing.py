@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import orjson
 
 from datamix.core.contracts import Slice
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, mask_url
 from datamix.read.byte_blocks import codec_of, is_wide
 from datamix.read.charset import detect_encoding
 from datamix.read.columnar import num_parts
 from datamix.read.decompress import compression_of, open_stream
 from datamix.read.dialect import detect_dialect
 from datamix.read.documents import NAMES, require_extractor
-from datamix.read.storage import State, explained, open_file, shown, size_of
+from datamix.read.storage import State, explained, open_file, size_of
 
 HEAD_BYTES = 256 << 10
 _PROBE_BYTES = 64 << 10
@@ -88,7 +88,7 @@ def sniff(path: str, declared: str | None = None, state: State = ()) -> Sniff:
             with open_stream(path, compression, state) as stream:
                 head = _fill(stream, HEAD_BYTES)
             if compression_of(head) is not None:
-                raise DataError(f"{shown(path)}: is compressed twice. Decompress it once.")
+                raise DataError(f"{mask_url(path)}: is compressed twice. Decompress it once.")
     _refuse(path, head)
     binary = _binary_container(head)
     if binary in NAMES:
@@ -96,7 +96,7 @@ def sniff(path: str, declared: str | None = None, state: State = ()) -> Sniff:
     if binary is not None:
         return Sniff(binary, compression, "utf-8", (), num_bytes)
     is_whole = len(head) < HEAD_BYTES
-    encoding = detect_encoding(head + probes, shown(path))
+    encoding = detect_encoding(head + probes, mask_url(path))
     text = _text_of(head, encoding)
     container = _text_container(path, text, is_whole, declared)
     if container == "text":
@@ -137,22 +137,22 @@ def _text_of(head: bytes, encoding: str) -> str:
 def _refuse(path: str, head: bytes) -> None:
     if head.startswith(_LFS):
         raise DataError(
-            f"{shown(path)}: is a Git LFS pointer, not the data it stands for. Run `git lfs pull` where it was cloned."
+            f"{mask_url(path)}: is a Git LFS pointer, not the data it stands for. Run `git lfs pull` where it was cloned."
         )
     for magic, kind, cure in _CANNOT:
         if head.startswith(magic):
-            raise DataError(f"{shown(path)}: is {kind}. {cure}")
+            raise DataError(f"{mask_url(path)}: is {kind}. {cure}")
     if head.startswith(b"PK\x03\x04"):
         if _binary_container(head):
             return
         if b"[Content_Types].xml" in head or b"mimetypeapplication/vnd" in head[30:200]:
-            raise DataError(f"{shown(path)}: is an Office document. {_TEXT_FIRST}")
-        raise DataError(f"{shown(path)}: is a zip archive. {_UNPACK_FIRST}")
+            raise DataError(f"{mask_url(path)}: is an Office document. {_TEXT_FIRST}")
+        raise DataError(f"{mask_url(path)}: is a zip archive. {_UNPACK_FIRST}")
     if head[257:262] == b"ustar":
-        raise DataError(f"{shown(path)}: is a tar archive. {_UNPACK_FIRST}")
+        raise DataError(f"{mask_url(path)}: is a tar archive. {_UNPACK_FIRST}")
     if head[:1] in b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and head:
         raise DataError(
-            f"{shown(path)}: looks like a Python pickle, which runs code when read. Export it as JSON Lines."
+            f"{mask_url(path)}: looks like a Python pickle, which runs code when read. Export it as JSON Lines."
         )
 
 
@@ -179,7 +179,7 @@ def _refuse_binary(path: str, text: str) -> None:
     control = len(head) - len(head.translate(None, _CONTROL))
     if control * 100 > 2 * len(head) and control > 1:
         raise DataError(
-            f"{shown(path)}: is neither text nor a known container: {control} of its first {len(head)} bytes are "
+            f"{mask_url(path)}: is neither text nor a known container: {control} of its first {len(head)} bytes are "
             "control characters. Leave it out of the recipe's paths."
         )
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
-from datamix.core.errors import DataError, DatamixError
+from datamix.core.errors import DataError, DatamixError, mask_secrets, mask_url
 
 BLOCK_BYTES = 4 << 20  # one read
 _VALIDATORS = ("etag", "e_tag", "lastmodified", "last_modified", "mtime", "created", "blob_id", "md5")
@@ -23,13 +22,6 @@ _VALIDATORS = ("etag", "e_tag", "lastmodified", "last_modified", "mtime", "creat
 def is_remote(path: str) -> bool:
     """Whether ``path`` is a URL: ``hf://datasets/a/b/c.jsonl``, ``memory://x``, ``zip://a.csv::b.zip``."""
     return "://" in path
-
-
-def shown(path: str) -> str:
-    """``path`` for a person: without the user, password and query of a URL."""
-    if not is_remote(path):
-        return path
-    return re.sub(r"\?[^:]*", "", re.sub(r"://[^/@]*@(?=[^/]*/)", "://", path))
 
 
 State = tuple[int, ...]  # as ``file_state`` gives it; empty: not known
@@ -76,7 +68,7 @@ def check_unchanged(path: str, state: State, stat: os.stat_result) -> None:
 def changed_while_read(path: str) -> DataError:
     """The error for a file that is not what was scanned."""
     return DataError(
-        f"{shown(path)} changed while it was being read. Nothing built from it can be trusted: wait until it is written, and "
+        f"{mask_url(path)} changed while it was being read. Nothing built from it can be trusted: wait until it is written, and "
         "run the same command again."
     )
 
@@ -96,7 +88,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
     except ValueError as error:
         raise DataError(
-            f"{shown(url)}: no such kind of address is known: {_one_line(error)}. "
+            f"{mask_url(url)}: no such kind of address is known: {_one_line(error)}. "
             "Known ones begin with hf://, https://, s3://, gs:// and whatever else fsspec lists."
         ) from error
 
@@ -150,27 +142,27 @@ def explained(path: str) -> Iterator[None]:
     except DatamixError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{shown(path)}: there is no such file. Check the path in the recipe.") from error
+        raise DataError(f"{mask_url(path)}: there is no such file. Check the path in the recipe.") from error
     except IsADirectoryError as error:
-        raise DataError(f"{shown(path)}: is a folder where a file was expected.") from error
+        raise DataError(f"{mask_url(path)}: is a folder where a file was expected.") from error
     except PermissionError as error:
         raise DataError(
-            f"{shown(path)}: may not be read ({error.strerror}). Mend its permissions."
+            f"{mask_url(path)}: may not be read ({error.strerror}). Mend its permissions."
         ) from error
     except OSError as error:
-        raise DataError(f"{shown(path)}: could not be read: {_one_line(error)}.{_cure(path)}") from error
+        raise DataError(f"{mask_url(path)}: could not be read: {_one_line(error)}.{_cure(path)}") from error
     except ImportError as error:
         if not is_remote(path):
             raise
         raise DataError(
-            f"{shown(path)}: this kind of address needs a package that is not installed: {_one_line(error)}. "
+            f"{mask_url(path)}: this kind of address needs a package that is not installed: {_one_line(error)}. "
             "Install it, or download the file and name the local copy."
         ) from error
     except Exception as error:
         if not is_remote(path) or type(error).__module__ == "builtins":
             raise
         raise DataError(
-            f"{shown(path)}: could not be read: {type(error).__name__}: {_one_line(error)}.{_cure(path)}"
+            f"{mask_url(path)}: could not be read: {type(error).__name__}: {_one_line(error)}.{_cure(path)}"
         ) from error
 
 
@@ -181,5 +173,5 @@ def _cure(path: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = re.sub(r"://[^/@\s]*@", "://", " ".join(str(error).split()))
+    text = mask_secrets(" ".join(str(error).split()))
     return text.rstrip(".")[:300] or type(error).__name__

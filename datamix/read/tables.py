@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from datamix.core.contracts import Reject, Rows, Slice
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, mask_url
 from datamix.read.byte_blocks import stored_bytes, utf8_blocks
 from datamix.read.json_lines import restored
 from datamix.read.lines import KEPT_BYTES, MAX_RECORD_BYTES, LongLine, Tail, split_lines
-from datamix.read.storage import shown
 
 _CHUNK_BYTES = 8 << 20
 
@@ -152,9 +151,13 @@ def _dialect(options: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 
 def _header(path: str, names: list[str], problem: tuple[str, str] | None) -> list[str]:
     if problem is not None:
-        raise DataError(f"{shown(path)}: the header line cannot be read: {problem[1]}. Mend the first line.")
+        raise DataError(
+            f"{mask_url(path)}: the header line cannot be read: {problem[1]}. Mend the first line."
+        )
     named = [name or f"column_{i}" for i, name in enumerate(names, 1)]
     twice = sorted({name for name in named if named.count(name) > 1})
     if twice:
-        raise DataError(f"{shown(path)}: two columns are named {twice[0]!r}. Rename one in the first line.")
+        raise DataError(
+            f"{mask_url(path)}: two columns are named {twice[0]!r}. Rename one in the first line."
+        )
     return named

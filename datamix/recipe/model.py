@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from datamix.core.errors import RecipeError
+from datamix.core.errors import RecipeError, mask_url
 from datamix.core.hashing import digest
 from datamix.core.records import Kind
 from datamix.recipe import strict_yaml
@@ -156,9 +156,29 @@ class Recipe(Model):
         """The recipe with every default filled in, paths as written: what the manifest holds."""
         return self.model_dump(mode="json")
 
+    def published(self) -> dict[str, Any]:
+        """The resolved recipe as manifests hold it: secrets of URLs are masked."""
+        masked: dict[str, Any] = _masked(self.resolved())
+        return masked
+
     def sha256(self) -> str:
-        """The fingerprint of the resolved recipe."""
-        return digest(self.resolved())
+        """The fingerprint of the published recipe: another password in a URL is the same recipe."""
+        return digest(self.published())
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _masked_paths(v) if k in _PATH_KEYS else _masked(v) for k, v in value.items()}
+    return [_masked(item) for item in value] if isinstance(value, list) else value
+
+
+def _masked_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_masked_paths(item) for item in value]
+    return mask_url(value) if isinstance(value, str) else _masked(value)
+
+
+_PATH_KEYS = ("path", "against", "tokenizer", "chat_template")
 
 
 DEFAULTS: dict[str, tuple[str, str, str]] = {  # kind -> mix.unit, encode.pack, encode.overlong

@@ -42,10 +42,10 @@ class _Tally:
 
 
 def show_cleaning(path: Path) -> str:
-    """What ``clean`` would do, step by step. Raises DataError: the file's records are in nobody's format."""
+    """What ``clean`` would do, step by step. Raises DataError: the file's records are in no known format."""
     seen = recognise(str(path))
     if seen.detection is None:
-        raise DataError(f"{path}: its records are in nobody's format: {seen.fields()}.")
+        raise DataError(f"{path}: its records are in no known format: {seen.fields()}.")
     kind = seen.detection.kind
     spec = ShapeSpec(seen.detection.format, kind, seen.detection.columns)
     steps, absent = _steps(kind)

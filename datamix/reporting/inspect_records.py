@@ -26,7 +26,7 @@ def show_records(path: Path, row: int | None) -> str:
     seen = recognise(str(path))
     if seen.detection is None:
         raise DataError(
-            f"{path}: its records are in nobody's format: {seen.fields()}. `columns` in a recipe can name them."
+            f"{path}: its records are in no known format: {seen.fields()}. `columns` in a recipe can name them."
         )
     wanted = set(range(_FIRST)) if row is None else {row}
     head = f"{path}   {seen.piece.container}, {seen.piece.encoding}   format {seen.detection.format} ({seen.detection.kind})"
