@@ -22,6 +22,7 @@ from datamix.core.hashing import digest
 from datamix.core.records import TOKENS, RecordKind
 from datamix.pipeline.prepare import Window
 from datamix.tokenize import EncodeSpec, load
+from datamix.tokenize import fit as truncate_records
 
 _VERSION = 1
 
@@ -120,7 +121,9 @@ def fit(spec: FitWindow, folder: Path) -> dict[str, Any]:
         here = rows[(rows >= begin) & (rows < begin + batch.num_rows)] - begin
         if len(here):
             fitted.append(
-                encoder.fit(batch.take(pa.array(here)), spec.record_kind, spec.max_length, spec.overlong)
+                truncate_records(
+                    encoder, batch.take(pa.array(here)), spec.record_kind, spec.max_length, spec.overlong
+                )
             )
         begin += batch.num_rows
     table = _one_batch(fitted, TOKENS[spec.encode.kind])

@@ -6,6 +6,7 @@ from datamix.tokenize.document_encoder import split_points
 from datamix.tokenize.encoder import Encoder, EncodeSpec, load
 from datamix.tokenize.stats import fertility, read_alphabet
 from datamix.tokenize.tokenizer_files import TokenizerFiles, copy_tokenizer, decoder, find_tokenizer
+from datamix.tokenize.truncate import fit
 
 __all__ = [
     "EncodeSpec",
@@ -15,6 +16,7 @@ __all__ = [
     "decoder",
     "fertility",
     "find_tokenizer",
+    "fit",
     "load",
     "read_alphabet",
     "split_points",

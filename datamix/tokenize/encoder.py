@@ -1,8 +1,8 @@
 """Records to tokens: the room's front door.
 
 ``load(spec)`` builds one encoder per process; ``encode`` turns a batch of records into a batch of ``records.TOKENS``,
-row for row, at full length; ``fit`` makes over-long ones fit. A record that cannot be emitted has empty lists and a
-reason: ``template`` (the chat template refuses it, or what is trained cannot be told), ``special_text``, ``no_loss``
+row for row, at full length; ``truncate.fit`` makes over-long ones fit. A record that cannot be emitted has empty lists and a
+reason: ``template`` (the chat template refuses it, or the trained span cannot be determined), ``special_text``, ``no_loss``
 (nothing to train on), ``empty``, ``overlong``.
 """
 
@@ -137,21 +137,8 @@ class Encoder:
         if rows.num_special:
             counts["special_text"] = rows.num_special
         tokens = self.encode_rows(rows, counts)
-        self._refuse_if_hopeless(batch.num_rows, counts)
+        self._stop_if_template_refuses_all(batch.num_rows, counts)
         return tokens, {name: num for name, num in counts.items() if num}
-
-    def fit(
-        self, batch: pa.RecordBatch, record_kind: RecordKind, max_length: int, overlong: str
-    ) -> pa.RecordBatch:
-        """The same for records that are longer than ``max_length`` tokens, made to fit or refused as ``overlong``."""
-        from datamix.tokenize.truncate import fit_pairs, fit_rows, refuse
-
-        if self.spec.kind == "sft" and overlong in ("drop_turns", "truncate"):
-            return fit_rows(self, self.rows(batch, record_kind), max_length, overlong)
-        if self.spec.kind == "preference":
-            tokens = self.encode_rows(self.rows(batch, record_kind), Counter())
-            return fit_pairs(tokens, max_length, overlong == "truncate_prompt")
-        return refuse(self.spec.kind, batch.num_rows)
 
     def rows(self, batch: pa.RecordBatch, record_kind: RecordKind) -> TokenRows:
         """The conversations of a batch as this spec encodes them, with a reason where one cannot be."""
@@ -292,14 +279,14 @@ class Encoder:
                     reasons[row] = "special_text"
         return TokenRows(rows.prompts, rows.chosen, rows.rejected, reasons, num_special)
 
-    def _refuse_if_hopeless(self, num_rows: int, counts: Counter[str]) -> None:
+    def _stop_if_template_refuses_all(self, num_rows: int, counts: Counter[str]) -> None:
         failed = {name: number for name, number in counts.items() if name.startswith("template: ")}
         if num_rows < _MANY or sum(failed.values()) < num_rows:
             return
         message = max(failed, key=lambda name: (failed[name], name)).removeprefix("template: ")
         raise RecipeError(
             f"encode: the chat template of {self.spec.tokenizer.name} refuses every one of {num_rows} records of a "
-            f"batch; it says: {message}. Name another template with `chat_template`, or mend what it objects to."
+            f"batch; it says: {message}. Name another template with `chat_template`, or fix what it objects to."
         )
 
     def _assembly(self) -> Assembly:

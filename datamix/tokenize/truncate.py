@@ -2,7 +2,7 @@
 
 A conversation loses its oldest exchanges first (the system turn stays) and is rendered anew, so that it is a
 conversation the template could have written. If the last exchange alone is too long, the text of its question is cut
-from the front: what stands nearest to the answer is kept. An answer is never cut. Cost: one more encoding of the records
+from the front: what is nearest to the answer stays. An answer is never cut. Cost: one more encoding of the records
 that are too long; their shorter forms are put together from texts whose tokens are remembered.
 """
 
@@ -10,30 +10,32 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.records import RecordKind
 from datamix.tokenize.batch import TokenRows, pair_batch, reasoned
 from datamix.tokenize.conversation import ChatTurn, Conversation
+from datamix.tokenize.encoder import Encoder
 from datamix.tokenize.tokenizer import CachedEncoder, FlatIds
 
-if TYPE_CHECKING:
-    from datamix.tokenize.encoder import Encoder
-
-_SLACK = (
-    0,
-    8,
-    64,
-    512,
-)  # tokens more than the excess that are cut in turn: cutting a text may change its first tokens
+# Tokens more than the excess that are cut in turn: cutting a text may change its first tokens.
+_SLACK = (0, 8, 64, 512)
 
 
-def refuse(kind: str, num_rows: int) -> pa.RecordBatch:
-    """Every row refused as overlong."""
-    return reasoned(kind, ["overlong"] * num_rows)
+def fit(
+    encoder: Encoder, batch: pa.RecordBatch, record_kind: RecordKind, max_length: int, overlong: str
+) -> pa.RecordBatch:
+    """Tokens of records longer than ``max_length`` tokens, made to fit or refused as ``overlong``; row for row."""
+    kind = encoder.spec.kind
+    if kind == "sft" and overlong in ("drop_turns", "truncate"):
+        return fit_rows(encoder, encoder.rows(batch, record_kind), max_length, overlong)
+    if kind == "preference":
+        tokens = encoder.encode_rows(encoder.rows(batch, record_kind), Counter())
+        return fit_pairs(tokens, max_length, overlong == "truncate_prompt")
+    return reasoned(kind, ["overlong"] * batch.num_rows)
 
 
 def fit_rows(encoder: Encoder, rows: TokenRows, max_length: int, overlong: str) -> pa.RecordBatch:

@@ -10,6 +10,8 @@ from encode_batches import Message
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
+from datamix.tokenize.truncate import fit
+
 TALK: list[Message] = [make.system("Be kind.")]
 for number in range(6):
     TALK += [make.user(f"question {number} " * 8), make.assistant(f"answer {number} " * 5)]
@@ -26,7 +28,7 @@ def test_the_oldest_exchanges_go_first_and_the_system_turn_stays(tokenizers: dic
         kept = [TALK[0], *TALK[-2 * num_kept :]]
         wanted = encoder.encode(make.sft([kept]), "sft")[0].to_pylist()[0]
         for room in (0, 5):
-            row = encoder.fit(make.sft([TALK]), "sft", wanted["length"] + room, "drop_turns").to_pylist()[0]
+            row = fit(encoder, make.sft([TALK]), "sft", wanted["length"] + room, "drop_turns").to_pylist()[0]
             assert row == {**wanted, "truncated": True}
     assert full["truncated"] is False
 
@@ -34,7 +36,7 @@ def test_the_oldest_exchanges_go_first_and_the_system_turn_stays(tokenizers: dic
 def test_the_last_question_is_cut_before_the_record_is_given_up(tokenizers: dict[str, Path]) -> None:
     encoder = make.encoder(tokenizers["chatml"])
     alone = encoder.encode(make.sft([[TALK[0], *TALK[-2:]]]), "sft")[0].to_pylist()[0]
-    row = encoder.fit(make.sft([TALK]), "sft", alone["length"] - 10, "drop_turns").to_pylist()[0]
+    row = fit(encoder, make.sft([TALK]), "sft", alone["length"] - 10, "drop_turns").to_pylist()[0]
     assert row["reason"] is None
     assert row["truncated"]
     assert row["length"] <= alone["length"] - 10
@@ -48,14 +50,14 @@ def test_the_last_question_is_cut_before_the_record_is_given_up(tokenizers: dict
 @pytest.mark.parametrize("overlong", ["drop_turns", "truncate", "drop"])
 def test_an_answer_is_never_cut(overlong: str, tokenizers: dict[str, Path]) -> None:
     encoder = make.encoder(tokenizers["chatml"])
-    row = encoder.fit(make.sft([TALK]), "sft", 12, overlong).to_pylist()[0]
+    row = fit(encoder, make.sft([TALK]), "sft", 12, overlong).to_pylist()[0]
     assert (row["reason"], row["ids"], row["loss"], row["truncated"]) == ("overlong", [], 0, False)
 
 
 def test_truncate_cuts_questions_before_it_drops_answers(tokenizers: dict[str, Path]) -> None:
     encoder = make.encoder(tokenizers["chatml"])
     full = encoder.encode(make.sft([TALK]), "sft")[0].to_pylist()[0]
-    row = encoder.fit(make.sft([TALK]), "sft", full["length"] - 20, "truncate").to_pylist()[0]
+    row = fit(encoder, make.sft([TALK]), "sft", full["length"] - 20, "truncate").to_pylist()[0]
     assert row["length"] <= full["length"] - 20
     assert row["loss"] == full["loss"]
     assert texts_of(encoder, row) == texts_of(encoder, full)
@@ -79,7 +81,7 @@ def test_what_is_left_fits_and_ends_its_answers(
     encoder = make.encoder(tokenizers[name])
     full = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
     assume(full["length"] > max_length)
-    row = encoder.fit(make.sft([talk]), "sft", max_length, overlong).to_pylist()[0]
+    row = fit(encoder, make.sft([talk]), "sft", max_length, overlong).to_pylist()[0]
     if row["reason"] is not None:
         assert row["reason"] == "overlong"
         assert not row["ids"]
@@ -101,7 +103,7 @@ def test_prompts_of_pairs_are_cut_from_the_left_for_both_sides(tokenizers: dict[
         ]
     )
     full = encoder.encode(batch, "preference")[0].to_pylist()
-    cut = encoder.fit(batch, "preference", 20, "truncate_prompt").to_pylist()
+    cut = fit(encoder, batch, "preference", 20, "truncate_prompt").to_pylist()
     longest = max(len(full[0]["chosen"]), len(full[0]["rejected"]))
     assert cut[0]["prompt"] == full[0]["prompt"][-(20 - longest) :]
     assert (cut[0]["chosen"], cut[0]["rejected"]) == (full[0]["chosen"], full[0]["rejected"])
@@ -110,9 +112,9 @@ def test_prompts_of_pairs_are_cut_from_the_left_for_both_sides(tokenizers: dict[
     assert (cut[1]["reason"], cut[1]["prompt"]) == ("overlong", [])
     assert cut[2]["rejected"] is None
     assert len(cut[2]["prompt"]) == 20 - len(full[2]["chosen"])
-    dropped = encoder.fit(batch, "preference", 20, "drop").column("reason").to_pylist()
+    dropped = fit(encoder, batch, "preference", 20, "drop").column("reason").to_pylist()
     assert dropped == ["overlong"] * 3
     fits = max(full[0]["length"] - len(full[0]["chosen"]), full[0]["length"] - len(full[0]["rejected"]))
     for overlong in ("truncate_prompt", "drop"):
-        row = encoder.fit(batch, "preference", fits, overlong).to_pylist()[0]
+        row = fit(encoder, batch, "preference", fits, overlong).to_pylist()[0]
         assert row == full[0]
