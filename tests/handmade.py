@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from datamix import Recipe
 from datamix.core.content import ContentDigest, files_digest
+from datamix.core.hashing import digest
 from datamix.core.records import row_schema
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -373,12 +375,12 @@ def _manifest(
     total = {u: sum(a[u] for a in amounts.values()) for u in ("rows", "records", "tokens", "loss_tokens")}
     available = {s: _amounts(rows[s], kind, pack) for s in ASKED}
     body = (out / "tokenizer/tokenizer.json").read_bytes()
-    recipe = {
+    recipe = Recipe.model_validate({
         "name": "handmade", "kind": kind, "seed": 42, "tokenizer": "tokenizer",
-        "sources": {s: {"path": [i["path"] for i in inputs if i["source"] == s], "max_epochs": 1.0} for s in ASKED},
+        "sources": {s: {"path": [i["path"] for i in inputs if i["source"] == s], "weight": ASKED[s]} for s in ASKED},
         "encode": {"max_length": None if kind == "prompt" else MAX_LENGTH, "pack": pack, "loss_on": "assistant"},
-        "mix": {"unit": unit},
-    }  # fmt: skip
+        "mix": {"unit": unit, "size": max(1, total[unit] if unit != "rows" else 1), "on_short": "shrink"},
+    }).published()  # fmt: skip
     sources = {}
     for source in ASKED:
         mine = [f for (file, _), f in fates.items() if inputs[file]["source"] == source]
@@ -395,17 +397,18 @@ def _manifest(
     stage = {
         "name": "main",
         "share": 1.0,
+        "size": total[unit],
         "weights": ASKED,
         **{u: total[u] for u in ("rows", "tokens", "loss_tokens")},
     }
     return {
-        "datamix_version": "0", "name": "handmade", "kind": kind, "seed": 42, "recipe": recipe,
-        "recipe_sha256": hashlib.sha256(json.dumps(recipe).encode()).hexdigest(), "packages": {"pyarrow": pa.__version__},
+        "datamix_version": "0", "name": "handmade", "kind": kind, "seed": 42, "recipe": recipe, "sample": None,
+        "recipe_sha256": digest(recipe), "packages": {"pyarrow": pa.__version__},
         "tokenizer": {"name": "tokenizer", "sha256": hashlib.sha256(body).hexdigest(),
                       "vocab_size": Tokenizer.from_str(body.decode()).get_vocab_size(),
-                      "eos_token_id": 0, "pad_token_id": None, "chat_template_sha256": None},
+                      "eos_token_id": None, "pad_token_id": None, "chat_template_sha256": None},
         "inputs": inputs, "sources": sources,
-        "mixture": {"unit": unit, "bound": bound, "max_prefix_deviation": worst, "stages": [stage]},
+        "mixture": {"unit": unit, "bound": bound, "max_prefix_deviation": worst, "binding": None, "stages": [stage]},
         "packing": {"strategy": pack, "max_length": recipe["encode"]["max_length"], "rows": total["rows"],
                     "fill": None if kind == "prompt" else total["tokens"] / (total["rows"] * MAX_LENGTH),
                     "cut_records": len(cut)},

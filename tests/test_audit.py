@@ -68,8 +68,8 @@ def test_a_finished_set_of_every_kind_holds_all_its_promises(
     checks = verify(kept_sets[kind, pack])
     assert _broken(checks) == {}
     assert [c.name for c in checks] == [
-        "manifest", "files", "tokenizer", "content", "rows", "masks", "sources", "counts", "shares", "stages",
-        "prefix bound", "epochs", "ledger", "split", "packing",
+        "manifest", "files", "tokenizer", "recipe", "mixture", "content", "rows", "masks", "sources", "counts", "shares", "stages",
+        "prefix bound", "epochs", "ledger", "split", "packing", "not checked",
     ]  # fmt: skip
     assert all(c.detail for c in checks)
 

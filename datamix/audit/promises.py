@@ -20,6 +20,7 @@ from datamix.audit.fates import RECORD_FATES, Ledger, UseCounts
 from datamix.audit.findings import Check, Findings, first_line
 from datamix.audit.listed_files import check_files, check_manifest, check_tokenizer
 from datamix.audit.prefix import read_stages
+from datamix.audit.recipe_claims import check_claims, unchecked
 from datamix.audit.recount import UNITS, Recount, RowShard
 from datamix.core.content import files_digest
 from datamix.core.errors import RecipeError
@@ -46,7 +47,14 @@ def verify(out: Path) -> list[Check]:
     first = check_manifest(manifest)
     if not first.ok:
         return [first]
-    return [first, check_files(out, manifest), check_tokenizer(out, manifest), *_recounted(out, manifest)]
+    return [
+        first,
+        check_files(out, manifest),
+        check_tokenizer(out, manifest),
+        *check_claims(out, manifest),
+        *_recounted(out, manifest),
+        unchecked(manifest, with_inputs=False),
+    ]
 
 
 def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
@@ -142,6 +150,14 @@ def _check_masks(recount: Recount) -> Check:
     if turns.telling:
         recount.masks.add(turns.first_odd, turns.num_odd)
     closed = f"; {turns.num_spans:,} trained spans end where turns end" if turns.telling else ""
+    starts = recount.starts
+    if starts.header is not None:
+        recount.masks.add(starts.first_opened, starts.num_opened)
+    if starts.telling:
+        recount.masks.add(starts.first_odd, starts.num_odd)
+        closed += (
+            f"; {starts.num_sound:,} begin behind the header of an assistant's turn and hold no other turn's"
+        )
     return recount.masks.check(f"every row trains something{closed}")
 
 
@@ -184,7 +200,7 @@ def _check_stages(manifest: dict[str, Any], recount: Recount) -> Check:
     found = recount.stages
     stages = manifest["mixture"]["stages"]
     for index, stage in enumerate(stages):
-        for unit in ("rows", "tokens", "loss_tokens"):
+        for unit in (unit for unit in UNITS if unit in stage):
             counted = int(recount.by_stage[index, UNITS.index(unit)])
             found.expect(f"stage {stage['name']}: {unit}", stage[unit], counted)
         if abs(sum(stage["weights"].values()) - 1) > 1e-6:
@@ -294,6 +310,8 @@ def _check_packing(manifest: dict[str, Any], recount: Recount, uses: UseCounts) 
         found.expect("the fill", float(packing["fill"]), tokens / (rows * length) if rows else 0.0)
     if packing["strategy"] == "none" and manifest["kind"] != "pretrain" and len(uses.cut):
         found.add(f"{recount.inputs.record(int(uses.cut[0]))} is cut, yet nothing is packed", len(uses.cut))
+    if packing["strategy"] == "none" and manifest["kind"] != "pretrain":
+        found.expect("the number of cut records", packing["cut_records"], 0)
     if len(uses.cut) > packing["cut_records"]:
         found.add(
             f"{len(uses.cut):,} records are cut in train/, the manifest says {packing['cut_records']:,}"

@@ -22,6 +22,7 @@ from datamix.audit.prefix import PrefixDeviation, read_stages
 from datamix.audit.row_laws import Shape, amounts, broken_laws, pieces
 from datamix.audit.row_weights import RowWeights
 from datamix.audit.turn_ends import TurnEnds, control_ids
+from datamix.audit.turn_starts import TurnHeaders, TurnStarts
 from datamix.core.content import ContentDigest
 from datamix.core.records import row_schema
 from datamix.pipeline.rows import RowReader
@@ -48,6 +49,7 @@ class Recount:
     prefix: PrefixDeviation
     uses: Uses
     turns: TurnEnds
+    starts: TurnStarts
     stage_names: list[str]
     unit: str
     loss_on: str
@@ -82,6 +84,7 @@ class Recount:
             prefix=PrefixDeviation(read_stages(manifest["mixture"], list(inputs.names))),
             uses=Uses(inputs),
             turns=TurnEnds(control_ids(tokenizer)),
+            starts=TurnStarts(_headers(out, manifest)),
             stage_names=names,
             unit=manifest["mixture"]["unit"],
             loss_on=encode.get("loss_on", "assistant"),
@@ -155,8 +158,14 @@ class Recount:
         idle = np.flatnonzero(held.loss_tokens == 0)
         if len(idle):
             self.masks.add(f"{place} {first + idle[0]:,} trains nothing", len(idle))
+        if self.shape.kind == "sft" and self.loss_on == "all":
+            untrained = np.flatnonzero(held.tokens - held.loss_tokens > held.records)
+            if len(untrained):
+                where = f"{place} {first + untrained[0]:,}"
+                self.masks.add(f"{where} masks more than first tokens, the recipe trains all", len(untrained))
         if self.shape.kind == "sft" and self.loss_on != "all":
             self.turns.add(batch, place, first)
+            self.starts.add(batch, place, first)
 
     def _owners(self, batch: pa.RecordBatch, shard: RowShard, first: int) -> NDArray[np.int64]:
         """The source of each row, -1 where unknown; every record of the row must belong to it."""
@@ -199,6 +208,13 @@ class Recount:
             self.stages.add(f"{shard.name} row {first + back[0]:,} {told}", len(back))
         self._stage = int(rising[-1]) if len(rising) else self._stage
         return rising
+
+
+def _headers(out: Path, manifest: dict[str, Any]) -> TurnHeaders | None:
+    recipe = manifest["recipe"]
+    if manifest["kind"] != "sft" or recipe["encode"].get("loss_on") == "all":
+        return None
+    return TurnHeaders.of(out / "tokenizer", recipe.get("chat_template_kwargs"))
 
 
 def _codes(column: pa.Array, names: list[str]) -> NDArray[np.int64]:

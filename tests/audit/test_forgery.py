@@ -1,0 +1,231 @@
+"""verify finds what was forged: any number of the manifest against recipe and files, and masks against the template."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from encode_tokenizers import save_all
+from small import MEDICAL, recipe, write_jsonl
+
+from datamix import Recipe, verify
+from datamix.core.errors import DatamixError
+from datamix.core.hashing import digest
+from datamix.jobs.build import build
+from datamix.pipeline.state import Options
+
+IGNORE = -100
+
+
+def run(path: Path, name: str = "set") -> Path:
+    build(Recipe.read(path), Options(path.parent / name, path.parent / ".datamix", 1))
+    return path.parent / name
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forgery")
+    stages = [
+        {"name": "broad", "share": 0.75},
+        {"name": "sharp", "share": 0.25, "weights": {"general": 0.5, "medical": 0.5}, "ramp": "linear"},
+    ]
+    path = recipe(
+        folder, mix={"stages": stages}, encode={"max_length": 256, "pack": "none"}, write=["parquet", "jsonl"]
+    )
+    with (folder / "general.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write("not json\n")
+    return run(path)
+
+
+def failed(out: Path) -> dict[str, str]:
+    try:
+        return {c.name: c.detail for c in verify(out) if not c.ok}
+    except DatamixError as error:
+        return {"error": str(error)}
+
+
+def forged(out: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a set whose manifest was changed; the recipe's fingerprint follows."""
+    target = folder / "forged"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(out, target, copy_function=shutil.copy)
+    manifest = json.loads((target / "manifest.json").read_bytes())
+    change(manifest)
+    (target / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
+    return target
+
+
+def test_other_weights_than_the_recipe_asks_are_found(built: Path, tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        for stage in manifest["mixture"]["stages"]:
+            stage["weights"] = {"general": 0.5, "medical": 0.5}
+            stage.pop("ramp", None)
+            stage.pop("ramp_from", None)
+        for name in ("general", "medical"):
+            manifest["sources"][name]["share"]["asked"] = 0.5
+
+    assert "mixture" in failed(forged(built, tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r["sources"]["general"].update(weight=0.5),
+        lambda r: r["sources"]["general"].update(max_epochs=5.0),
+        lambda r: r["mix"].update(unit="records"),
+        lambda r: r["mix"]["stages"][1].update(weights={"general": 0.4, "medical": 0.6}),
+        lambda r: r["mix"]["stages"][0].update(share=0.5),
+        lambda r: r["mix"]["stages"][1].update(ramp=None),
+        lambda r: r["encode"].update(max_length=128),
+        lambda r: r["encode"].update(pack="best_fit"),
+        lambda r: r["encode"].update(loss_on="all"),
+        lambda r: r.update(seed=7),
+        lambda r: r.update(name="other"),
+        lambda r: r.update(write=["parquet", "megatron"]),
+    ],
+    ids=lambda c: "",
+)
+def test_a_recipe_that_did_not_build_the_set_is_found(
+    built: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    def both(manifest: dict[str, Any]) -> None:
+        change(manifest["recipe"])
+        manifest["recipe_sha256"] = digest(manifest["recipe"])
+
+    assert failed(forged(built, tmp_path, both))
+
+
+def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, list) and value:
+        yield from leaves(value[0], (*path, 0))
+    else:
+        yield path, value
+
+
+def other(value: Any) -> Any:
+    if isinstance(value, bool) or value is None:
+        return "x"
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value * 0.9 + 0.01
+    if isinstance(value, str):
+        return ("0" if value[:1] != "0" else "1") + value[1:] if value else "x"
+    return ["x"] if isinstance(value, list) else {"x": 1}
+
+
+def is_unchecked(path: tuple[str | int, ...]) -> bool:
+    """Whether a place of the manifest is one that verify names as not checked."""
+    names = [str(p) for p in path]
+    if names[0] in ("key", "datamix_version", "packages", "sample", "commands"):
+        return True
+    if names[0] == "inputs":
+        return names[2] in ("sha256", "bytes", "encoding", "container", "compression", "format", "path")
+    if names[0] == "outputs":
+        return names[2] in ("keeps", "split", "format", "rows")
+    if names[0] == "sources":
+        return names[2] in ("available", "truncated", "noticed", "mended_by", "unused_by")
+    return names == ["mixture", "bound"]
+
+
+def test_every_leaf_of_the_manifest_is_checked_or_named(built: Path, tmp_path: Path) -> None:
+    manifest = json.loads((built / "manifest.json").read_bytes())
+    named = next(c.detail for c in verify(built) if c.name == "not checked")
+    assert all(
+        word in named for word in ("key", "packages", "commands", "keeps", "available", "truncated", "sha256")
+    )
+    missed, seen = [], set()
+    for path, value in leaves(manifest):
+        general = tuple("*" if i == 1 and path[0] == "sources" else p for i, p in enumerate(path))
+        if general in seen or is_unchecked(path):
+            continue
+        seen.add(general)
+
+        def change(changed: dict[str, Any], path: tuple[str | int, ...] = path, value: Any = value) -> None:
+            place: Any = changed
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = other(value)
+
+        target = tmp_path / "one"
+        if not target.exists():
+            shutil.copytree(built, target)
+        edited = copy.deepcopy(manifest)
+        change(edited)
+        (target / "manifest.json").write_text(json.dumps(edited, ensure_ascii=False), encoding="utf-8")
+        if not failed(target):
+            missed.append(path)
+    assert not missed, sorted(map(str, missed))
+    assert len(seen) > 80
+
+
+Mask = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], np.ndarray[Any, Any]]  # ids, labels -> labels
+
+
+def whole_prompt(ids: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return ids.copy()
+
+
+def first_half_masked(ids: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    trained = np.flatnonzero(labels != IGNORE)
+    changed = labels.copy()
+    changed[trained[: len(trained) // 2]] = IGNORE
+    return changed
+
+
+def question_trained(ids: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The question and its end token, behind the header of the user's turn."""
+    changed = labels.copy()
+    first = int(np.flatnonzero(labels != IGNORE)[0])
+    changed[4 : first - 4] = ids[4 : first - 4]
+    return changed
+
+
+@pytest.mark.parametrize("mask", [whole_prompt, first_half_masked, question_trained])
+@pytest.mark.parametrize("share", [1.0, 0.05], ids=["all", "some"])
+def test_wrong_masks_are_found(built: Path, tmp_path: Path, mask: Mask, share: float) -> None:
+    if mask is first_half_masked and share == 1.0:
+        pytest.skip("where every span begins within its answer, only `verify --inputs` can tell")
+    target = forged(built, tmp_path, lambda manifest: None)
+    for shard in (target / "train").glob("*.parquet"):
+        table = pq.read_table(shard)
+        rows = table.to_pylist()
+        for number, row in enumerate(rows):
+            if number < max(1, share * len(rows)):
+                ids, labels = np.array(row["input_ids"]), np.array(row["labels"])
+                row["labels"] = mask(ids, labels).tolist()
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), shard)
+    assert "masks" in failed(target)
+
+
+TURNS = [
+    [{"role": "user", "content": q}, {"role": "assistant", "content": f"回答 {n}: yes, {q}"}]
+    for n, q in enumerate(MEDICAL)
+]
+
+
+def test_right_masks_of_every_template_are_not_doubted(tmp_path: Path) -> None:
+    sys.path.append(str(Path(__file__).parent.parent / "tokenize"))
+    doubted = {}
+    for name, folder in save_all(tmp_path / "tokenizers").items():
+        home = tmp_path / name
+        path = recipe(home, tokenizer=str(folder), sources={"all": {"path": "talk.jsonl"}}, validation=None, dedupe=None,
+                      clean=None, encode={"max_length": 512, "pack": "none"}, write=["parquet"], max_reject_share=1.0)  # fmt: skip
+        talks = [[*a, *b] for a in TURNS for b in TURNS] + TURNS
+        write_jsonl(home / "talk.jsonl", [{"messages": talk} for talk in talks])
+        out = run(path)
+        if problems := failed(out):
+            doubted[name] = problems
+    assert doubted == {}
