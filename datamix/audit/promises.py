@@ -22,14 +22,17 @@ from datamix.audit.listed_files import check_files, check_manifest, check_tokeni
 from datamix.audit.prefix import read_stages
 from datamix.audit.recipe_claims import check_claims, unchecked
 from datamix.audit.recount import UNITS, Recount, RowShard
+from datamix.audit.rederive import check_inputs
 from datamix.core.content import files_digest
 from datamix.core.errors import RecipeError
 from datamix.pipeline.opening import built_set, refuse_newer
 from datamix.pipeline.rows import RowReader
 
 
-def verify(out: Path) -> list[Check]:
+def verify(out: Path, inputs: float | None = None) -> list[Check]:
     """Recount everything that the manifest of ``out`` claims; one check a promise.
+
+    ``inputs``: also hold the raw files against it, and make this share of the rows again from them (1: all).
 
     Raises RecipeError where ``out`` is not a folder, DataError where a newer major version built it.
     """
@@ -53,7 +56,8 @@ def verify(out: Path) -> list[Check]:
         check_tokenizer(out, manifest),
         *check_claims(out, manifest),
         *_recounted(out, manifest),
-        unchecked(manifest, with_inputs=False),
+        *(check_inputs(out, manifest, inputs) if inputs is not None else []),
+        unchecked(manifest, with_inputs=inputs is not None),
     ]
 
 

@@ -37,9 +37,9 @@ def plan(
     return planning.make_plan(read, _options(read, out, cache, 0, False), exact, None, Screen(quiet=True))
 
 
-def verify(out: str | Path) -> list[Check]:
-    """Recount a finished set from its files: one check a promise."""
-    return recount(Path(out))
+def verify(out: str | Path, inputs: float | None = None) -> list[Check]:
+    """Recount a finished set from its files: one check a promise; ``inputs``: also make this share of the rows again."""
+    return recount(Path(out), inputs)
 
 
 def _recipe(recipe: Recipe | str | Path) -> Recipe:

@@ -158,12 +158,20 @@ def build(
 
 @cli.command()
 @click.argument("out", type=_PATH)
-def verify(out: Path) -> None:
+@click.option(
+    "--inputs",
+    type=click.FloatRange(min=0, max=1),
+    is_flag=False,
+    flag_value=0.01,
+    metavar="[SHARE]",
+    help="Also read the raw files, and make a share of the rows again from them; 1 is all. Default share: 0.01.",
+)
+def verify(out: Path, inputs: float | None) -> None:
     """Recount everything the manifest claims from the files themselves; exit 1 if a promise does not hold."""
     from datamix.audit import verify as recount
     from datamix.pipeline.out_folder import clear_failed, mark_failed
 
-    checks = recount(out)
+    checks = recount(out, inputs)
     for check in checks:
         mark = click.style("ok  ", fg="green") if check.ok else click.style("FAIL", fg="red", bold=True)
         click.echo(f"{mark} {check.name:<14} {check.detail}")

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from encode_tokenizers import save_all
-from small import MEDICAL, recipe, write_jsonl
+from small import MEDICAL, datamix, recipe, write_jsonl
 
 from datamix import Recipe, verify
 from datamix.core.errors import DatamixError
@@ -193,11 +193,17 @@ def question_trained(ids: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) ->
     return changed
 
 
-@pytest.mark.parametrize("mask", [whole_prompt, first_half_masked, question_trained])
-@pytest.mark.parametrize("share", [1.0, 0.05], ids=["all", "some"])
+@pytest.mark.parametrize(
+    ("mask", "share"),  # where every span begins within its answer, only the raw files can tell
+    [
+        (whole_prompt, 1.0),
+        (question_trained, 1.0),
+        (whole_prompt, 0.05),
+        (question_trained, 0.05),
+        (first_half_masked, 0.05),
+    ],
+)
 def test_wrong_masks_are_found(built: Path, tmp_path: Path, mask: Mask, share: float) -> None:
-    if mask is first_half_masked and share == 1.0:
-        pytest.skip("where every span begins within its answer, only `verify --inputs` can tell")
     target = forged(built, tmp_path, lambda manifest: None)
     for shard in (target / "train").glob("*.parquet"):
         table = pq.read_table(shard)
@@ -208,6 +214,67 @@ def test_wrong_masks_are_found(built: Path, tmp_path: Path, mask: Mask, share: f
                 row["labels"] = mask(ids, labels).tolist()
         pq.write_table(pa.Table.from_pylist(rows, table.schema), shard)
     assert "masks" in failed(target)
+
+
+def forge_labels(out: Path, folder: Path, mask: Mask) -> Path:
+    target = forged(out, folder, lambda manifest: None)
+    for shard in (target / "train").glob("*.parquet"):
+        table = pq.read_table(shard)
+        rows = table.to_pylist()
+        for row in rows:
+            row["labels"] = mask(np.array(row["input_ids"]), np.array(row["labels"])).tolist()
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), shard)
+    return target
+
+
+def with_inputs(out: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, tuple[bool, str]]:
+    monkeypatch.chdir(folder)
+    return {c.name: (c.ok, c.detail) for c in verify(out, inputs=1.0)}
+
+
+def test_rows_are_made_again_from_the_raw_files(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = with_inputs(built, monkeypatch, built.parent)
+    rows = json.loads((built / "manifest.json").read_bytes())["packing"]["rows"]
+    assert checks["inputs"][0]
+    assert checks["derived"] == (
+        True,
+        f"{rows:,} rows made again from the raw files: every id and label equal",
+    )
+
+
+@pytest.mark.parametrize("mask", [whole_prompt, first_half_masked, question_trained])
+def test_masks_that_all_are_wrong_are_found_from_the_raw_files(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: Mask
+) -> None:
+    target = forge_labels(built, tmp_path, mask)
+    assert not with_inputs(target, monkeypatch, built.parent)["derived"][0]
+
+
+@pytest.mark.parametrize("field", ["sha256", "bytes", "records"])
+def test_claims_about_inputs_are_held_against_the_files(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["inputs"][0][field] = other(manifest["inputs"][0][field])
+
+    assert not with_inputs(forged(built, tmp_path, change), monkeypatch, built.parent)["inputs"][0]
+
+
+def test_raw_files_that_are_nowhere_are_said_to_be(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = forged(built, tmp_path, lambda manifest: None)
+    ok, detail = with_inputs(target, monkeypatch, tmp_path)["inputs"]
+    assert not ok
+    assert "run verify where the recipe lies" in detail
+
+
+def test_the_command_takes_a_share(built: Path) -> None:
+    for words in (["--inputs"], ["--inputs", "1"], ["--inputs", "0.5"]):
+        done = datamix("verify", built, *words)
+        assert done.returncode == 0, done.stdout
+        assert "rows made again" in done.stdout
+    assert datamix("verify", built, "--inputs", "2").returncode == 2
 
 
 TURNS = [
