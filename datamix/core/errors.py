@@ -1,9 +1,10 @@
 """The errors a person meets. Each says where, what was asked, what was found and what to do.
 
 DatamixError              exit code
-├── CheckError            1   a check found something
 ├── RecipeError           2   the command line or the recipe is wrong
 ├── DataError             3   the data is unusable
+├── MachineError          4   the machine failed: disk, limits, permissions
+├── InternalError         70  a bug in datamix
 └── Interrupted           130 stopped by hand; run it again and it continues
 """
 
@@ -47,10 +48,6 @@ class DatamixError(Exception):
         super().__init__(mask_secrets(message))
 
 
-class CheckError(DatamixError):
-    """A check (``verify``, ``check``) found something."""
-
-
 class RecipeError(DatamixError):
     """The command line or the recipe is wrong; nothing was built."""
 
@@ -61,6 +58,18 @@ class DataError(DatamixError):
     """The data is unusable: too many bad records, an empty source, an unreadable file."""
 
     exit_code = 3
+
+
+class MachineError(DatamixError):
+    """The machine failed: disk, limits, permissions. What was finished is saved."""
+
+    exit_code = 4
+
+
+class InternalError(DatamixError):
+    """A bug in datamix."""
+
+    exit_code = 70
 
 
 class Interrupted(DatamixError):

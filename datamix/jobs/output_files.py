@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import MachineError, RecipeError
 from datamix.pipeline.store import sync
 
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
@@ -59,7 +59,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 def complete_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
     """Names to write instead of ``outputs``, in their folders; they become the outputs where nothing goes wrong.
 
-    Raises DataError where the disk is full. A link is followed: the file that it names is replaced.
+    Raises MachineError where the disk is full. A link is followed: the file that it names is replaced.
     """
     finals = [Path(os.path.realpath(output)) for output in outputs]
     for final in finals:
@@ -79,7 +79,7 @@ def complete_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
-        raise DataError(
+        raise MachineError(
             f"No space left while writing {outputs[0]}. Nothing was replaced: free some space, or choose another place."
         ) from error
     finally:

@@ -21,7 +21,7 @@ from typing import Any
 import xxhash
 
 from datamix.core.contracts import Receipt, Task
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, MachineError
 
 _RECEIPT = "receipt.json"
 _BLOCK_BYTES = 4 << 20
@@ -108,7 +108,7 @@ def carry(task: Task) -> Receipt:
         _publish(partial, store.folder(task.key))
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise DataError(
+            raise MachineError(
                 f"No space left while working on {task.label} below {store.root}. What was finished is kept: free some "
                 "space, or name another place with --cache, and run the same command again."
             ) from error

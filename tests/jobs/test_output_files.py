@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from small import alpaca, datamix, write_jsonl
 
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import MachineError, RecipeError
 from datamix.dedup import DedupeSpec
 from datamix.jobs.convert import convert
 from datamix.jobs.deduplicate import deduplicate
@@ -121,7 +121,7 @@ def test_a_full_disk_leaves_the_older_file_and_no_half_one(tmp_path: Path) -> No
             draft.write_text("half")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(DataError, match="No space left"):
+    with pytest.raises(MachineError, match="No space left"):
         fill()
     assert target.read_text() == "older"
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]

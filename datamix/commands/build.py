@@ -1,0 +1,50 @@
+"""``datamix build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS
+
+
+@click.command()
+@click.argument("recipe", type=PATH)
+@click.option("-o", "--output", type=PATH, help="The folder to write; default: ./NAME.")
+@CACHE
+@WORKERS
+@click.option(
+    "--engine",
+    type=click.Choice(["local"]),
+    default="local",
+    show_default=True,
+    expose_value=False,  # nothing to choose from yet
+    help="Where tasks run.",
+)
+@click.option(
+    "--sample", type=click.IntRange(min=1), help="Read at most N records of each file, for a trial build."
+)
+@OVERRIDES
+@click.option("--overwrite", is_flag=True, help="Replace a finished set that another recipe built.")
+def build(
+    recipe: Path, output: Path | None, cache: Path | None, workers: int | None, sample: int | None,
+    overrides: tuple[str, ...], overwrite: bool,
+) -> None:  # fmt: skip
+    """Build the training set of a recipe. Safe to rerun: an interrupted build resumes."""
+    from datamix.jobs.build import build as run_build
+    from datamix.pipeline.notices import encode_warnings
+    from datamix.pipeline.opening import default_cache
+    from datamix.pipeline.progress import Screen
+    from datamix.pipeline.state import Options
+    from datamix.recipe import Recipe
+    from datamix.reporting.summaries import closing
+
+    read = Recipe.read(recipe, overrides)
+    out = output or Path(read.name)
+    options = Options(out, cache or default_cache(out), workers or 0, sample, overwrite)
+    screen = Screen()
+    manifest = run_build(read, options, screen)
+    click.echo(closing(manifest, out, options.cache))
+    for line in encode_warnings(manifest):
+        click.echo(line)

@@ -1,0 +1,20 @@
+"""``datamix cache``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from datamix.commands.options import PATH
+
+
+@click.command()
+@click.option("--cache", type=PATH, default=Path(".datamix"), show_default=True)
+@click.option("--prune", is_flag=True, help="Remove what no set beside the cache needs.")
+def cache(cache: Path, prune: bool) -> None:
+    """Say what the cache holds and its size."""
+    from datamix.pipeline.cache_contents import cache_text
+    from datamix.pipeline.cache_contents import prune as take_out
+
+    click.echo(take_out(cache) if prune else cache_text(cache))

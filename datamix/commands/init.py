@@ -1,0 +1,36 @@
+"""``datamix init``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from datamix.commands.options import PATH
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=PATH, default=Path("recipe.yaml"), show_default=True, help="The recipe to write."
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["pretrain", "sft", "preference", "prompt"]),
+    help="What to build; default: what most files hold.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the recipe if it exists.")
+def init(paths: tuple[str, ...], output: Path, kind: str | None, overwrite: bool) -> None:
+    """Look into files or folders and write a commented recipe that builds as it stands."""
+    from datamix.jobs.init import init as look
+    from datamix.jobs.output_files import check_outputs, complete_files
+    from datamix.read import find
+
+    inputs = [
+        p for path in paths for p in find([path], ".") if p in paths or not p.endswith((".yaml", ".yml"))
+    ]
+    check_outputs([output], inputs, overwrite)
+    text = look(list(paths), kind, str(output.parent))
+    with complete_files([output]) as (draft,):
+        draft.write_text(text, encoding="utf-8")
+    click.echo(f"Wrote {output}. Next: datamix plan {output}")

@@ -1,0 +1,113 @@
+"""Every command is run as a user types it, with each of its options; a new option needs a line here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from small import alpaca, recipe, write_jsonl
+
+from datamix.commands.cli import cli
+
+CALLS = """
+init data.jsonl -o {tmp}/new.yaml --kind sft
+init data.jsonl -o {tmp}/new.yaml --overwrite
+plan recipe.yaml --exact --batch 64 -o {tmp}/set --cache {tmp}/cache --workers 1 --set seed=7
+plan recipe.yaml --json -o {tmp}/set --cache {tmp}/cache --set seed=7
+build recipe.yaml -o {tmp}/set --cache {tmp}/cache --workers 1 --engine local
+build recipe.yaml -o {tmp}/trial --cache {tmp}/cache --sample 50 --set name=trial --debug
+build recipe.yaml -o {tmp}/set --cache {tmp}/cache --set mix.size=2000 --overwrite
+verify {tmp}/set
+verify {tmp}/set --inputs 0.5
+inspect data.jsonl
+inspect {tmp}/set --row 0
+inspect {tmp}/set --stats
+inspect {tmp}/set --removed
+inspect {tmp}/set --html
+check data.jsonl --as sft
+convert data.jsonl {tmp}/out.jsonl --to sharegpt
+convert pairs.jsonl {tmp}/out.jsonl --to alpaca --lossy --overwrite
+dedupe data.jsonl -o {tmp}/unique.jsonl --threshold 0.9 --scope within --keep 2 --longest
+dedupe data.jsonl -o {tmp}/unique.jsonl --exact-only --column output --overwrite
+export {tmp}/set --to jsonl --cache {tmp}/cache --workers 1
+sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --scale 0.5 --cache {tmp}/cache --workers 1 --set seed=3
+sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --cache {tmp}/cache --overwrite
+schema manifest
+cache --cache {tmp}/cache
+cache --cache {tmp}/cache --prune
+"""
+
+
+def invoke(line: str) -> Result:
+    return CliRunner().invoke(cli, line.split(), catch_exceptions=False, obj={})
+
+
+def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe(tmp_path)
+    write_jsonl(tmp_path / "data.jsonl", alpaca(["问题", "question"], 30))
+    write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "bad"}] * 3)
+    monkeypatch.chdir(tmp_path)
+    outputs: dict[str, str] = {}
+    for line in CALLS.strip().splitlines():
+        line = line.format(tmp=tmp_path)
+        result = invoke(line)
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+        outputs[line.replace(f"{tmp_path}/", "")] = result.stdout
+    assert json.loads(outputs["plan recipe.yaml --json -o set --cache cache --set seed=7"])["exact"]
+    assert "kept" in outputs["cache --cache cache --prune"]
+    assert "<html" in outputs["inspect set --html"]
+    assert "rows made again" in outputs["verify set --inputs 0.5"]
+    assert (tmp_path / "rung-general-0.2" / "manifest.json").is_file()
+    assert invoke("verify set").exit_code == 0  # pruning took nothing that the set needs
+
+
+def test_no_command_and_no_option_is_left_out() -> None:
+    called: dict[str, set[str]] = {}
+    for line in CALLS.strip().splitlines():
+        name, *words = line.split()
+        called.setdefault(name, set()).update(word for word in words if word.startswith("-"))
+    for name, command in cli.commands.items():
+        assert name in called, name
+        for option in command.params:
+            if isinstance(option, click.Option) and option.name not in ("debug", "help"):
+                assert set(option.opts) & called[name], f"{name} {option.opts[-1]}"
+
+
+def test_debug_shows_a_traceback_and_the_same_exit_code(tmp_path: Path) -> None:
+    from small import datamix
+
+    for words, code in ((["build", tmp_path / "nothing.yaml"], 2), (["verify", tmp_path / "nothing"], 2)):
+        for debug in ([], ["--debug"]):
+            done = datamix(*words, *debug)
+            assert done.returncode == code
+            assert ("Traceback" in done.stderr) == bool(debug)
+
+
+def test_a_bug_and_a_failing_machine_have_their_exit_codes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from datamix.commands import cli as module
+    from datamix.recipe import Recipe
+
+    for error, code, words in (
+        (ZeroDivisionError("x"), 70, "This is a bug in datamix"),
+        (
+            PermissionError(13, "Permission denied", "/a/b"),
+            4,
+            "The machine refused: Permission denied (/a/b)",
+        ),
+        (KeyboardInterrupt(), 130, "run the same command again"),
+    ):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Recipe, "read", fail)
+            with pytest.raises(SystemExit) as stopped:
+                module.main(["build", str(tmp_path / "r.yaml")])
+        assert stopped.value.code == code
+        assert words in capsys.readouterr().err
