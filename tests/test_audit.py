@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from datamix.audit import Check, verify
 from datamix.audit.prefix import PrefixDeviation, read_stages
-from datamix.audit.row_laws import UNTRAINED
+from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import RecipeError
 from datamix.core.records import row_schema
 from datamix.jobs.build import build
@@ -197,8 +197,8 @@ def test_an_unmasked_label_that_another_masked_one_makes_up_for_is_caught_too(
 
     def swap(rows: Rows) -> Rows:
         labels = rows[3]["labels"]
-        trained = [i for i, x in enumerate(labels) if x != UNTRAINED]
-        labels[2], labels[trained[1]] = rows[3]["input_ids"][2], UNTRAINED
+        trained = [i for i, x in enumerate(labels) if x != IGNORE_INDEX]
+        labels[2], labels[trained[1]] = rows[3]["input_ids"][2], IGNORE_INDEX
         return rows
 
     handmade.rewrite_rows(_first_shard(out), swap)
@@ -210,7 +210,7 @@ def test_a_masked_label_of_a_document_is_caught(copied: Callable[[str, str], Pat
     out = copied("pretrain", "best_fit")
 
     def mask(rows: Rows) -> Rows:
-        rows[0]["labels"][5] = UNTRAINED
+        rows[0]["labels"][5] = IGNORE_INDEX
         return rows
 
     handmade.rewrite_rows(_first_shard(out), mask)

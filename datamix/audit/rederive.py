@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datamix.audit.findings import Check, Findings, first_line
-from datamix.audit.row_laws import UNTRAINED
+from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import DatamixError
 from datamix.core.hashing import file_sha256, mix64, salt
 from datamix.pipeline.engine import LocalEngine
@@ -226,7 +226,7 @@ def _equal(piece: _Piece, made: dict[str, Any], manifest: dict[str, Any]) -> boo
     if not np.array_equal(ids, made["ids"][piece.start : stop]):
         return False
     trained = np.array(made["mask"][piece.start : stop], bool) if "mask" in made else np.ones(len(ids), bool)
-    expected = np.where(trained, ids, UNTRAINED)
+    expected = np.where(trained, ids, IGNORE_INDEX)
     if manifest["packing"]["strategy"] == "best_fit" and len(expected):
-        expected[0] = UNTRAINED  # no token of its document stands before it
+        expected[0] = IGNORE_INDEX  # no token of its document stands before it
     return np.array_equal(labels, expected)

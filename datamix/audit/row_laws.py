@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.records import Kind
-
-UNTRAINED = -100
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def amounts(batch: pa.RecordBatch, kind: Kind) -> Amounts:
     records = num_records.astype(np.int64)
     if kind in ("pretrain", "sft"):
         labels = lists(batch.column("labels"))
-        trained = np.concatenate(([0], np.cumsum(labels.values != UNTRAINED)))
+        trained = np.concatenate(([0], np.cumsum(labels.values != IGNORE_INDEX)))
         loss = trained[labels.offsets[1:]] - trained[labels.offsets[:-1]]
         return Amounts(records, lists(batch.column("input_ids")).lengths, loss)
     prompt = lists(batch.column("prompt_ids")).lengths
@@ -149,7 +148,7 @@ def _sequence_laws(batch: pa.RecordBatch, shape: Shape) -> Iterator[Violation]:
     if uneven:
         yield from uneven
         return
-    other = (labels.values != UNTRAINED) & (labels.values != ids.values)
+    other = (labels.values != IGNORE_INDEX) & (labels.values != ids.values)
     yield from _values(other, labels, "has a label that is neither -100 nor the id at its position")
     if shape.packed:
         yield from _packed_laws(batch, ids, labels)
@@ -161,7 +160,7 @@ def _sequence_laws(batch: pa.RecordBatch, shape: Shape) -> Iterator[Violation]:
         yield from _values(mask.values != 1, mask, "has an attention_mask that is not all ones")
     if shape.kind == "pretrain":
         first = _firsts(batch, ids, shape.packed)
-        masked = (labels.values == UNTRAINED) & ~first
+        masked = (labels.values == IGNORE_INDEX) & ~first
         yield from _values(masked, labels, "leaves a token untrained that does not begin a document")
 
 
@@ -179,7 +178,7 @@ def _packed_laws(batch: pa.RecordBatch, ids: Lists, labels: Lists) -> Iterator[V
     expected = np.arange(len(ids.values)) - np.repeat(total[:-1], sequences.values)
     wrong = positions.values != expected
     yield from _values(wrong, positions, "has position_ids that do not restart where seq_lengths say")
-    heads = (expected == 0) & (labels.values != UNTRAINED)
+    heads = (expected == 0) & (labels.values != IGNORE_INDEX)
     yield from _values(
         heads, labels, "trains the first token of a document, which the one before it would predict"
     )

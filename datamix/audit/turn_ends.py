@@ -14,7 +14,8 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamix.audit.row_laws import UNTRAINED, Lists, lists, pieces
+from datamix.audit.row_laws import Lists, lists, pieces
+from datamix.core.arrays import IGNORE_INDEX
 
 
 def control_ids(tokenizer: Path) -> NDArray[np.int64]:
@@ -68,7 +69,7 @@ def _record_ends(batch: pa.RecordBatch) -> NDArray[np.int64]:
 
 def _span_ends(labels: Lists, record_ends: NDArray[np.int64]) -> NDArray[np.int64]:
     """Flat positions of the last token of each trained span that stops before its record does."""
-    trained = labels.values != UNTRAINED
+    trained = labels.values != IGNORE_INDEX
     border = np.zeros(len(trained) + 1, np.bool_)
     border[np.clip(record_ends, 0, len(trained))] = True
     follows = np.append(trained[1:], False)

@@ -19,7 +19,8 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamix.audit.row_laws import UNTRAINED, lists, pieces
+from datamix.audit.row_laws import lists, pieces
+from datamix.core.arrays import IGNORE_INDEX
 
 _FIRST, _SECOND = "ANSWER-ONE", "ANSWER-TWO"  # unlike anything that a template writes
 _USER = {"role": "user", "content": "QUESTION-ONE"}
@@ -200,7 +201,7 @@ class TurnStarts:
         ids, labels = lists(batch.column("input_ids")), lists(batch.column("labels"))
         if not np.array_equal(ids.offsets, labels.offsets):
             return
-        trained = labels.values != UNTRAINED
+        trained = labels.values != IGNORE_INDEX
         ends = np.cumsum(pieces(batch).length)
         begin = np.zeros(len(trained) + 1, np.bool_)
         begin[0] = True

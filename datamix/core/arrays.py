@@ -50,12 +50,18 @@ class Ragged:
         return np.diff(self.offsets)
 
 
-def ragged(column: pa.ListArray, name: str = "a list column") -> Ragged:
-    """A list-of-numbers column as views of its buffers. Raises DataError where a row is null."""
+def ragged(batch: pa.RecordBatch, name: str) -> Ragged:
+    """A list-of-numbers column of a batch as views of its buffers. Raises DataError where a row is null."""
+    column = batch.column(name)
     if column.null_count:
         raise DataError(f"column {name!r} holds {column.null_count} nulls where every row needs a list")
     offsets = column.offsets.to_numpy().astype(np.int64, copy=False)
     return Ragged(column.values.to_numpy(zero_copy_only=True), offsets)
+
+
+def list_buffers(column: pa.ListArray) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """Values and offsets of a list column as kernels take them, zero-copy."""
+    return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True)
 
 
 def list_column(values: NDArray[Any], lengths: NDArray[Any]) -> pa.ListArray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -11,42 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import IGNORE_INDEX, Ragged, ragged
 from datamix.core.errors import DataError
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """A list column: row ``i`` is ``values[offsets[i]:offsets[i + 1]]``."""
-
-    values: NDArray[np.generic]  # [offsets[-1]] at least
-    offsets: NDArray[np.int64]  # [num_rows + 1]
-
-    def __getitem__(self, i: int) -> NDArray[np.generic]:
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-    @property
-    def flat(self) -> NDArray[np.generic]:
-        """All rows end to end, ``[num_values]``."""
-        return self.values[self.offsets[0] : self.offsets[-1]]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Values a row, ``[num_rows]``."""
-        return np.diff(self.offsets)
-
-
-def ragged(batch: pa.RecordBatch, column: str) -> Ragged:
-    """A list-of-numbers column of a batch as views of its buffers.
-
-    Raises:
-        DataError: the column holds nulls.
-    """
-    lists = batch.column(column)
-    if lists.null_count:
-        raise DataError(f"column {column!r} holds {lists.null_count} nulls where every row needs a list")
-    return Ragged(
-        lists.values.to_numpy(zero_copy_only=True), lists.offsets.to_numpy().astype(np.int64, copy=False)
-    )
 
 
 def pieces(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], Ragged]:
@@ -158,9 +123,6 @@ def _blank(column: pa.Array) -> pa.Array:
     return pa.array(column.fill_null(0.0).to_numpy(), column.type, mask=nulls)
 
 
-IGNORED = -100  # the label that no loss counts
-
-
 def write_ids(batch: pa.RecordBatch, stream: BinaryIO, dtype: np.dtype[Any]) -> None:
     """Append the ids of a batch."""
     stream.write(as_tokens(ragged(batch, "input_ids").flat, dtype).data)
@@ -168,7 +130,7 @@ def write_ids(batch: pa.RecordBatch, stream: BinaryIO, dtype: np.dtype[Any]) -> 
 
 def write_mask(batch: pa.RecordBatch, stream: BinaryIO) -> None:
     """Append one byte a token: 1 where its label counts."""
-    stream.write((ragged(batch, "labels").flat != IGNORED).view(np.uint8).data)
+    stream.write((ragged(batch, "labels").flat != IGNORE_INDEX).view(np.uint8).data)
 
 
 class Ends:

@@ -19,9 +19,9 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import ragged
 from datamix.core.errors import DataError, RecipeError
 from datamix.core.records import PIECE
-from datamix.exporters.columns import ragged
 
 Cell = bytes | memoryview
 MAX_SHARD_BYTES = 1 << 31  # offsets are uint32; half of it leaves room for the row that passes the limit

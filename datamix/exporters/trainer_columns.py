@@ -11,14 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamix.exporters.columns import IGNORED, Ragged, ragged
-
-
-def lists(values: NDArray[np.generic], lengths: NDArray[np.int64]) -> pa.Array:
-    """``values`` cut by ``lengths`` into a list column."""
-    offsets = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+from datamix.core.arrays import IGNORE_INDEX, Ragged, list_column, offsets_from_lengths, ragged
 
 
 def select(*names: str) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
@@ -38,9 +31,9 @@ def documents(batch: pa.RecordBatch) -> pa.RecordBatch:
         lengths = ragged(batch, "seq_lengths").flat.astype(np.int64)
     return pa.RecordBatch.from_pydict(
         {
-            "input_ids": lists(ids.flat, lengths),
-            "attention_mask": lists(np.ones(len(ids.flat), np.int8), lengths),
-            "labels": lists(labels.flat, lengths),
+            "input_ids": list_column(ids.flat, lengths),
+            "attention_mask": list_column(np.ones(len(ids.flat), np.int8), lengths),
+            "labels": list_column(labels.flat, lengths),
         }
     )
 
@@ -48,7 +41,7 @@ def documents(batch: pa.RecordBatch) -> pa.RecordBatch:
 def joined(first: Ragged, second: Ragged) -> Ragged:
     """Row by row, ``first`` and then ``second``."""
     lengths = first.lengths + second.lengths
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = offsets_from_lengths(lengths)
     values = np.empty(int(offsets[-1]), first.values.dtype)
     values[ranges(offsets[:-1], first.lengths)] = first.flat
     values[ranges(offsets[:-1] + first.lengths, second.lengths)] = second.flat
@@ -64,7 +57,7 @@ def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.
 
 def masked(prompt: Ragged) -> Ragged:
     """As many ignored labels as the prompt has tokens."""
-    return Ragged(np.full(len(prompt.flat), IGNORED, np.int32), prompt.offsets - prompt.offsets[0])
+    return Ragged(np.full(len(prompt.flat), IGNORE_INDEX, np.int32), prompt.offsets - prompt.offsets[0])
 
 
 def completion(batch: pa.RecordBatch, column: str, prefix: str) -> dict[str, pa.Array]:
@@ -72,9 +65,9 @@ def completion(batch: pa.RecordBatch, column: str, prefix: str) -> dict[str, pa.
     prompt, answer = ragged(batch, "prompt_ids"), ragged(batch, column)
     ids, labels = joined(prompt, answer), joined(masked(prompt), answer)
     return {
-        f"{prefix}input_ids": lists(ids.flat, ids.lengths),
-        f"{prefix}attention_mask": lists(np.ones(len(ids.flat), np.int8), ids.lengths),
-        f"{prefix}labels": lists(labels.flat, ids.lengths),
+        f"{prefix}input_ids": list_column(ids.flat, ids.lengths),
+        f"{prefix}attention_mask": list_column(np.ones(len(ids.flat), np.int8), ids.lengths),
+        f"{prefix}labels": list_column(labels.flat, ids.lengths),
     }
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix.core.arrays import IGNORE_INDEX
 from datamix.load.stores import RowStore
 
-IGNORED = -100  # the label that no loss counts
 Batch = dict[str, Any]  # name -> int64[num_rows, width]; weight -> float32[num_rows]
 # (num_columns, (num_rows, width)) -> an uninitialised block, and its columns as they are handed out
 NewBlock = Callable[[int, tuple[int, int]], tuple[NDArray[np.int64], Sequence[Any]]]
@@ -80,7 +80,7 @@ def _padded(
 def _pad(block: NDArray[np.int64], columns: Sequence[str], lengths: Sequence[int], filler_id: int) -> None:
     """Write what stands behind the tokens of each row."""
     width = block.shape[2]
-    fills = {"input_ids": filler_id, "labels": IGNORED}
+    fills = {"input_ids": filler_id, "labels": IGNORE_INDEX}
     for i, length in enumerate(lengths):
         if length < width:
             for name, values in zip(columns, block[:, i], strict=True):
@@ -103,12 +103,12 @@ def _joined(
     ):
         block, values = new(3, (1, width))
         ids, labels, positions = lines = block.reshape(3, width)
-        ids[total:], labels[total:] = how.filler_id, IGNORED
+        ids[total:], labels[total:] = how.filler_id, IGNORE_INDEX
         positions[total:] = np.arange(width - total)
         if "position_ids" not in copied:
             positions[:total] = np.arange(total) - np.repeat(begins[i], lengths[i])
         rows.fill(lines[: len(copied)], copied, places[i], begins[i])
-        labels[begins[i][lengths[i] > 0]] = IGNORED
+        labels[begins[i][lengths[i] > 0]] = IGNORE_INDEX
         yield dict(zip(("input_ids", "labels", "position_ids"), values, strict=True))
 
 

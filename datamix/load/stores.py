@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datamix.core.arrays import offsets_from_lengths
 from datamix.core.errors import DataError
 from datamix.core.kernels import Kernel, address
 
@@ -159,7 +160,7 @@ _REBUILD = "build the set again: what is cached is not done twice"
 
 
 def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))]).astype(np.int64)
+    return offsets_from_lengths(sizes)
 
 
 class ParquetStore:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datamix.core.arrays import write_batch
 from datamix.core.contracts import Receipt, Task
 from datamix.core.hashing import digest
 from datamix.core.records import TOKENS, RecordKind
@@ -94,7 +95,7 @@ def encode(spec: EncodeWindow, folder: Path) -> dict[str, Any]:
         batches.append(tokens)
     schema = TOKENS[spec.encode.kind]
     table = _one_batch(batches, schema)
-    _write(folder / "tokens.arrow", table)
+    write_batch(folder / "tokens.arrow", table)
     usable = table.select(["length", "loss"]).filter(pc.is_null(table.column("reason")))
     return {
         "rows": table.num_rows,
@@ -129,7 +130,7 @@ def fit(spec: FitWindow, folder: Path) -> dict[str, Any]:
     table = _one_batch(fitted, TOKENS[spec.encode.kind])
     schema = table.schema.insert(0, pa.field("row", pa.int64(), False))
     whole = pa.RecordBatch.from_arrays([pa.array(rows, pa.int64()), *table.columns], schema=schema)
-    _write(folder / "fitted.arrow", whole)
+    write_batch(folder / "fitted.arrow", whole)
     return {"rows": whole.num_rows}
 
 
@@ -137,8 +138,3 @@ def _one_batch(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.Recor
     table = pa.Table.from_batches(list(batches), schema=schema).combine_chunks()
     found = table.to_batches()
     return found[0] if found else pa.RecordBatch.from_pylist([], schema=schema)
-
-
-def _write(path: Path, batch: pa.RecordBatch) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
-        writer.write_batch(batch)

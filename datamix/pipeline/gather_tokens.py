@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import open_batch
 from datamix.core.kernels import Kernel, address
-from datamix.pipeline.token_store import TokenShard, open_batch
+from datamix.pipeline.token_store import TokenShard
 
 _LENGTHS = Kernel("pipeline", "fill", "lengths")
 _FILL = Kernel("pipeline", "fill", "fill")

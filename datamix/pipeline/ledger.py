@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datamix.core.arrays import open_batch
 from datamix.pipeline import select
 from datamix.pipeline.outputs import output
 from datamix.pipeline.prepare import read_batches
 from datamix.pipeline.prepare_sources import PreparedSource
 from datamix.pipeline.shards import used_records
 from datamix.pipeline.state import Arranged, Decided
-from datamix.pipeline.token_store import open_batch
 
 REMOVED = pa.schema(
     [

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from datamix import __version__
+from datamix.core.arrays import open_batch
 from datamix.core.content import files_digest
 from datamix.core.contracts import Receipt, Task
 from datamix.core.errors import DataError
@@ -20,7 +21,6 @@ from datamix.pipeline import write_shards
 from datamix.pipeline.ledger import Account
 from datamix.pipeline.prepare_sources import PreparedSource
 from datamix.pipeline.state import Arranged, Decided, ResolvedBuild
-from datamix.pipeline.token_store import open_batch
 from datamix.recipe import Recipe
 
 # Versions that can change a byte of a set.

@@ -15,10 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix import mix
+from datamix.core.arrays import open_batch, write_batch
 from datamix.core.contracts import Task
 from datamix.core.hashing import digest
-from datamix.pipeline.pack_sources import _save
-from datamix.pipeline.token_store import open_batch
 
 _VERSION = 1
 
@@ -80,7 +79,7 @@ def schedule(spec: ScheduleSpec, folder: Path) -> dict[str, Any]:
     for number, dealt in enumerate(rows):
         here = plan.source == number
         row_of[here] = np.arange(num_rows(spec.bins[number]))[dealt][plan.row[here]]
-    _save(folder / "order.arrow", pa.record_batch({"source": plan.source, "row": row_of}))
+    write_batch(folder / "order.arrow", pa.record_batch({"source": plan.source, "row": row_of}))
     seen = mix.deviation(plan, costs, spec.quota)
     tokens = costs_in_order(plan.source, row_of, spec.bins, "tokens")
     return {

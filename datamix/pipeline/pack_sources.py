@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import list_buffers, open_batch, write_batch
 from datamix.core.contracts import Bins, Task
 from datamix.core.hashing import digest, permutation, salt
 from datamix.pipeline.select import POOL, VALIDATION
 from datamix.pipeline.shards import SourceShards
-from datamix.pipeline.token_store import Encoded, TokenStore, list_buffers, measure, open_batch
+from datamix.pipeline.token_store import Encoded, TokenStore, measure
 from datamix.tokenize import EncodeSpec, split_points
 from datamix.tokenize import pack as packing
 
@@ -156,9 +157,4 @@ def _write(path: Path, bins: Bins, rows: dict[str, NDArray[np.int64]]) -> None:
     )
     lists = pa.ListArray.from_arrays(pa.array(bins.offsets.astype(np.int32)), flat)
     batch = pa.record_batch({"rows": lists, **{unit: rows[unit] for unit in UNITS}})
-    _save(path, batch)
-
-
-def _save(path: Path, batch: pa.RecordBatch) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    write_batch(path, batch)

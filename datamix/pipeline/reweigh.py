@@ -17,12 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix import mix
+from datamix.core.arrays import open_batch, write_batch
 from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest
 from datamix.pipeline import translate
 from datamix.pipeline.order_rows import row_costs
 from datamix.pipeline.rows import RowSet
-from datamix.pipeline.token_store import open_batch
 from datamix.recipe import Recipe
 
 ORDERS = "orders"  # folder of the cache, one folder a set in it
@@ -141,6 +141,5 @@ def _save(path: Path, order: _Order) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     batch = pa.record_batch({"source": order.source, "row": order.row})
     partial = path.with_suffix(".partial")
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    write_batch(partial, batch)
     partial.replace(path)

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import open_batch
 from datamix.core.records import SCHEMAS
 from datamix.exporters import SetInfo, Weighing
 from datamix.pipeline.gather_tokens import AddressTable
 from datamix.pipeline.source_rows import RowView, SourceColumns, SourceRows, trainer_columns
-from datamix.pipeline.token_store import open_batch
 
 _BATCH_TOKENS = 1 << 21
 _BATCH_ROWS = 4096

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import write_batch
 from datamix.core.contracts import Task
 from datamix.core.errors import DataError
 from datamix.core.hashing import digest, key_ranks, salt
@@ -307,5 +308,4 @@ def _write(path: Path, own: _Fates, file: NDArray[np.int32], record: NDArray[np.
             "detail": detail,
         }
     )
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
+    write_batch(path, batch)

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import open_batch
 from datamix.core.records import RecordKind
-from datamix.pipeline.token_store import TokenShard, open_batch
+from datamix.pipeline.token_store import TokenShard
 
 
 @dataclass(frozen=True)

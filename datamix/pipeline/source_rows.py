@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from datamix.core.arrays import IGNORE_INDEX, open_batch
 from datamix.core.records import PIECE
 from datamix.exporters import SetInfo
-from datamix.pipeline.kernels import IGNORED
 from datamix.pipeline.shards import RecordStore, SourceShards
-from datamix.pipeline.token_store import TokenPieces, TokenStore, open_batch
+from datamix.pipeline.token_store import TokenPieces, TokenStore
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _language_columns(info: SetInfo, view: RowView) -> dict[str, pa.Array]:
     if info.kind == "sft":
         mask = np.empty(total, np.uint8)
         view.gather("mask", mask)
-        labels[mask == 0] = IGNORED
+        labels[mask == 0] = IGNORE_INDEX
     offsets = pa.array(view.row_begin())
     if not info.packed:
         ones = np.ones(total, np.int8)
@@ -222,7 +222,7 @@ def _language_columns(info: SetInfo, view: RowView) -> dict[str, pa.Array]:
             "labels": pa.ListArray.from_arrays(offsets, labels),
             "attention_mask": pa.ListArray.from_arrays(offsets, ones),
         }
-    labels[view.begin[:-1]] = IGNORED
+    labels[view.begin[:-1]] = IGNORE_INDEX
     positions = (np.arange(total) - np.repeat(view.begin[:-1], view.length)).astype(np.int32)
     return {
         "input_ids": pa.ListArray.from_arrays(offsets, ids),

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import list_buffers, offsets_from_lengths, open_batch
 from datamix.core.kernels import Kernel
 
 _copy = Kernel("pipeline", "copy", "copy")
@@ -74,17 +75,12 @@ def _codes(column: pa.Array, reasons: list[str]) -> NDArray[np.int16]:
     return found
 
 
-def open_batch(path: Path) -> pa.RecordBatch:
-    """The only batch of an Arrow IPC file, memory-mapped; the map lives as long as the batch."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-
-
 class TokenStore:
     """The token buffers of one source, opened as they are needed."""
 
     def __init__(self, shards: Sequence[TokenShard]) -> None:
         self._shards = list(shards)
-        self._begin = np.concatenate([[0], np.cumsum([s.num_rows for s in shards])]).astype(np.int64)
+        self._begin = offsets_from_lengths([s.num_rows for s in shards])
 
     def batches(
         self, records: NDArray[np.int64]
@@ -133,8 +129,3 @@ class TokenPieces:
     record: NDArray[np.int64]
     start: NDArray[np.int32]
     length: NDArray[np.int32]
-
-
-def list_buffers(column: pa.ListArray) -> tuple[NDArray[np.int32] | NDArray[np.uint8], NDArray[np.int32]]:
-    """Values and offsets of a list column, zero-copy."""
-    return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True)

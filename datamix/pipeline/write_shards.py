@@ -16,12 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from datamix.core.arrays import IGNORE_INDEX, list_buffers
 from datamix.core.content import ContentDigest
 from datamix.core.hashing import file_sha256
 from datamix.exporters import needs_records, open_sink
-from datamix.pipeline.kernels import IGNORED
 from datamix.pipeline.rows import RecordTexts, RowReader, RowSet
-from datamix.pipeline.token_store import list_buffers
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _costs(batch: pa.RecordBatch, kind: str) -> tuple[NDArray[np.int64], NDArray
     if kind in ("pretrain", "sft"):
         tokens = _lengths(batch.column("input_ids"))
         labels, offsets = list_buffers(batch.column("labels"))
-        counted = np.concatenate([[0], np.cumsum(labels != IGNORED)])
+        counted = np.concatenate([[0], np.cumsum(labels != IGNORE_INDEX)])
         return tokens, (counted[offsets[1:]] - counted[offsets[:-1]]).astype(np.int64)
     prompt = _lengths(batch.column("prompt_ids"))
     if kind == "prompt":

@@ -15,10 +15,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import DataError, RecipeError
 from datamix.pipeline.opening import refuse_newer
-
-_UNTRAINED = -100
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _records(
     start = 0
     for piece in row["records"]:
         end = start + piece["length"]
-        trained = [label != _UNTRAINED for label in row["labels"][start:end]]
+        trained = [label != IGNORE_INDEX for label in row["labels"][start:end]]
         spans = tuple(decoder.spans(row["input_ids"][start:end], trained))
         yield DecodedDocument(title_of(piece, inputs), start, end - start, spans)
         start = end

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datamix.audit.prefix import PrefixDeviation, read_stages
-from datamix.audit.row_laws import UNTRAINED, lists, pieces
+from datamix.audit.row_laws import lists, pieces
+from datamix.core.arrays import IGNORE_INDEX
 from datamix.reporting.decode import train_shards
 
 _MAX_WINDOWS = 160  # along the training order
@@ -118,7 +119,7 @@ def _cost(batch: pa.RecordBatch, unit: str, tokens: NDArray[np.int64]) -> NDArra
         return np.asarray(counts.to_numpy(zero_copy_only=False), np.int64)
     if unit == "loss_tokens" and "labels" in batch.schema.names:
         labels = lists(batch.column("labels"))
-        trained = np.concatenate(([0], np.cumsum(labels.values != UNTRAINED)))
+        trained = np.concatenate(([0], np.cumsum(labels.values != IGNORE_INDEX)))
         return np.asarray(trained[labels.offsets[1:]] - trained[labels.offsets[:-1]], np.int64)
     answers = [n for n in batch.schema.names if n.endswith("completion_ids")]
     if unit == "tokens" or not answers:

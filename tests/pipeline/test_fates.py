@@ -144,7 +144,7 @@ def test_an_input_that_changes_while_it_is_read_stops_the_build(
         return found
 
     monkeypatch.setattr(inputs, "scan_sources", grows)
-    with pytest.raises(DataError, match=r"medical\.jsonl \(source medical\) changed while it was being read"):
+    with pytest.raises(DataError, match=r"medical\.jsonl changed while it was being read"):
         run(path)
     assert not (tmp_path / "set/manifest.json").exists()
 

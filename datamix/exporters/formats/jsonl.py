@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import orjson
 import pyarrow as pa
 
+from datamix.core.arrays import ragged
 from datamix.core.records import Kind
-from datamix.exporters.columns import ragged
 from datamix.exporters.paths import TextCompression, compressed_suffix, make_room, open_lines, shard_name
 from datamix.exporters.target import SetInfo
 

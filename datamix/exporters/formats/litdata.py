@@ -18,9 +18,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
+from datamix.core.arrays import ragged
 from datamix.core.errors import RecipeError
 from datamix.core.records import Kind
-from datamix.exporters.columns import as_tokens, ragged
+from datamix.exporters.columns import as_tokens
 from datamix.exporters.paths import make_room, split_folder, write_json
 from datamix.exporters.samples import Sample, by_size, cells, check_shard_bytes, is_numbers, samples
 from datamix.exporters.target import SetInfo

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 import zstandard
 
+from datamix.core.arrays import ragged
 from datamix.core.records import Kind
-from datamix.exporters.columns import ragged
 from datamix.exporters.paths import make_room, split_folder, write_json
 from datamix.exporters.samples import Cell, by_size, cells, check_shard_bytes, is_numbers, is_words, samples
 from datamix.exporters.target import SetInfo

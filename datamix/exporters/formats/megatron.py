@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import ragged
 from datamix.core.records import Kind
-from datamix.exporters.columns import as_tokens, pieces, ragged
+from datamix.exporters.columns import as_tokens, pieces
 from datamix.exporters.paths import make_room, split_folder, write_json, write_text
 from datamix.exporters.readme import readme
 from datamix.exporters.staged import by_stage, stage_files

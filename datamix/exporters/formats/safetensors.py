@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import IGNORE_INDEX, Ragged, ragged
 from datamix.core.errors import DataError
 from datamix.core.records import Kind
-from datamix.exporters.columns import IGNORED, Ragged, ragged, regroup
+from datamix.exporters.columns import regroup
 from datamix.exporters.paths import make_room, split_folder
 from datamix.exporters.target import SetInfo
 
@@ -62,7 +63,7 @@ class Safetensors:
     @property
     def _columns(self) -> dict[str, int | None]:
         """The padded columns and what fills them; None: places that count up."""
-        filled: dict[str, int | None] = {"input_ids": self.info.filler_id, "labels": IGNORED}
+        filled: dict[str, int | None] = {"input_ids": self.info.filler_id, "labels": IGNORE_INDEX}
         return filled | {"position_ids": None} if self.info.packed else filled
 
     def _files(self, batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:

@@ -17,15 +17,15 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from datamix.core.arrays import IGNORE_INDEX, Ragged, list_column, offsets_from_lengths, ragged
 from datamix.core.records import Kind
 from datamix.exporters.chat_text import conversation, plain_text, records_of, sharegpt, sole_text, tools_of
-from datamix.exporters.columns import IGNORED, Ragged, ragged
 from datamix.exporters.formats.arrow import ArrowFolder, chunk_rows, write_stream
 from datamix.exporters.paths import make_room, split_folder, write_json, write_text
 from datamix.exporters.readme import readme, yaml
 from datamix.exporters.staged import Convert, by_stage
 from datamix.exporters.target import RecordSource, SetInfo
-from datamix.exporters.trainer_columns import completion, lists, pairs, select
+from datamix.exporters.trainer_columns import completion, pairs, select
 
 _ALIGN = 8  # its collator pads to multiples of this, and leaves positions behind
 _IMAGES = ("images", "videos", "audios")
@@ -188,14 +188,14 @@ def _numbered(batch: pa.RecordBatch, width: int, filler_id: int) -> pa.RecordBat
     def padded(values: Any, fill: int) -> pa.Array:
         out = np.full(inside.shape, fill, np.int32)
         out[inside] = values
-        return lists(out.reshape(-1), lengths)
+        return list_column(out.reshape(-1), lengths)
 
     return pa.RecordBatch.from_pydict(
         {
             "input_ids": padded(ids.flat, filler_id),
             "attention_mask": padded(numbers, 0),
             "position_ids": padded(ragged(batch, "position_ids").flat, 0),
-            "labels": padded(ragged(batch, "labels").flat, IGNORED),
+            "labels": padded(ragged(batch, "labels").flat, IGNORE_INDEX),
         }
     )
 
@@ -214,8 +214,8 @@ def _labelled(batch: pa.RecordBatch) -> pa.RecordBatch:
     others = np.roll(np.arange(len(batch)), 1)
     values = [answers[i] for i in others.tolist()]
     flat = np.concatenate(values) if values else np.zeros(0, np.int32)
-    other = Ragged(flat, np.concatenate([[0], np.cumsum(answers.lengths[others])]).astype(np.int64))
-    moved = batch.append_column("other_ids", lists(other.flat, other.lengths))
+    other = Ragged(flat, offsets_from_lengths(answers.lengths[others]))
+    moved = batch.append_column("other_ids", list_column(other.flat, other.lengths))
     columns = completion(batch, "completion_ids", "") | completion(moved, "other_ids", "kl_")
     return pa.RecordBatch.from_pydict(columns | {"kto_tags": batch.column("label")} | _no_images(len(batch)))
 

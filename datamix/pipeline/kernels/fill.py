@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.jit import int32_at, int64_at, kernel, owner, put_int64, uint8_at, uint16_at
-from datamix.pipeline.kernels import IGNORED
 
 
 @kernel
@@ -70,12 +70,12 @@ def fill(table, order, how, lines, num, places, begin, block, width):  # type: i
                 labels_out = to + 8 * width * labels_line
                 if masked:
                     for j in range(n):
-                        put_int64(labels_out, j, int32_at(ids, j) if uint8_at(mask, j) else IGNORED)
+                        put_int64(labels_out, j, int32_at(ids, j) if uint8_at(mask, j) else IGNORE_INDEX)
                 else:
                     for j in range(n):
                         put_int64(labels_out, j, int32_at(ids, j))
                 if packed and n > 0:
-                    put_int64(labels_out, 0, np.int64(IGNORED))
+                    put_int64(labels_out, 0, np.int64(IGNORE_INDEX))
             if positions_line >= 0:
                 positions_out = to + 8 * width * positions_line
                 for j in range(n):
