@@ -76,6 +76,7 @@ class Ledger:
         self.fate = np.zeros(int(inputs.base[-1]), np.uint8)
         self.reasons: dict[str, Counter[tuple[str, str]]] = {key: Counter() for key in _REASONS.values()}
         self.found = Findings("ledger")
+        self.left_over: set[int] = set()  # numbers of records that could have been used
         strangers = [path for path, source in zip(inputs.paths, inputs.source, strict=True) if source < 0]
         if strangers:
             self.found.add(
@@ -130,6 +131,8 @@ class Ledger:
             self._check_owner(numbers, sources, where)
             held = numbers[np.isin(np.array(reasons, object), ["exact", "near"]) & (fates == "removed")]
             self.fate[held[held >= 0]] |= _DUPLICATE
+            left = numbers[np.isin(np.array(reasons, object), ["not_needed"]) & (fates == "unused")]
+            self.left_over.update(left[left >= 0].tolist())
             for fate, source, reason in zip(fates, sources, reasons, strict=True):
                 if fate in _REASONS:
                     self.reasons[_REASONS[fate]][source, reason] += 1

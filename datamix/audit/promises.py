@@ -68,6 +68,7 @@ def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
     uses = recount.uses.count(_piece_caps(manifest))
     ledger = _read_ledger(out, manifest, recount, uses)
     counts = ledger.counts()
+    order = recount.order.check(manifest, ledger)
     return [
         _check_content(manifest, recount),
         recount.laws.check(f"{int(recount.by_source[:, 0].sum()):,} rows obey every law of their kind"),
@@ -81,6 +82,7 @@ def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
         _check_epochs(manifest, recount, uses),
         _check_ledger(manifest, ledger, counts),
         _check_split(ledger, uses, counts),
+        *([order] if order else []),
         _check_packing(manifest, recount, uses),
     ]
 

@@ -261,7 +261,7 @@ _WITH_INPUTS = "inputs' sha256, bytes, records, encoding and format"
 def unchecked(manifest: dict[str, Any], with_inputs: bool) -> Check:
     """What the files of a set cannot show, by name."""
     names = list(UNCHECKED)
-    if manifest["packing"]["strategy"] != "none":
+    if manifest["packing"]["strategy"] != "none" or manifest["kind"] == "pretrain" or manifest.get("virtual"):
         names.append("seed's effect on the order")
     if not with_inputs:
         names.insert(0, _WITH_INPUTS + " (needs --inputs)")

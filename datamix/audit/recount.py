@@ -21,6 +21,7 @@ from datamix.audit.findings import Findings, first_line
 from datamix.audit.prefix import PrefixDeviation, read_stages
 from datamix.audit.row_laws import Shape, amounts, broken_laws, pieces
 from datamix.audit.row_weights import RowWeights
+from datamix.audit.seeded_order import SeededOrder
 from datamix.audit.turn_ends import TurnEnds, control_ids
 from datamix.audit.turn_starts import TurnHeaders, TurnStarts
 from datamix.core.content import ContentDigest
@@ -50,6 +51,7 @@ class Recount:
     uses: Uses
     turns: TurnEnds
     starts: TurnStarts
+    order: SeededOrder
     stage_names: list[str]
     unit: str
     loss_on: str
@@ -85,6 +87,7 @@ class Recount:
             uses=Uses(inputs),
             turns=TurnEnds(control_ids(tokenizer)),
             starts=TurnStarts(_headers(out, manifest)),
+            order=SeededOrder(_has_whole_records(manifest)),
             stage_names=names,
             unit=manifest["mixture"]["unit"],
             loss_on=encode.get("loss_on", "assistant"),
@@ -99,7 +102,9 @@ class Recount:
         for batch, first in self._batches(shard):
             content.update(batch)
             source = self._owners(batch, shard, first)
-            self.uses.add(pieces(batch))
+            emitted = pieces(batch)
+            self.uses.add(emitted)
+            self.order.add(source, self.inputs.number(emitted.file, emitted.record))
             held = amounts(batch, self.shape.kind)
             cost = held.of(self.unit)
             if self.weights is not None:
@@ -208,6 +213,12 @@ class Recount:
             self.stages.add(f"{shard.name} row {first + back[0]:,} {told}", len(back))
         self._stage = int(rising[-1]) if len(rising) else self._stage
         return rising
+
+
+def _has_whole_records(manifest: dict[str, Any]) -> bool:
+    """Whether every row is one record, of sources that no sweep scaled down and no head was taken of."""
+    whole = manifest["packing"]["strategy"] == "none" and manifest["kind"] != "pretrain"
+    return whole and not manifest.get("virtual") and manifest.get("sample") is None
 
 
 def _headers(out: Path, manifest: dict[str, Any]) -> TurnHeaders | None:

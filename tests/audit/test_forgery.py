@@ -104,6 +104,14 @@ def test_a_recipe_that_did_not_build_the_set_is_found(
     assert failed(forged(built, tmp_path, both))
 
 
+def test_another_seed_than_the_one_that_ordered_the_rows_is_found(built: Path, tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["seed"] = manifest["recipe"]["seed"] = 7
+        manifest["recipe_sha256"] = digest(manifest["recipe"])
+
+    assert set(failed(forged(built, tmp_path, change))) == {"order"}
+
+
 def leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
