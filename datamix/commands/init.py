@@ -22,15 +22,7 @@ from datamix.commands.options import PATH
 @click.option("--overwrite", is_flag=True, help="Replace the recipe if it exists.")
 def init(paths: tuple[str, ...], output: Path, kind: str | None, overwrite: bool) -> None:
     """Look into files or folders and write a commented recipe that builds as it stands."""
-    from datamix.jobs.init import init as look
-    from datamix.jobs.output_files import check_outputs, complete_files
-    from datamix.read import find
+    from datamix.jobs.init import write_recipe
 
-    inputs = [
-        p for path in paths for p in find([path], ".") if p in paths or not p.endswith((".yaml", ".yml"))
-    ]
-    check_outputs([output], inputs, overwrite)
-    text = look(list(paths), kind, str(output.parent))
-    with complete_files([output]) as (draft,):
-        draft.write_text(text, encoding="utf-8")
+    write_recipe(paths, kind, output, overwrite)
     click.echo(f"Wrote {output}. Next: datamix plan {output}")

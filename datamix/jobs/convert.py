@@ -83,7 +83,7 @@ def convert(source: str, target: str, to: str, lossy: bool = False, overwrite: b
     kind, lost = _target_kind(native, to)
     spec = ShapeSpec(native, kind, seen.detection.columns, keep_meta=(EVERYTHING,))
     work = _Conversion(seen, spec, to, Counter(), [], Counter())
-    with complete_files([Path(target)]) as (draft,):
+    with complete_files([Path(target)], overwrite) as (draft,):
         with open_writer(draft, target, to) as writer:
             for rows in work.rows():
                 writer.write(rows)

@@ -9,7 +9,7 @@ Files are sources: of two duplicates the one in the file named first stays. Memo
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,24 +98,28 @@ def deduplicate(
     Raises RecipeError: nothing matches, an output is an input, exists without ``overwrite``, or cannot hold them. Raises DataError: a file is unreadable.
     """
     paths = list(dict.fromkeys(path for name in inputs for path in find([name], ".")))  # in the order named
+    folder = None if Path(target).suffix else Path(target)
+    audit = _audit_path(Path(target), whole=folder is None)
+    check_outputs([audit] if folder else [audit, Path(target)], paths, overwrite, folder)
     files = [_input(path, column) for path in paths]
     targets = _targets(files, Path(target))
-    audit = _audit_path(Path(target), whole=len(set(targets)) == 1 and bool(Path(target).suffix))
     outputs = [
         audit,
         *dict.fromkeys(targets),
     ]  # the audit first: records that are gone can always be looked up
-    if not Path(target).suffix:
-        Path(target).mkdir(parents=True, exist_ok=True)
-    check_outputs(outputs, paths, overwrite)
-    with tempfile.TemporaryDirectory(prefix=".dedupe-", dir=audit.parent) as spool:
+    check_outputs(outputs, paths, overwrite, folder)
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    with complete_files(outputs, overwrite) as drafts:
+        spool = drafts[0].with_name(drafts[0].name + ".spool")
+        spool.mkdir()
         ordinals, sources = [], []
         for number, file in enumerate(files):
-            known, source = _spooled(file, Path(spool), number, spec)
+            known, source = _spooled(file, spool, number, spec)
             ordinals.append(known)
             sources.append(source)
         decisions = decide(sources, spec)
-    with complete_files(outputs) as drafts:
+        shutil.rmtree(spool)
         draft_of = dict(zip(outputs, drafts, strict=True))
         counts = _copy(files, [draft_of[path] for path in targets], ordinals, decisions)
         pq.write_table(_audit(paths, ordinals, decisions), draft_of[audit])

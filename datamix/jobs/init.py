@@ -21,6 +21,7 @@ from datamix.core.records import Kind, RecordKind
 from datamix.core.records import texts as texts_of
 from datamix.formats import DatasetEntry, ShapeSpec, can_become, dataset_info, is_dataset_info, shape
 from datamix.jobs.first_recipe import MADE_OF, SourcePart, one_line, recipe_text
+from datamix.jobs.output_files import check_outputs, complete_files
 from datamix.pipeline.recognise import SAMPLE_RECORDS, Recognised, recognise
 from datamix.read import DOCUMENTS, find, read
 
@@ -55,6 +56,23 @@ def init(paths: Sequence[str], kind: str | None = None, base: str = ".") -> str:
         told = "; ".join(_told(part) for part in parts[:5]) or "there are no files"
         raise RecipeError(f"Nothing that was found can be a source of a recipe of kind {chosen}: {told}.")
     return recipe_text(_named(parts), chosen, paths, base)
+
+
+def write_recipe(paths: Sequence[str], kind: str | None, output: Path, overwrite: bool) -> None:
+    """Write the recipe that ``init`` gives; URLs stand in it as they were typed, secrets included, so that it builds.
+
+    Raises RecipeError as ``init`` does, and where ``output`` is a file that is read or exists without ``overwrite``.
+    """
+    inputs = [
+        p for path in paths for p in find([path], ".") if p in paths or not p.endswith((".yaml", ".yml"))
+    ]
+    catalogues, _ = _files(paths)
+    entries = [(path.parent, entry) for path in catalogues for entry in dataset_info(path)]
+    inputs += [str(folder / file) for folder, entry in entries for file in entry.files if "://" not in file]
+    check_outputs([output], inputs, overwrite)
+    text = init(paths, kind, str(output.parent))
+    with complete_files([output], overwrite) as (draft,):
+        draft.write_text(text, encoding="utf-8")
 
 
 def _told(part: SourcePart) -> str:

@@ -1,35 +1,47 @@
 """Files that a command writes for the user: checked before work, complete when they appear, never in place of an input.
 
 Each is written beside its target under a name of ours that nobody else has, flushed to the disk, and renamed when all of them
-are complete. A process killed anywhere leaves the old target whole; its stray file is removed by the next run.
+are complete. A process killed anywhere leaves the old target whole; what it left beside it is removed by the next run.
 """
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from datamix.core.errors import MachineError, RecipeError
 from datamix.pipeline.store import sync
 
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
+_NO_LINKS = (1, 38, 95)  # EPERM, ENOSYS, ENOTSUP: a file system without hard links
+_NAME_END = (
+    40  # characters of a target's name that its draft bears: a name of 255 bytes leaves no room for more
+)
 
 
-def check_outputs(outputs: Sequence[Path], inputs: Sequence[str], overwrite: bool) -> None:
-    """Raise RecipeError where an output is an input (by any name or link), stands twice, or exists unasked."""
+def check_outputs(
+    outputs: Sequence[Path], inputs: Sequence[str], overwrite: bool, new_folder: Path | None = None
+) -> None:
+    """Raise RecipeError where an output is an input (by any name or link), stands twice, or exists unasked.
+
+    The folder of each must exist, but for ``new_folder``.
+    """
     read = {identity: path for path in inputs if (identity := _identity(path)) is not None}
     real = [os.path.realpath(output) for output in outputs]
     for output, place in zip(outputs, real, strict=True):
-        if "://" in str(output) or re.match(r"[a-z0-9]+:/", str(output)):
+        if "://" in str(output) or re.match(r"[A-Za-z0-9+.-]+:/", str(output)):
             raise RecipeError(
                 f"{output}: only local files are written. Name a local path, and upload it afterwards."
             )
-        identity = _identity(place)
+        identity = _identity(str(output))
         source = read.get(identity) if identity else None
         if source is not None:
             raise RecipeError(
@@ -38,63 +50,132 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[str], overwrite: boo
             )
         if real.count(place) > 1:
             raise RecipeError(f"{output}: two outputs have this name. Choose another name with -o.")
-        if not Path(place).parent.is_dir():
-            raise RecipeError(f"{output}: there is no folder {Path(place).parent}. Create it first.")
-        if os.path.lexists(place) and not stat.S_ISREG(os.lstat(place).st_mode):
+        if identity and not output.is_file():
             raise RecipeError(f"{output}: exists and is no regular file. Choose another name.")
+        folder = Path(place).parent
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise RecipeError(f"{output}: {nearest} is no folder. Choose another name.")
+        if nearest != folder and output.parent != new_folder:
+            raise RecipeError(f"{output}: there is no folder {folder}. Create it first.")
         if os.path.lexists(output) and not overwrite:
             raise RecipeError(f"{output} exists. Choose another name, or replace it with --overwrite.")
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Device and inode: equal for hard links, symbolic links and other spellings of one file."""
+    """Device and inode: equal for hard links, symbolic links and other spellings of one file, ``file://`` too."""
     try:
-        found = os.stat(path)
+        found = os.stat(re.sub("^(file|local)://", "", path.split("::")[-1]) if "://" in path else path)
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino
 
 
 @contextmanager
-def complete_files(outputs: Sequence[Path]) -> Iterator[list[Path]]:
+def complete_files(outputs: Sequence[Path], overwrite: bool) -> Iterator[list[Path]]:
     """Names to write instead of ``outputs``, in their folders; they become the outputs where nothing goes wrong.
 
-    Raises MachineError where the disk is full. A link is followed: the file that it names is replaced.
+    What is written beside a draft under its name and a suffix is removed at the end. A link is followed: the file that it names
+    is replaced. Raises MachineError where the disk is full or the folder may not be written, RecipeError where an output
+    appeared meanwhile and ``overwrite`` is not set.
     """
     finals = [Path(os.path.realpath(output)) for output in outputs]
-    for final in finals:
-        _remove_strays(final)
-    drafts = [f.with_name(f".datamix-{os.getpid()}-{secrets.token_hex(4)}-{f.name}") for f in finals]
-    try:
-        for draft in drafts:
-            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        yield drafts
-        for draft, final in zip(drafts, finals, strict=True):
-            with suppress(OSError):
-                draft.chmod(stat.S_IMODE(final.stat().st_mode))
-        sync(drafts)
-        for draft, final in zip(drafts, finals, strict=True):
+    drafts: list[Path] = []
+    with ExitStack() as locks:
+        try:
+            for final in finals:
+                _remove_strays(final)
+                drafts.append(_draft(final, locks))
+            yield drafts
+            for draft, final in zip(drafts, finals, strict=True):
+                with suppress(OSError):
+                    draft.chmod(stat.S_IMODE(final.stat().st_mode))
+            sync(drafts)
+            _appear(drafts, finals, overwrite)
+            sync({final.parent for final in finals})
+        except OSError as error:
+            explained = _explained(error, outputs[0])
+            if explained is None:
+                raise
+            raise explained from error
+        finally:
+            for draft in drafts:
+                _remove(draft)
+
+
+def _draft(final: Path, locks: ExitStack) -> Path:
+    """A new file beside ``final``, locked while this process writes it: how a later run knows what is in use."""
+    draft = final.with_name(f".datamix-{os.getpid()}-{secrets.token_hex(4)}-{final.name[-_NAME_END:]}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    locks.callback(os.close, handle)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return draft
+
+
+def _appear(drafts: Sequence[Path], finals: Sequence[Path], overwrite: bool) -> None:
+    """Give drafts their names; without ``overwrite`` what took a name meanwhile stays, and none of them appears."""
+    linked: list[Path] = []
+    for draft, final in zip(drafts, finals, strict=True):
+        if overwrite:
             draft.replace(final)
-        sync({final.parent for final in finals})
-    except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise MachineError(
-            f"No space left while writing {outputs[0]}. Nothing was replaced: free some space, or choose another place."
-        ) from error
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+            continue
+        try:
+            os.link(draft, final)
+            linked.append(final)
+        except FileExistsError as error:
+            for path in linked:
+                path.unlink(missing_ok=True)
+            raise RecipeError(
+                f"{final} appeared while this command ran, and was not replaced. Choose another name, or replace it with "
+                "--overwrite."
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            draft.replace(final)
+
+
+def _explained(error: OSError, output: Path) -> MachineError | None:
+    """The paragraph for a failure of the disk or the folder; None for errors of other files."""
+    if error.errno in _NO_SPACE:
+        return MachineError(
+            f"No space left while writing {output}. Nothing was replaced: free some space, or choose another place."
+        )
+    if Path(str(error.filename or "")).name.startswith(".datamix-"):
+        return MachineError(
+            f"{output}: cannot be written there ({error.strerror}). Choose another folder, or mend its permissions."
+        )
+    return None
 
 
 def _remove_strays(final: Path) -> None:
     """Remove drafts of this target whose process was killed."""
     for path in final.parent.glob(".datamix-*-*-*"):
         match = re.fullmatch(r"\.datamix-(\d+)-[0-9a-f]{8}-(.+)", path.name)
-        if match and match[2] == final.name:
-            try:
-                os.kill(int(match[1]), 0)
-            except ProcessLookupError:
-                path.unlink(missing_ok=True)
-            except OSError:
-                continue
+        if match and match[2] == final.name[-_NAME_END:] and not _in_use(path, int(match[1])):
+            _remove(path)
+
+
+def _in_use(draft: Path, pid: int) -> bool:
+    """Whether the process that wrote a draft lives: here by its pid, in another container by the lock."""
+    try:
+        os.kill(pid, 0)
+        return True
+    except ProcessLookupError:
+        pass
+    except OSError:
+        return True
+    try:
+        with draft.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def _remove(draft: Path) -> None:
+    """Remove a draft and, before it, what was written beside it under its name and a suffix."""
+    for path in draft.parent.glob(f"{glob.escape(draft.name)}.*"):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    draft.unlink(missing_ok=True)
