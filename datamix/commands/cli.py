@@ -73,7 +73,11 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return cli.main(args=arguments, prog_name="datamix", standalone_mode=False, obj=settings)
     except click.ClickException as error:
-        error.show()
+        import io
+
+        usage = io.StringIO()
+        error.show(usage)
+        click.echo(mask_secrets(usage.getvalue()), err=True, nl=False)
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()

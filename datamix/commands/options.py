@@ -10,7 +10,17 @@ import click
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-PATH = click.Path(path_type=Path)
+
+class LocalPath(click.Path):
+    """A path on this machine: ``Path`` would turn the ``//`` of a URL into ``/``, which opens and masks nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(f"{value} is a URL, and a local path is needed here.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = LocalPath(path_type=Path)
 WORKERS: Option = click.option(
     "--workers", type=click.IntRange(min=1), help="Processes; default: one a processor."
 )

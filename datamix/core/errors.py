@@ -11,32 +11,79 @@ DatamixError              exit code
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
-_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s'\"<>]|['\"](?=[^\s'\"<>/]*@))+")
+_PORT = re.compile(r"\[.*\](:\d*)?|[^:]*(:\d*)?")
+_QUERY = re.compile(r"\?(?=[\w.~%\[\]-]+=)|#")  # elsewhere `?` is a glob's
+_WEB_QUERY = re.compile(r"[?#]")
 
 
 def mask_url(url: str) -> str:
     """A URL without what may be secret: ``s3://key:pass@host/a?sig=1#t`` -> ``s3://***@host/a?***``.
 
-    Chained URLs of fsspec (``zip://a.csv::https://...``) are masked link by link; ``@revision`` in a path stays.
+    Chained URLs of fsspec (``zip://a.csv::https://...``) are masked link by link; ``@revision`` in a path stays, and so does
+    a ``?`` that is part of a glob.
     """
     if "://" not in url:
         return url
-    return "::".join(_mask_link(link) for link in url.split("::"))
+    return "::".join(_mask_link(link) for link in _links(url))
+
+
+def _links(url: str) -> list[str]:
+    """The links of a chained URL; ``::`` within a query is part of the query."""
+    links: list[str] = []
+    for part in url.split("::"):
+        if links and re.search("[?#]", links[-1]) and "://" not in part:
+            links[-1] += "::" + part
+        else:
+            links.append(part)
+    return links
 
 
 def _mask_link(link: str) -> str:
+    scheme, user, address, query = _parts(link)
+    return f"{scheme}{user and '***@'}{address}{query[:1]}{query and '***'}"
+
+
+def _parts(link: str) -> tuple[str, str, str, str]:
+    """Scheme with ``://``, user and password, host and path, and query and fragment with their mark."""
     scheme, separator, rest = link.partition("://")
-    address, mark, _ = rest.partition("?") if "?" in rest else rest.partition("#")
-    authority, slash, path = address.partition("/")
+    if not separator:
+        return "", "", link, ""
+    user = ""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
-        authority = "***@" + authority.rpartition("@")[2]
-    return f"{scheme}{separator}{authority}{slash}{path}{mark and mark + '***'}"
+        user = authority.rpartition("@")[0]
+    elif "@" in rest and not _PORT.fullmatch(authority):  # a password with `/`, `?` or `#` in it
+        user = rest.partition("@")[0]
+    rest = rest[len(user) + 1 :] if user else rest.removeprefix("@")
+    mark = (_WEB_QUERY if scheme.lower() in ("http", "https") else _QUERY).search(rest)
+    end = mark.start() if mark else len(rest)
+    return scheme + separator, user, rest[:end], rest[end:]
 
 
-def mask_secrets(text: str) -> str:
-    """A text with every URL in it masked."""
-    return _URL.sub(lambda match: mask_url(match[0]), text) if "://" in text else text
+def mask_secrets(text: str, url: str = "") -> str:
+    """A text with every URL in it masked, and what is secret in ``url`` wherever it is quoted: storages quote parts of URLs."""
+    for secret in sorted(_secrets(url), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _URL.sub(_mask_match, text) if "://" in text else text
+
+
+def _mask_match(match: re.Match[str]) -> str:
+    url = match[0].rstrip(".,;:!)")  # the sentence's
+    return mask_url(url) + match[0][len(url) :]
+
+
+def _secrets(url: str) -> set[str]:
+    """What must not be quoted of a URL; values shorter than five characters are ordinary text as well."""
+    secrets: set[str] = set()
+    for link in _links(url) if "://" in url else ():
+        _, user, _, query = _parts(link)
+        password = user.partition(":")[2] or user
+        values = [pair.partition("=")[2] or pair for pair in re.split("[?&#]", query)]
+        secrets |= {user, query[1:], *(value for value in (password, *values) if len(value) >= 5)}
+    return {form for secret in secrets if len(secret) >= 3 for form in (secret, unquote(secret))}
 
 
 class DatamixError(Exception):

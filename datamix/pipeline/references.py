@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamix.core.errors import RecipeError
+from datamix.core.errors import RecipeError, mask_url
 from datamix.core.hashing import digest
 from datamix.pipeline import built_sets, prepare, prepare_sources, sign, translate
 from datamix.pipeline.opening import read_manifest
@@ -22,7 +22,12 @@ def evals(recipe: Recipe, bench: BuildContext) -> tuple[SourceShards, ...]:
     asked = recipe.decontaminate.against if recipe.decontaminate else ()
     wanted = [
         SourceRequest(
-            ", ".join(e.path), e.path, recipe.base, e.format, None, tuple(sorted(e.columns.items()))
+            ", ".join(map(mask_url, e.path)),
+            e.path,
+            recipe.base,
+            e.format,
+            None,
+            tuple(sorted(e.columns.items())),
         )
         for e in asked
     ]
@@ -39,7 +44,7 @@ def against(recipe: Recipe, bench: BuildContext) -> tuple[Reference, ...]:
         if manifest is not None and "recipe_sha256" in manifest:
             found += _earlier_set(recipe, bench, path, manifest.get("key", ""))
         else:
-            wanted = SourceRequest(path, (path,), recipe.base)
+            wanted = SourceRequest(mask_url(path), (path,), recipe.base)
             work = SourceWork(wanted, recipe.kind, dedupe=translate.signing_spec(recipe))
             found += [Reference(r.shards) for r in prepare_sources.prepare_sources(bench, [work])]
     return tuple(found)

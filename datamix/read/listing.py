@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from datamix.core.errors import RecipeError, mask_url
+from datamix.core.errors import RecipeError, mask_secrets, mask_url
 from datamix.read.storage import explained, filesystem_of, is_remote
 
 _MAGIC = re.compile(r"[*?\[]")
@@ -137,7 +137,7 @@ def _remote(url: str) -> list[str]:
             files = [name] if filesystem.exists(name) else []
         if not files:
             raise RecipeError(
-                f"path {mask_url(url)!r}: matches no file there{_nearest_remote(filesystem, name)}."
+                f"path {mask_url(url)!r}: matches no file there{mask_secrets(_nearest_remote(filesystem, name), url)}."
             )
         return [str(filesystem.unstrip_protocol(file)) for file in files]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
@@ -88,9 +89,9 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
     except ValueError as error:
         raise DataError(
-            f"{mask_url(url)}: no such kind of address is known: {_one_line(error)}. "
+            f"{mask_url(url)}: no such kind of address is known: {_one_line(error, url)}. "
             "Known ones begin with hf://, https://, s3://, gs:// and whatever else fsspec lists."
-        ) from error
+        ) from _cause(error, url)
 
 
 def file_state(path: str) -> tuple[int, int, int, int]:
@@ -142,28 +143,32 @@ def explained(path: str) -> Iterator[None]:
     except DatamixError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{mask_url(path)}: there is no such file. Check the path in the recipe.") from error
+        raise DataError(
+            f"{mask_url(path)}: there is no such file. Check the path in the recipe."
+        ) from _cause(error, path)
     except IsADirectoryError as error:
-        raise DataError(f"{mask_url(path)}: is a folder where a file was expected.") from error
+        raise DataError(f"{mask_url(path)}: is a folder where a file was expected.") from _cause(error, path)
     except PermissionError as error:
         raise DataError(
             f"{mask_url(path)}: may not be read ({error.strerror}). Mend its permissions."
-        ) from error
+        ) from _cause(error, path)
     except OSError as error:
-        raise DataError(f"{mask_url(path)}: could not be read: {_one_line(error)}.{_cure(path)}") from error
+        raise DataError(
+            f"{mask_url(path)}: could not be read: {_one_line(error, path)}.{_cure(path)}"
+        ) from _cause(error, path)
     except ImportError as error:
         if not is_remote(path):
             raise
         raise DataError(
-            f"{mask_url(path)}: this kind of address needs a package that is not installed: {_one_line(error)}. "
+            f"{mask_url(path)}: this kind of address needs a package that is not installed: {_one_line(error, path)}. "
             "Install it, or download the file and name the local copy."
-        ) from error
+        ) from _cause(error, path)
     except Exception as error:
         if not is_remote(path) or type(error).__module__ == "builtins":
             raise
         raise DataError(
-            f"{mask_url(path)}: could not be read: {type(error).__name__}: {_one_line(error)}.{_cure(path)}"
-        ) from error
+            f"{mask_url(path)}: could not be read: {type(error).__name__}: {_one_line(error, path)}.{_cure(path)}"
+        ) from _cause(error, path)
 
 
 def _cure(path: str) -> str:
@@ -172,6 +177,12 @@ def _cure(path: str) -> str:
     return " Check the address and the connection, or download the file and name the local copy."
 
 
-def _one_line(error: BaseException) -> str:
-    text = mask_secrets(" ".join(str(error).split()))
+def _cause(error: BaseException, path: str) -> BaseException | None:
+    """The error for a traceback; None where it quotes a secret of ``path`` in a form that only the path tells."""
+    told = mask_secrets("".join(traceback.format_exception(error)))
+    return error if mask_secrets(told, path) == told else None
+
+
+def _one_line(error: BaseException, path: str) -> str:
+    text = mask_secrets(" ".join(str(error).split()), path)
     return text.rstrip(".")[:300] or type(error).__name__
