@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from datamix.core.hashing import file_sha256
 from datamix.recipe.schemas import schema_text
 
 _KEPT = ("train", "validation", "rejects", "removed")  # folders that hold listed files only
+
+
+_SET_ASIDE = re.compile(r"\.yours(\.\d+)?$")  # files that somebody changed, as a build set them aside
 
 
 def check_manifest(manifest: Any) -> Check:
@@ -87,7 +91,8 @@ def _strangers(out: Path, listed: set[str]) -> Iterator[str]:
     folders = {*_KEPT, *(p.split("/")[0] for p in listed if "/" in p)}
     for folder in sorted(folders):
         for path in sorted((out / folder).rglob("*")):
-            if path.is_file() and (name := path.relative_to(out).as_posix()) not in listed:
+            name = path.relative_to(out).as_posix()
+            if path.is_file() and name not in listed and not _SET_ASIDE.search(name):
                 yield name
 
 

@@ -147,6 +147,8 @@ def check_out(out: Path, cache: Path, recipe_sha256: str, formats: list[str], ov
 
 def _check_places(out: Path, cache: Path) -> None:
     """OUT and the cache may lie beside or below each other only where neither writes into the other's files."""
+    if cache.exists() and not cache.is_dir():
+        raise RecipeError(f"The cache {cache} is a file. Name a folder with --cache.")
     here, store = Path(os.path.realpath(out)), Path(os.path.realpath(cache))
     if here == store or store in here.parents:
         raise RecipeError(
