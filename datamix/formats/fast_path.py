@@ -3,7 +3,7 @@
 A line is cut into its stencil and its texts (``stencil``). What a stencil means is asked once, of the reader that all rows
 go through: it reads the stencil with a name in every gap, and if the record it makes is nothing but turns whose contents
 are such names, every line of that stencil is that record with its own texts. So there is one definition of a format,
-and this module knows none. The formats in ``OPAQUE`` never look inside a text that is not empty, which is what makes a name as
+so nothing here is specific to a format. The formats in ``OPAQUE`` never look inside a text that is not empty, which is what makes a name as
 good as the text; anything else (a field that is kept, tools, reasoning, a row that does not fit, a broken line) gives None,
 and the chunk goes the long way. Cost: a dictionary look-up a line and a few copies of the texts.
 """

@@ -144,7 +144,7 @@ def _explained(error: OSError, output: Path) -> MachineError | None:
         )
     if Path(str(error.filename or "")).name.startswith(".datamix-"):
         return MachineError(
-            f"{output}: cannot be written there ({error.strerror}). Choose another folder, or mend its permissions."
+            f"{output}: cannot be written there ({error.strerror}). Choose another folder, or fix its permissions."
         )
     return None
 

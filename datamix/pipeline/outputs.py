@@ -1,4 +1,4 @@
-"""The files of a set: which tasks write them, and how they get their names in OUT."""
+"""The files of a set: which tasks write them, and how shards are linked into OUT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bins and an order: what stands in which row, and which row comes when. Integers only; no token is read, but
+"""Bins and an order: which pieces form each row, and the order of the rows. Integers only; no token is read, but
 the last ones of documents longer than a block, to find where a line ends.
 
 ``pack`` makes the rows of one source from the lengths of its live records; ``schedule`` deals rows of all sources into one

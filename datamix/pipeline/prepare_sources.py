@@ -287,7 +287,7 @@ def check_source(work: SourceWork, found: Sequence[InputFile], receipts: Sequenc
     if not read:
         raise DataError(
             f"Source {source} is empty: {len(found)} file{'s' * (len(found) != 1)} "
-            f"({', '.join(f.label for f in found[:3])}) hold no record. Take the source out, or mend its path."
+            f"({', '.join(f.label for f in found[:3])}) hold no record. Remove the source, or fix its path."
         )
     if rejected / read > work.max_reject_share or rejected == read:
         why: Counter[str] = Counter()
@@ -297,7 +297,7 @@ def check_source(work: SourceWork, found: Sequence[InputFile], receipts: Sequenc
         raise DataError(
             f"Source {source}: {rejected:,} of {read:,} records ({rejected / read:.1%}) could not be used: {reasons}. "
             f"{_example(receipts)} That is more than max_reject_share ({work.max_reject_share:.0%}). Look at them with "
-            f"`datamix check {found[0].label}`; then mend the file, name its `format` or `columns`, or raise max_reject_share."
+            f"`datamix check {found[0].label}`; then fix the file, name its `format` or `columns`, or raise max_reject_share."
         )
 
 

@@ -108,7 +108,7 @@ class RowReader:
         return source[places].astype(np.int64), row[places].astype(np.int64)
 
     def read(self, places: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.RecordBatch:
-        """The rows at some places, in the order asked; who they are from is known without their tokens."""
+        """The rows at some places, in the order asked; source and stage need no token reads."""
         info, wanted = self._set.info, list(columns or self.columns)
         source_of, row_of = self.locate(places)
         stage_of = np.minimum(np.searchsorted(self._stage_ends, places, side="right"), len(info.stages) - 1)

@@ -94,7 +94,7 @@ def _check_left(ready: PreparedSource, fates: Receipt, packed: Receipt) -> None:
     }
     said = ", ".join(f"{count:,} {fate}" for fate, count in gone.items() if count) or "none was read"
     raise DataError(
-        f"Nothing of source {ready.name} is left to train on: {said}. Loosen what takes its records away, or take it out."
+        f"Nothing of source {ready.name} is left to train on: {said}. Relax the steps that removed them, or remove the source."
     )
 
 

@@ -1,4 +1,4 @@
-"""The recipe in the words of the rooms: what each phase is asked to do. Pure functions; nothing is read."""
+"""Translate the recipe into the options each stage takes: what each phase is asked to do. Pure functions; nothing is read."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
     except ValueError as error:
         raise DataError(
-            f"{mask_url(url)}: no such kind of address is known: {_one_line(error, url)}. "
+            f"{mask_url(url)}: unsupported URL scheme: {_one_line(error, url)}. "
             "Known ones begin with hf://, https://, s3://, gs:// and whatever else fsspec lists."
         ) from _cause(error, url)
 
@@ -150,7 +150,7 @@ def explained(path: str) -> Iterator[None]:
         raise DataError(f"{mask_url(path)}: is a folder where a file was expected.") from _cause(error, path)
     except PermissionError as error:
         raise DataError(
-            f"{mask_url(path)}: may not be read ({error.strerror}). Mend its permissions."
+            f"{mask_url(path)}: may not be read ({error.strerror}). Fix its permissions."
         ) from _cause(error, path)
     except OSError as error:
         raise DataError(

@@ -152,7 +152,7 @@ def _dialect(options: tuple[tuple[str, str], ...]) -> dict[str, Any]:
 def _header(path: str, names: list[str], problem: tuple[str, str] | None) -> list[str]:
     if problem is not None:
         raise DataError(
-            f"{mask_url(path)}: the header line cannot be read: {problem[1]}. Mend the first line."
+            f"{mask_url(path)}: the header line cannot be read: {problem[1]}. Fix the first line."
         )
     named = [name or f"column_{i}" for i, name in enumerate(names, 1)]
     twice = sorted({name for name in named if named.count(name) > 1})

@@ -301,7 +301,7 @@ def _kind_rules(recipe: Recipe) -> list[tuple[Key, str]]:
             (("mix", "loss_norm"), f"weighs rows by their labels; {recipe.kind} rows have none: leave it out")
         )
     if recipe.mix.replay and (recipe.mix.stages or recipe.mix.weights):
-        found.append((("mix", "replay"), "stands instead of weights and stages; keep one of them"))
+        found.append((("mix", "replay"), "replaces weights and stages; keep one of them"))
     return found
 
 

@@ -100,7 +100,7 @@ def _shares(manifest: dict[str, Any]) -> Section:
         "loss tokens",
         "epochs",
     ]
-    lead = f"Weights were asked in {unit_words(unit)}; the tick marks what was asked. The same set counted in another unit is another mixture."
+    lead = f"Weights were asked in {unit_words(unit)}; the tick marks what was asked. In another unit the shares differ."
     return Section(
         "shares",
         "Shares",
@@ -219,7 +219,7 @@ def _order(manifest: dict[str, Any], picture: Picture) -> Section | None:
     unit = unit_words(mixture["unit"])
     lead = (
         f"Share of {unit} in {len(filled)} windows along the training order, with what was asked dotted. Below, the farthest "
-        f"that each source is from what it is owed up to there, in {unit}."
+        f"that each source is from its target at that point, in {unit}."
     )
     return Section("order", "Along the training order", lead, legend, drawn)
 

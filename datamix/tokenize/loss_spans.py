@@ -182,7 +182,7 @@ class TurnFinder:
 
 
 class RealTurnFinder:
-    """Finds trained spans by the real texts alone, for records whose words the template acts on.
+    """Finds trained spans by the real texts alone, for records whose content changes how the template renders.
 
     A turn begins where the rendering of the turns before it, with generation prompt, ends, and ends at the first
     control token of the template's that ends an answer. Anything less certain is a TemplateFailure.

@@ -2,7 +2,7 @@
 
 Shapes repeat, so a template runs a handful of times per shape; then each record costs one rendering to compare with (or
 none, where the template is known to be blind to what the texts say: see ``blind``). A record whose filled skeleton
-differs from its rendering is one whose words the template acts on (Qwen3 looks for ``</think>``). Such a record is
+differs from its rendering is one whose content changes how the template renders (Qwen3 looks for ``</think>``). Such a record is
 analysed alone, by its real text, and refused with a reason where that cannot be done surely.
 """
 
@@ -67,7 +67,7 @@ class ChatRenderer:
     def draw(self, conversation: Conversation, purpose: Purpose, given: int = 0) -> RenderedChat:
         """The layout of a conversation for a purpose; ``given``: for completions, the number of turns of the prompt.
 
-        Raises TemplateFailure where the template refuses it or what is trained cannot be told.
+        Raises TemplateFailure where the template refuses it or the trained span cannot be determined.
         """
         texts = conversation.slots()
         shape = self._shape(conversation, purpose, given)

@@ -1,4 +1,4 @@
-"""Whether a template can see what texts say, or only that they are there.
+"""Static analysis: can a template's output depend on message text?, or only that they are there.
 
 Most templates only copy content: then the skeleton of a shape is right for every record of it. Some look inside
 (``'</think>' in content``, ``content.split(...)``). ``sight`` reads the template's syntax tree once. If everything it does

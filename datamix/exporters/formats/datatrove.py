@@ -51,7 +51,7 @@ class Datatrove:
         return names
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
-        """Nothing stands beside the shards."""
+        """No extra files."""
         return []
 
     def keeps(self) -> tuple[str, ...]:

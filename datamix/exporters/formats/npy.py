@@ -50,7 +50,7 @@ class Npy:
         return names
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
-        """Nothing stands beside the shards."""
+        """No extra files."""
         return []
 
     def keeps(self) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class Safetensors:
         return written
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
-        """Nothing stands beside the shards."""
+        """No extra files."""
         return []
 
     def keeps(self) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class WebDataset:
         return [name]
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
-        """Nothing stands beside the shards."""
+        """No extra files."""
         return []
 
     def keeps(self) -> tuple[str, ...]:
