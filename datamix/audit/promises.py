@@ -21,7 +21,7 @@ from datamix.audit.findings import Check, Findings, first_line
 from datamix.audit.listed_files import check_files, check_manifest, check_tokenizer
 from datamix.audit.prefix import read_stages
 from datamix.audit.recipe_claims import check_claims, unchecked
-from datamix.audit.recount import UNITS, Recount, RowShard
+from datamix.audit.recount import AMOUNTS, Recount, RowShard
 from datamix.audit.rederive import check_inputs
 from datamix.core.content import files_digest
 from datamix.core.errors import RecipeError
@@ -171,7 +171,7 @@ def _check_counts(manifest: dict[str, Any], recount: Recount) -> Check:
     found = Findings("counts")
     for index, name in enumerate(recount.inputs.names):
         claims = manifest["sources"][name]["emitted"]
-        for column, unit in enumerate(UNITS):
+        for column, unit in enumerate(AMOUNTS):
             found.expect(f"{name}: emitted {unit}", claims[unit], int(recount.by_source[index, column]))
     rows, _, tokens, loss = (int(n) for n in recount.by_source.sum(axis=0))
     return found.check(
@@ -186,7 +186,7 @@ def _check_shares(manifest: dict[str, Any], recount: Recount) -> Check:
     told = []
     for index, name in enumerate(recount.inputs.names):
         claims = manifest["sources"][name]["share"]
-        for unit in UNITS[1:]:
+        for unit in AMOUNTS[1:]:
             found.expect(f"{name}: share of {unit}", claims[unit], _share(recount.by_source, index, unit))
         asked = sum(
             float(stage["share"] * plan.shares[index]) for stage, plan in zip(stages, plans, strict=True)
@@ -198,7 +198,7 @@ def _check_shares(manifest: dict[str, Any], recount: Recount) -> Check:
 
 
 def _share(by_source: NDArray[np.int64], index: int, unit: str) -> float:
-    column = by_source[:, UNITS.index(unit)]
+    column = by_source[:, AMOUNTS.index(unit)]
     return float(column[index] / column.sum()) if column.sum() else 0.0
 
 
@@ -206,8 +206,8 @@ def _check_stages(manifest: dict[str, Any], recount: Recount) -> Check:
     found = recount.stages
     stages = manifest["mixture"]["stages"]
     for index, stage in enumerate(stages):
-        for unit in (unit for unit in UNITS if unit in stage):
-            counted = int(recount.by_stage[index, UNITS.index(unit)])
+        for unit in (unit for unit in AMOUNTS if unit in stage):
+            counted = int(recount.by_stage[index, AMOUNTS.index(unit)])
             found.expect(f"stage {stage['name']}: {unit}", stage[unit], counted)
         if abs(sum(stage["weights"].values()) - 1) > 1e-6:
             found.add(
@@ -255,7 +255,7 @@ def _check_epochs(manifest: dict[str, Any], recount: Recount, uses: UseCounts) -
     if len(uses.overlapping):
         told = inputs.record(int(uses.overlapping[0]))
         found.add(f"{told} is emitted in parts that share tokens", len(uses.overlapping))
-    column = UNITS.index(recount.unit)
+    column = AMOUNTS.index(recount.unit)
     for index, name in enumerate(inputs.names):
         source = manifest["sources"][name]
         limit = _max_epochs(manifest, name) * source["available"]["rows"]

@@ -25,10 +25,11 @@ from datamix.audit.seeded_order import SeededOrder
 from datamix.audit.turn_ends import TurnEnds, control_ids
 from datamix.audit.turn_starts import TurnHeaders, TurnStarts
 from datamix.core.content import ContentDigest
+from datamix.core.contracts import UNITS
 from datamix.core.records import row_schema
 from datamix.pipeline.rows import RowReader
 
-UNITS = ("rows", "records", "tokens", "loss_tokens")
+AMOUNTS = ("rows", *UNITS)
 _BATCH_TOKENS = 1 << 20
 
 
@@ -56,8 +57,8 @@ class Recount:
     unit: str
     loss_on: str
     weights: RowWeights | None  # None: rows have none
-    by_source: NDArray[np.int64]  # [num_sources, UNITS]
-    by_stage: NDArray[np.int64]  # [num_stages, UNITS]
+    by_source: NDArray[np.int64]  # [num_sources, AMOUNTS]
+    by_stage: NDArray[np.int64]  # [num_stages, AMOUNTS]
     largest: int = 0  # cost of the largest row, in the unit
     content: list[str] = field(default_factory=list)  # the digest of each file of train/
     laws: Findings = field(default_factory=lambda: Findings("rows"))
@@ -92,8 +93,8 @@ class Recount:
             unit=manifest["mixture"]["unit"],
             loss_on=encode.get("loss_on", "assistant"),
             weights=weights,
-            by_source=np.zeros((len(inputs.names), len(UNITS)), np.int64),
-            by_stage=np.zeros((len(names), len(UNITS)), np.int64),
+            by_source=np.zeros((len(inputs.names), len(AMOUNTS)), np.int64),
+            by_stage=np.zeros((len(names), len(AMOUNTS)), np.int64),
         )
 
     def add_train(self, shard: RowShard) -> None:

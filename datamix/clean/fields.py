@@ -1,4 +1,4 @@
-"""Which texts of a record a step sees: the one place that knows how the four kinds lie in Arrow.
+"""Which texts of a record a cleaning step sees, in each of the four kinds' Arrow columns.
 
 A mend is applied to every selected *leaf* (the content and the reasoning of a turn, a document, a reference), a
 judge to every selected *view* (one text a record: the selected turns of one conversation joined by line feeds).

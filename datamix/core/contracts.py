@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+UNITS = ("records", "tokens", "loss_tokens")  # what weights and sizes may count
+
 
 @dataclass(frozen=True)
 class Slice:

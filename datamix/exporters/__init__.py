@@ -1,4 +1,5 @@
-"""Training sets in the formats that trainers read: one file a format, two methods each.
+"""Training sets in the formats that trainers read: one file a format or trainer. A sink writes shards in parallel and what is there once; ``keeps`` and
+``command`` say what survives there and what trains from it.
 
 Rows come in training order as ``records.row_schema`` says; a sink turns a stream of them into files and never holds
 more than a chunk.

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix.core.arrays import list_buffers, open_batch, write_batch
-from datamix.core.contracts import Bins, Task
+from datamix.core.contracts import UNITS, Bins, Task
 from datamix.core.hashing import digest, permutation, salt
 from datamix.pipeline.select import POOL, VALIDATION
 from datamix.pipeline.shards import SourceShards
@@ -26,7 +26,6 @@ from datamix.tokenize import EncodeSpec, split_points
 from datamix.tokenize import pack as packing
 
 _VERSION = 1
-UNITS = ("records", "tokens", "loss_tokens")
 SPLITS = {"train": POOL, "validation": VALIDATION}
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamix.audit.prefix import read_stages
+from datamix.core.contracts import UNITS
 from datamix.reporting import charts
 from datamix.reporting.decode import DecodedDocument, Decoder, TextSpan, documents, read_row, train_shards
 from datamix.reporting.gather import LENGTH_EDGES, Picture
 from datamix.reporting.verdicts import SHOWN_FATES, percent, plural, unit_words
 
-UNITS = ("records", "tokens", "loss_tokens")
 _MAX_ROWS = 6  # example rows on the page
 _MAX_TOKENS = 600  # shown of each
 _EXTERNAL = "other sets"  # what records of earlier sets and evals are gathered under
