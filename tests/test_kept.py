@@ -111,3 +111,17 @@ def test_the_python_face_builds_plans_verifies_and_opens(tmp_path: Path) -> None
     total = sum(s["emitted"]["loss_tokens"] for s in manifest["sources"].values())
     assert int((seen != -100).sum()) == total
     assert build(Recipe.read(path), Options(tmp_path / "set", tmp_path / ".datamix")) == manifest
+
+
+@pytest.mark.parametrize("write", [["parquet"], []], ids=["parquet", "virtual"])
+def test_a_deleted_cache_is_brought_back_by_building_again(tmp_path: Path, write: list[str]) -> None:
+    path, cache = recipe(tmp_path, write=write), tmp_path / "cache"
+    datamix.build(path, tmp_path / "set", cache=cache, workers=1)
+    shutil.rmtree(cache)
+    with pytest.raises(DataError, match="again"):
+        export(tmp_path / "set", [parse_format("jsonl")], cache, 1)
+    datamix.build(path, tmp_path / "set", cache=cache, workers=1)
+    assert export(tmp_path / "set", [parse_format("jsonl")], cache, 1)
+    assert len(datamix.open(tmp_path / "set", cache=cache))
+    if write:  # verify looks for the rows of a virtual set beside it
+        assert [c.detail for c in datamix.verify(tmp_path / "set") if not c.ok] == []

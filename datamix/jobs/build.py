@@ -14,7 +14,7 @@ from datamix.pipeline.out_folder import whole_set
 from datamix.pipeline.planning import say_scarcity, say_scarcity_first
 from datamix.pipeline.preflight import preflight
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.publish import hold, publish, set_key
+from datamix.pipeline.publish import hold, publish, remember, set_key
 from datamix.pipeline.state import Options, ResolvedBuild
 from datamix.pipeline.steps import decide_and_pack, mix_rows, open_context
 from datamix.recipe import Recipe
@@ -47,6 +47,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
                 screen.say(
                     f"{options.out} is already built from this recipe and these inputs: nothing to do."
                 )
+                remember(made, options)
                 return done
             return publish(made, options, bench, render_report)
         finally:

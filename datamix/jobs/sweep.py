@@ -14,7 +14,7 @@ from datamix.pipeline.out_folder import whole_set
 from datamix.pipeline.preflight import preflight
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.publish import hold, publish, set_key
+from datamix.pipeline.publish import hold, publish, remember, set_key
 from datamix.pipeline.state import Options, ResolvedBuild
 from datamix.pipeline.steps import decide_and_pack, mix_rows, open_context
 from datamix.recipe import Recipe
@@ -93,4 +93,6 @@ def _rung(recipe: Recipe, weights: Sequence[float], suffix: str, scale: float) -
 def _publish(made: ResolvedBuild, options: Options, bench: BuildContext) -> dict[str, Any]:
     with hold(options.out, made.recipe, options, bench.screen):
         done = whole_set(options.out, set_key(made), options.cache, options.overwrite)
+        if done is not None:
+            remember(made, options)
         return done or publish(made, options, bench, render_report)

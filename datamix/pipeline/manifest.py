@@ -15,7 +15,7 @@ from typing import Any
 from datamix import __version__
 from datamix.core.arrays import open_batch
 from datamix.core.content import files_digest
-from datamix.core.contracts import Receipt, Task
+from datamix.core.contracts import UNITS, Receipt, Task
 from datamix.core.errors import DataError
 from datamix.pipeline import write_shards
 from datamix.pipeline.ledger import Account
@@ -34,7 +34,7 @@ _OF_CONTAINER = {
 }
 _OF_STEP = {"language": "py3langid"}
 _LEDGER = ("cleaned", "removed", "dropped", "validation", "used", "unused")
-_AMOUNTS = ("rows", "records", "tokens", "loss_tokens")
+_AMOUNTS = ("rows", *UNITS)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,14 @@ def publish(
     return manifest
 
 
+def remember(made: ResolvedBuild, options: Options) -> None:
+    """Note a set that is already built in the cache, where the cache was deleted since."""
+    key = set_key(made)
+    if built_sets.load(options.cache.absolute(), key) is None:
+        built = built_sets.BuiltSet(row_sets(made), _keys(made.decided, made.arranged))
+        built_sets.save(options.cache, key, built, options.out)
+
+
 def _load_ahead(tokenizer: TokenizerFiles) -> None:
     """What the report needs and takes a second to load, while workers write; it says itself what cannot be loaded."""
     with suppress(Exception):
