@@ -16,6 +16,8 @@ from datamix.core.hashing import file_sha256
 from datamix.recipe.schemas import schema_text
 
 _KEPT = ("train", "validation", "rejects", "removed")  # folders that hold listed files only
+# A changed file that a build put beside the new one: no reader takes it.
+_SET_ASIDE = re.compile(r"\.yours(\.\d+)?$")
 
 
 _SET_ASIDE = re.compile(r"\.yours(\.\d+)?$")  # files that somebody changed, as a build set them aside

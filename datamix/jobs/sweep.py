@@ -10,7 +10,7 @@ from typing import Any
 from datamix import mix
 from datamix.core.errors import RecipeError
 from datamix.pipeline import prepare_sources, translate
-from datamix.pipeline.out_folder import whole_set
+from datamix.pipeline.out_folder import check_out, whole_set
 from datamix.pipeline.preflight import preflight
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
@@ -53,7 +53,10 @@ def sweep(
         raise RecipeError(
             "--vary: the recipe has stages or replay of its own. Take them out: a sweep varies one whole mixture."
         )
-    bench = open_context(options, screen or Screen(quiet=True))
+    outs = {share: options.out.with_name(f"{options.out.name}-{name}-{share:g}") for share in shares}
+    for out in outs.values():  # whether another recipe built a set is known when the weights are
+        check_out(out, options.cache, recipe.model_copy(update={"write": ()}), overwrite=True)
+    bench = open_context(options, screen or Screen(quiet=True), list(outs.values()))
     try:
         tokenizer = preflight(recipe)
         encode = translate.encode_spec(recipe, tokenizer)
@@ -62,11 +65,11 @@ def sweep(
         there = translate.available(recipe, decided.packed[: len(recipe.sources)], scale)
         weights = translate.weights(recipe, there)
         rungs: dict[Path, ResolvedBuild] = {}
-        for share in shares:  # all are mixed before any is published: a rung that cannot be is told at once
+        for share, out in outs.items():  # all are mixed and checked before any is published
             rung = _rung(
                 recipe, mix.vary(list(recipe.sources), weights, members, share), f"{name}-{share:g}", scale
             )
-            out = options.out.with_name(f"{options.out.name}-{name}-{share:g}")
+            check_out(out, options.cache, rung, options.overwrite)
             try:
                 rungs[out] = ResolvedBuild(rung, tokenizer, decided, mix_rows(rung, bench, decided, scale))
             except RecipeError as error:

@@ -1,11 +1,12 @@
 """``OUT/.building``: work in progress, marked as ours, locked by the process that writes OUT.
 
 The lock is advisory (``flock``) on a file inside, checked by inode: a folder that was taken away and made again is another
-lock.
+lock. Links inside are unlinked, never followed.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from datamix.core.errors import DatamixError, RecipeError
+from datamix.core.errors import DatamixError, MachineError, RecipeError
 
 BUILDING = ".building"
 OWNED = "owned.json"  # there while files are moved into place
@@ -21,6 +22,8 @@ _MARKER = "datamix"
 _MARKER_TEXT = (
     "Work in progress of a datamix build. Safe to delete while no build runs; it costs time only.\n"
 )
+_LOCK = "lock"
+_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def hold_folder(out: Path) -> Iterator[None]:
     """Lock OUT for this process; ``.building`` is there meanwhile.
 
     A failure that leaves no work in ``.building`` takes away the folders that were made for it. Raises RecipeError with the
-    pid of the process that holds OUT.
+    pid of the process that holds OUT, MachineError where OUT cannot be written.
     """
     created = _make_building(out)
     handle = _locked(out)
@@ -46,45 +49,120 @@ def hold_folder(out: Path) -> Iterator[None]:
 
 
 def remove_building(out: Path) -> None:
-    """Remove the work in progress, which is ours whole; call it only while OUT is held."""
-    if is_marked(out / BUILDING):
-        shutil.rmtree(out / BUILDING, ignore_errors=True)
+    """Remove the work in progress, which is ours whole; call it only while OUT is held.
+
+    Marker and lock go last: a process killed before leaves a folder that the next build recognises.
+    """
+    building = out / BUILDING
+    if not is_marked(building):
+        return
+    with suppress(OSError):
+        for path in list(building.iterdir()):
+            if path.name not in (_MARKER, _LOCK):
+                _remove(path)
+        if {p.name for p in building.iterdir()} <= {_MARKER, _LOCK}:
+            for name in (_MARKER, _LOCK):
+                (building / name).unlink(missing_ok=True)
+            building.rmdir()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder with what is in it; no link is followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _make_building(out: Path) -> list[Path]:
     """Make OUT and its marked ``.building``; return the folders above it that did not exist, outermost first."""
     missing = [p for p in (out, *out.parents) if not p.exists()][::-1]
+    building = out / BUILDING
+    failed: OSError | None = None
+    for _ in range(100):  # a build that ends may take the folder away meanwhile
+        try:
+            building.mkdir(parents=True, exist_ok=True)
+            if is_marked(building):
+                _mark(building / _MARKER)
+                for path in (*building.iterdir(), *building.glob("??/*")):
+                    if path.is_symlink():
+                        path.unlink()
+                return missing
+            failed = None
+        except (FileNotFoundError, FileExistsError) as error:
+            failed = error
+        except OSError as error:
+            raise _unwritable(out, error) from error
+    if failed is not None:
+        raise _unwritable(out, failed)
+    raise RecipeError(f"{building} was not made by datamix. Choose another folder with -o, or move it away.")
+
+
+def _unwritable(out: Path, error: OSError) -> DatamixError:
+    """The error for an OUT where nothing can be made: the machine's where it refuses, else the user's choice of OUT."""
+    kind = MachineError if error.errno in _MACHINE else RecipeError
+    return kind(
+        f"{out} cannot be written: {error.strerror or error}. Choose another folder with -o, or check permissions and space."
+    )
+
+
+def _mark(marker: Path) -> None:
+    """Write the marker, empty before and whole after one call: others look at it meanwhile."""
+    handle = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        (out / BUILDING).mkdir(parents=True, exist_ok=True)
-        if is_marked(out / BUILDING):
-            (out / BUILDING / _MARKER).write_text(_MARKER_TEXT, encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(
-            f"{out} cannot be written: {error.strerror or error}. Choose another folder with -o, or check permissions and space."
-        ) from error
-    if not is_marked(out / BUILDING):
-        raise RecipeError(
-            f"{out / BUILDING} was not made by datamix. Choose another folder with -o, or move it away."
-        )
-    return missing
+        if os.pread(handle, 1, 0) == b"":
+            os.pwrite(handle, _MARKER_TEXT.encode(), 0)
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def is_marked(building: Path) -> bool:
-    """Whether ``.building`` is a folder of ours, or an empty one; 0.1 wrote no marker, but a lock among results by key."""
+    """Whether a build may work in ``.building``: it carries our marker, is as a kill may leave it, or does not exist.
+
+    Read again before it is denied: a build that ends may take the folder away between two looks.
+    """
+    return any(_is_marked(building) or not os.path.lexists(building) for _ in range(10))
+
+
+def _is_marked(building: Path) -> bool:
     if building.is_symlink() or not building.is_dir():
         return False
-    names = {p.name for p in building.iterdir()}
-    if _MARKER in names:
-        with suppress(OSError, ValueError):
-            return (building / _MARKER).read_text(encoding="utf-8") in (_MARKER_TEXT, "")
+    if carries_marker(building):
+        return True
+    with suppress(OSError):
+        names = {p.name for p in building.iterdir()}
+        marker = _MARKER not in names or _content(building / _MARKER) in (b"", _MARKER_TEXT.encode())
+        lock = _LOCK not in names or (_content(building / _LOCK) or b"0").isdigit()
+        return names <= {_MARKER, _LOCK} and marker and lock
+    return False
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else b"a link or folder"
+
+
+def carries_marker(building: Path) -> bool:
+    """Whether ``.building`` holds our marker; 0.1 wrote none, but a lock among results by key."""
+    if building.is_symlink() or not building.is_dir():
         return False
-    return not names or ("lock" in names and all(len(n) == 2 or n in ("lock", "partial") for n in names))
+    with suppress(OSError):
+        if os.path.lexists(building / _MARKER):
+            return _content(building / _MARKER) == _MARKER_TEXT.encode()
+        names = {p.name for p in building.iterdir()}
+        work = names - {_LOCK, "partial"}
+        return _LOCK in names and bool(work) and all(len(name) == 2 for name in work)
+    return False
 
 
 def _locked(out: Path) -> int:
-    path = out / BUILDING / "lock"
+    path = out / BUILDING / _LOCK
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError:  # a build that ended took the folder away
+            _make_building(out)
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -95,6 +173,7 @@ def _locked(out: Path) -> int:
             ) from None
         with suppress(OSError):
             if os.stat(path).st_ino == os.fstat(handle).st_ino:
+                _mark(out / BUILDING / _MARKER)  # the build that ended may have removed it before its lock
                 break
         os.close(handle)  # the build that held it took its folder away meanwhile
         _make_building(out)
@@ -106,6 +185,6 @@ def _locked(out: Path) -> int:
 def staging(out: Path) -> Path:
     """An empty folder in ``.building`` where a set, or further formats of one, are completed."""
     folder = out / BUILDING / "new"
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     folder.mkdir()
     return folder

@@ -14,8 +14,16 @@ from datamix.core.errors import RecipeError
 from datamix.pipeline import outputs
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
 from datamix.pipeline.engine import LocalEngine, default_workers
-from datamix.pipeline.opening import built_set, read_manifest
-from datamix.pipeline.out_folder import both, leftover_files, listed_files, switch
+from datamix.pipeline.opening import built_set
+from datamix.pipeline.out_folder import (
+    MANIFEST,
+    both,
+    check_folder,
+    leftover_files,
+    listed_files,
+    read_set,
+    switch,
+)
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
 from datamix.recipe.strict_yaml import scalar
@@ -44,17 +52,16 @@ def export(
 
     Raises RecipeError for an unknown format or option, DataError where the rows are gone.
     """
-    manifest = read_manifest(out)
-    if manifest is None:
-        raise RecipeError(
-            f"{out} holds no finished set (no manifest.json). Build it first: `datamix build RECIPE -o {out}`."
-        )
-    splits = built_set(out, manifest, cache).splits
-    there = {entry["format"] for entry in manifest["outputs"]}
-    if not manifest.get("virtual"):
-        formats = [f for f in formats if f[0] != "parquet"]
-    again = [name for name, _ in formats if name in there and name != "parquet"]
+    _finished(out)
+    for name, _ in formats:
+        check_folder(out / ("train" if name == "parquet" else name))
     with hold_folder(out):
+        manifest = _finished(out)  # another export may have ended meanwhile
+        splits = built_set(out, manifest, cache).splits
+        there = {entry["format"] for entry in manifest["outputs"]}
+        if not manifest.get("virtual"):
+            formats = [f for f in formats if f[0] != "parquet"]
+        again = [name for name, _ in formats if name in there and name != "parquet"]
         bench = BuildContext(
             out / BUILDING, LocalEngine(workers or default_workers()), screen or Screen(quiet=True)
         )
@@ -77,6 +84,16 @@ def export(
         switch(out, staged, owned, (without, manifest), (screen or Screen(quiet=True)).say)
         remove_building(out)
     return listed
+
+
+def _finished(out: Path) -> dict[str, Any]:
+    manifest = read_set(out)
+    if manifest is None:
+        why = "its manifest.json is not one of datamix" if (out / MANIFEST).exists() else "no manifest.json"
+        raise RecipeError(
+            f"{out} holds no finished set ({why}). Build it first: `datamix build RECIPE -o {out}`."
+        )
+    return manifest
 
 
 def _is_of(entry: dict[str, Any], formats: Sequence[str]) -> bool:

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache as remember
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +23,40 @@ import jsonschema_rs
 
 from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest, file_sha256
-from datamix.pipeline.building import BUILDING, OWNED, is_marked
+from datamix.pipeline.building import BUILDING, OWNED, carries_marker, is_marked
 from datamix.pipeline.opening import refuse_newer
 from datamix.pipeline.store import sync
+from datamix.recipe import Recipe
+from datamix.recipe.parts import HELD_OUT
 from datamix.recipe.schemas import schema_text
 
 MANIFEST = "manifest.json"
 FAILED = ".verify-failed"  # left by verify where files are broken: the next build reads every file
 _FAILED_TEXT = "datamix verify found broken files here; the next build of this set reads and repairs them.\n"
 _FOLDERS = ("train", "validation", "rejects", "removed", "tokenizer")
-_FILES = (MANIFEST, "report.html")
+_FILES = (
+    MANIFEST,
+    "report.html",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/chat_template.jinja",
+)
 _READ_BY_PATTERN = ("train", "validation")  # trainers read `*.parquet` there, whoever wrote them
 
 State = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode
 Owned = dict[str, list[str]]  # path below OUT -> digests that we may have written there
 
 
-@lru_cache
+@remember
 def _validator() -> Any:
     return jsonschema_rs.validator_for(json.loads(schema_text("manifest")))
 
 
 def read_set(out: Path) -> dict[str, Any] | None:
     """The manifest of the set in OUT where it follows our schema, else None. Raises DataError for a newer version's."""
+    if not (out / MANIFEST).is_file():
+        return None
     try:
         manifest = json.loads((out / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -69,8 +80,13 @@ def owned_files(out: Path) -> Owned:
 
 
 def listed_files(entries: Sequence[Mapping[str, Any]]) -> Owned:
-    """The files of a manifest's ``outputs``."""
-    return {entry["path"]: [entry["sha256"]] for entry in entries}
+    """The files of a manifest's ``outputs``; a path that leads elsewhere is nobody's."""
+    return {e["path"]: [e["sha256"]] for e in entries if _is_below(e["path"])}
+
+
+def _is_below(name: str) -> bool:
+    parts = Path(name).parts
+    return bool(parts) and ".." not in parts and not name.startswith("/") and parts[0] != BUILDING
 
 
 def both(first: Owned, second: Owned) -> Owned:
@@ -84,7 +100,7 @@ def leftover_files(out: Path) -> Owned:
     if is_marked(out / BUILDING):
         with suppress(OSError, ValueError):
             noted = json.loads((out / BUILDING / OWNED).read_bytes())
-    return {p: list(d) for p, d in noted.items() if ".." not in Path(p).parts and not p.startswith("/")}
+    return {name: list(digests) for name, digests in noted.items() if _is_below(name)}
 
 
 def remove_leftovers(out: Path, report: Callable[[str], None]) -> None:
@@ -95,28 +111,44 @@ def remove_leftovers(out: Path, report: Callable[[str], None]) -> None:
             _take_away(out, name, digests, report)
 
 
-def is_own_file(out: Path, cache: Path) -> Callable[[str], bool]:
-    """Whether a path is a file of the set in OUT, of its work in progress or of the cache: never an input of its build."""
-    owned = {*owned_files(out), MANIFEST}
-    folders = [os.path.realpath(out / BUILDING) + os.sep, os.path.realpath(cache) + os.sep]
-    home = os.path.realpath(out) + os.sep
-    real_folder = lru_cache(maxsize=None)(os.path.realpath)
+def is_own_file(outs: Sequence[Path], cache: Path) -> Callable[[str, Sequence[str]], bool]:
+    """Whether a path is never an input of a build of ``outs``, given the places that the source names.
 
-    def is_own(path: str) -> bool:
+    So are the cache, work in progress, and what is below OUT: sets, and checkpoints or exports beside them. Of an OUT inside
+    which a source names its place, only the files of the set are.
+    """
+    work = [_real(cache) + os.sep, *(_real(out / BUILDING) + os.sep for out in outs)]
+    homes = {_real(out) + os.sep: {*owned_files(out), MANIFEST} for out in outs}
+    real_folder = remember(_real)
+
+    @remember
+    def named_homes(places: tuple[str, ...]) -> list[str]:
+        return [home for home in homes if any(_real(place).startswith(home) for place in places)]
+
+    def is_own(path: str, places: Sequence[str]) -> bool:
+        path = path.removeprefix("file://")
         if "://" in path:
             return False
         folder, name = os.path.split(os.path.abspath(path))
         real = os.path.join(real_folder(folder), name)
-        if any(real.startswith(prefix) for prefix in folders):
+        if any(real.startswith(prefix) for prefix in work):
             return True
-        return real.startswith(home) and Path(real[len(home) :]).as_posix() in owned
+        home = next((home for home in homes if real.startswith(home)), None)
+        if home is None:
+            return False
+        return home not in named_homes(tuple(places)) or real.removeprefix(home) in homes[home]
 
     return is_own
 
 
-def check_out(out: Path, cache: Path, recipe_sha256: str, formats: list[str], overwrite: bool) -> None:
+def _real(path: str | Path) -> str:
+    return os.path.realpath(str(path).removeprefix("file://"))
+
+
+def check_out(out: Path, cache: Path, recipe: Recipe, overwrite: bool) -> None:
     """Raise RecipeError where a build may not write into OUT; nothing is changed."""
-    _check_places(out, cache)
+    formats = [output.name for output in recipe.write if output.name != "parquet"]
+    _check_places(out, cache, formats)
     if not out.exists():
         return
     if not out.is_dir():
@@ -126,53 +158,65 @@ def check_out(out: Path, cache: Path, recipe_sha256: str, formats: list[str], ov
         raise RecipeError(
             f"{building} was not made by datamix, and a build would work there. Choose another folder with -o, or move it away."
         )
-    if manifest is None and not building.exists():
-        strangers = [p for p in out.iterdir() if p.absolute() != cache.absolute()]
-        if strangers:
-            why = (
-                "its manifest.json does not follow the schema of datamix"
-                if (out / MANIFEST).exists()
-                else "it holds other files"
-            )
-            raise RecipeError(
-                f"{out} exists and is not a training set of datamix: {why}. Choose another folder with -o."
-            )
-    if manifest is not None and manifest["recipe_sha256"] != recipe_sha256 and not overwrite:
+    if manifest is None and not carries_marker(building):
+        _check_empty(out, cache)
+    if manifest is not None and manifest["recipe_sha256"] != recipe.sha256() and not overwrite:
         raise RecipeError(
             f"{out} holds a finished set built from another recipe ({manifest['name']}). Choose another folder with -o, or "
             "replace it with --overwrite."
         )
-    _check_strangers(out, formats)
+    sources = [*recipe.sources, HELD_OUT]
+    ledger = [f"rejects/{name}.jsonl" for name in sources] + [f"removed/{name}.parquet" for name in sources]
+    _check_strangers(out, [*_FILES, *ledger], formats)
 
 
-def _check_places(out: Path, cache: Path) -> None:
+def _check_empty(out: Path, cache: Path) -> None:
+    """Refuse a folder that is no set and holds more than the cache."""
+    store = Path(_real(cache))
+    allowed = {store, *store.parents, Path(_real(out), BUILDING)}
+    if all(Path(_real(out), path.name) in allowed for path in out.iterdir()):
+        return
+    why = (
+        "its manifest.json does not follow the schema of datamix"
+        if os.path.lexists(out / MANIFEST)
+        else "it holds other files"
+    )
+    raise RecipeError(
+        f"{out} exists and is not a training set of datamix: {why}. Choose another folder with -o."
+    )
+
+
+def _check_places(out: Path, cache: Path, formats: Sequence[str]) -> None:
     """OUT and the cache may lie beside or below each other only where neither writes into the other's files."""
     if cache.exists() and not cache.is_dir():
         raise RecipeError(f"The cache {cache} is a file. Name a folder with --cache.")
-    here, store = Path(os.path.realpath(out)), Path(os.path.realpath(cache))
+    here, store = Path(_real(out)), Path(_real(cache))
     if here == store or store in here.parents:
         raise RecipeError(
             f"{out} lies in the cache {cache}, which datamix fills and prunes. Choose another folder with -o or --cache."
         )
-    if here in store.parents and store.relative_to(here).parts[0] in (BUILDING, *_FOLDERS):
+    if here in store.parents and store.relative_to(here).parts[0] in (BUILDING, *_FOLDERS, *formats):
         raise RecipeError(
             f"The cache {cache} lies among the files of the set {out}. Choose another folder with --cache."
         )
 
 
-def _check_strangers(out: Path, formats: list[str]) -> None:
+def _check_strangers(out: Path, files: Sequence[str], formats: Sequence[str]) -> None:
     """Refuse what surely collides: links and files in the place of our folders, another's report, Parquet among our rows."""
     owned = owned_files(out)
     for name in (*_FOLDERS, *formats):
-        if os.path.lexists(out / name) and ((out / name).is_symlink() or not (out / name).is_dir()):
-            raise _in_the_way(out / name)
-    for name in _FILES:
-        if os.path.lexists(out / name) and name not in owned:
-            raise _in_the_way(out / name)
+        check_folder(out / name)
+    for name in files:
+        _check_free(out, name, owned)
     for name in _READ_BY_PATTERN:
         for path in (out / name).rglob("*.parquet"):
-            if path.relative_to(out).as_posix() not in owned:
-                raise _in_the_way(path)
+            _check_free(out, path.relative_to(out).as_posix(), owned)
+
+
+def check_folder(place: Path) -> None:
+    """Raise RecipeError where something else than a folder has the place of one of ours."""
+    if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
+        raise _in_the_way(place)
 
 
 def _in_the_way(path: Path) -> RecipeError:
@@ -211,16 +255,13 @@ def switch(
         os.rename(staged / name, out / name)
     sync({out, *((out / name).parent for name in new)})
     save_manifest(out, manifests[1])
-    clear_failed(out)
 
 
 def _check_free(out: Path, name: str, owned: Mapping[str, Any]) -> None:
     path = out / name
     for parent in list(path.relative_to(out).parents)[:-1]:
-        place = out / parent
-        if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
-            raise _in_the_way(place)
-    if os.path.lexists(path) and (name not in owned or path.is_symlink() or path.is_dir()):
+        check_folder(out / parent)
+    if os.path.lexists(path) and (name not in owned or path.is_symlink() or not path.is_file()):
         raise _in_the_way(path)
 
 
@@ -230,7 +271,7 @@ def _take_away(out: Path, name: str, digests: Sequence[str], report: Callable[[s
     parents = [out / p for p in path.relative_to(out).parents][:-1]
     if any(p.is_symlink() for p in parents) or path.is_symlink() or not path.is_file():
         return
-    if file_sha256(path) in digests:
+    if any(_has_digest(path, digest) for digest in digests):
         path.unlink()
     else:
         aside = next(
@@ -243,6 +284,13 @@ def _take_away(out: Path, name: str, digests: Sequence[str], report: Callable[[s
     for folder in parents:
         with suppress(OSError):  # holds files of somebody else, or of ours that stay
             folder.rmdir()
+
+
+def _has_digest(path: Path, sha256: str) -> bool:
+    try:
+        return file_sha256(path) == sha256
+    except OSError:  # a broken disk, or permissions: not what we wrote
+        return False
 
 
 def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -269,7 +317,7 @@ def whole_set(out: Path, key: str, cache: Path, read_all: bool) -> dict[str, Any
     manifest = read_set(out)
     if manifest is None or manifest.get("key") != key:
         return None
-    known = {} if read_all or (out / FAILED).exists() else _recorded(out, key, cache)
+    known = {} if read_all or _is_failed(out) else _recorded(out, key, cache)
     states: dict[str, State] = {}
     for entry in manifest["outputs"]:
         path = out / entry["path"]
@@ -277,7 +325,7 @@ def whole_set(out: Path, key: str, cache: Path, read_all: bool) -> dict[str, Any
             return None
         states[entry["path"]] = state = _state(path)
         trusted = list(state) == known.get(entry["path"])
-        if state[0] != entry["bytes"] or not (trusted or file_sha256(path) == entry["sha256"]):
+        if state[0] != entry["bytes"] or not (trusted or _has_digest(path, entry["sha256"])):
             return None
     _record(out, key, cache, states)
     clear_failed(out)
@@ -312,7 +360,9 @@ def _record(out: Path, key: str, cache: Path, states: Mapping[str, State]) -> No
 
 
 def mark_failed(out: Path) -> None:
-    """Leave the mark of a failed verification; where OUT cannot be written, none is left."""
+    """Leave the mark of a failed verification in a set; where OUT cannot be written, none is left."""
+    if read_set(out) is None:
+        return
     with suppress(OSError), (out / FAILED).open("x", encoding="utf-8") as stream:
         stream.write(_FAILED_TEXT)
 
@@ -320,5 +370,10 @@ def mark_failed(out: Path) -> None:
 def clear_failed(out: Path) -> None:
     """Remove the mark of a failed verification, where it is ours."""
     with suppress(OSError):
-        if (out / FAILED).read_text(encoding="utf-8") == _FAILED_TEXT:
+        if _is_failed(out):
             (out / FAILED).unlink()
+
+
+def _is_failed(out: Path) -> bool:
+    mark = out / FAILED
+    return not mark.is_symlink() and mark.is_file() and mark.read_bytes() == _FAILED_TEXT.encode()

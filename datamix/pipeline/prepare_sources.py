@@ -38,7 +38,7 @@ class BuildContext:
     home: Path
     engine: Engine
     screen: Screen
-    is_own: Callable[[str], bool] = lambda path: False
+    is_own: Callable[[str, Sequence[str]], bool] = lambda path, places: False
 
     def run(self, title: str, tasks: Sequence[Task]) -> list[Receipt]:
         return run_tasks(self.engine, self.screen, title, tasks)

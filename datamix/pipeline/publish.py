@@ -29,6 +29,7 @@ from datamix.pipeline.order_rows import costs_in_order
 from datamix.pipeline.out_folder import (
     MANIFEST,
     check_out,
+    clear_failed,
     owned_files,
     record_whole,
     remove_leftovers,
@@ -50,11 +51,10 @@ _VERSION = 1
 @contextmanager
 def hold(out: Path, recipe: Recipe, options: Options, screen: Screen) -> Iterator[None]:
     """Keep OUT for one build. Raises RecipeError where another build holds it, or files of somebody else are in the way."""
-    names = [name for name, _ in formats(recipe) if name != "parquet"]
-    check_out(out, options.cache, recipe.sha256(), names, options.overwrite)
+    check_out(out, options.cache, recipe, options.overwrite)
     with hold_folder(out):
         # Another build may have ended meanwhile.
-        check_out(out, options.cache, recipe.sha256(), names, options.overwrite)
+        check_out(out, options.cache, recipe, options.overwrite)
         yield
         if (out / MANIFEST).exists():
             remove_leftovers(out, screen.say)
@@ -102,6 +102,7 @@ def publish(
         manifest["outputs"].sort(key=lambda entry: str(entry["path"]))
         watch.advance(1, "report")
     switch(out, staged, owned_files(out), (None, manifest), bench.screen.say)
+    clear_failed(out)
     record_whole(out, manifest, options.cache)
     return manifest
 

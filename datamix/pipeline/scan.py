@@ -83,15 +83,17 @@ class ScanSpec:
     columns: tuple[tuple[str, str], ...]
 
 
-def tasks(wanted: SourceRequest, home: Path, is_own: Callable[[str], bool]) -> list[Task]:
-    """One task for each group of files of a source, less those of the set that is built (``is_own``).
+def tasks(wanted: SourceRequest, home: Path, is_own: Callable[[str, Sequence[str]], bool]) -> list[Task]:
+    """One task for each group of files of a source, less those of the set that is built (``is_own``, of a path and the
+    places that the source names).
 
     Raises RecipeError where a path matches nothing.
     """
-    paths = [path for path in find(wanted.paths, wanted.base) if not is_own(path)]
+    places = [p if "://" in p else os.path.join(wanted.base, os.path.expanduser(p)) for p in wanted.paths]
+    paths = [path for path in find(wanted.paths, wanted.base) if not is_own(path, places)]
     if not paths:
         raise RecipeError(
-            f"Source {wanted.source}: {', '.join(wanted.paths)} holds only files of the set that is built, or of its cache. "
+            f"Source {wanted.source}: {', '.join(wanted.paths)} holds only files of the set that is built, of its folder or of its cache. "
             "Name the folder of the data, or choose another folder with -o."
         )
     declared = None if wanted.format == "auto" else wanted.format

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from datamix.core.contracts import Receipt
 from datamix.core.errors import DataError
@@ -22,8 +23,8 @@ from datamix.recipe import Recipe
 from datamix.tokenize import EncodeSpec
 
 
-def open_context(options: Options, screen: Screen) -> BuildContext:
-    """The cache and the workers of one run."""
+def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) -> BuildContext:
+    """The cache and the workers of one run; ``outs`` are the folders it writes, where that is not ``options.out``."""
     home = options.cache / "store"
     home.mkdir(parents=True, exist_ok=True)
     if notice := mark_format(options.cache):
@@ -32,7 +33,7 @@ def open_context(options: Options, screen: Screen) -> BuildContext:
         home,
         LocalEngine(options.workers or default_workers()),
         screen,
-        is_own_file(options.out, options.cache),
+        is_own_file(outs or [options.out], options.cache),
     )
 
 
