@@ -20,9 +20,6 @@ _KEPT = ("train", "validation", "rejects", "removed")  # folders that hold liste
 _SET_ASIDE = re.compile(r"\.yours(\.\d+)?$")
 
 
-_SET_ASIDE = re.compile(r"\.yours(\.\d+)?$")  # files that somebody changed, as a build set them aside
-
-
 def check_manifest(manifest: Any) -> Check:
     """The manifest follows its published schema."""
     import jsonschema_rs

@@ -11,7 +11,7 @@ from typing import Any
 
 from datamix.pipeline import prepare_sources, translate
 from datamix.pipeline.out_folder import whole_set
-from datamix.pipeline.planning import say_scarcity, say_scarcity_first
+from datamix.pipeline.planning import report_scarcity, report_scarcity_first
 from datamix.pipeline.preflight import preflight
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.publish import hold, publish, remember, set_key
@@ -27,21 +27,21 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
     screen = screen or Screen(quiet=True)
     tokenizer = preflight(recipe)
     with hold(options.out, recipe, options, screen):
-        bench = open_context(options, screen)
+        context = open_context(options, screen)
         try:
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)
-            found = prepare_sources.scan_sources(bench, works)
-            prepare_sources.preload_tokenizer(bench, works, found)
-            said = say_scarcity_first(recipe, bench, encode, works, found)
+            found = prepare_sources.scan_sources(context, works)
+            prepare_sources.preload_tokenizer(context, works, found)
+            said = report_scarcity_first(recipe, context, encode, works, found)
             _say_if(slow_engine_notice(), screen)
-            prepared = prepare_sources.prepare_sources(bench, works, found)
+            prepared = prepare_sources.prepare_sources(context, works, found)
             engines = {receipt.counts["engine"] for source in prepared for receipt in source.encoded}
             _say_if(slow_engine_notice(engines), screen)
-            decided = decide_and_pack(recipe, bench, encode, prepared)
-            made = ResolvedBuild(recipe, tokenizer, decided, mix_rows(recipe, bench, decided))
+            decided = decide_and_pack(recipe, context, encode, prepared)
+            made = ResolvedBuild(recipe, tokenizer, decided, mix_rows(recipe, context, decided))
             if not said:
-                say_scarcity(made.arranged.quota, screen)
+                report_scarcity(made.arranged.quota, screen)
             done = whole_set(options.out, set_key(made), options.cache, options.overwrite)
             if done is not None:
                 screen.say(
@@ -49,9 +49,9 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
                 )
                 remember(made, options)
                 return done
-            return publish(made, options, bench, render_report)
+            return publish(made, options, context, render_report)
         finally:
-            bench.engine.close()
+            context.engine.close()
 
 
 def _say_if(notice: str | None, screen: Screen) -> None:

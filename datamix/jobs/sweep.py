@@ -56,12 +56,12 @@ def sweep(
     outs = {share: options.out.with_name(f"{options.out.name}-{name}-{share:g}") for share in shares}
     for out in outs.values():  # whether another recipe built a set is known when the weights are
         check_out(out, options.cache, recipe.model_copy(update={"write": ()}), overwrite=True)
-    bench = open_context(options, screen or Screen(quiet=True), list(outs.values()))
+    context = open_context(options, screen or Screen(quiet=True), list(outs.values()))
     try:
         tokenizer = preflight(recipe)
         encode = translate.encode_spec(recipe, tokenizer)
         works = translate.source_works(recipe, encode, options.sample)
-        decided = decide_and_pack(recipe, bench, encode, prepare_sources.prepare_sources(bench, works))
+        decided = decide_and_pack(recipe, context, encode, prepare_sources.prepare_sources(context, works))
         there = translate.available(recipe, decided.packed[: len(recipe.sources)], scale)
         weights = translate.weights(recipe, there)
         rungs: dict[Path, ResolvedBuild] = {}
@@ -71,13 +71,13 @@ def sweep(
             )
             check_out(out, options.cache, rung, options.overwrite)
             try:
-                rungs[out] = ResolvedBuild(rung, tokenizer, decided, mix_rows(rung, bench, decided, scale))
+                rungs[out] = ResolvedBuild(rung, tokenizer, decided, mix_rows(rung, context, decided, scale))
             except RecipeError as error:
                 advice = f"Or leave {share:g} out of the ladder."
                 raise RecipeError(f"--vary {name}={share:g}: {error} {advice}") from None
-        return {out: _publish(made, replace(options, out=out), bench) for out, made in rungs.items()}
+        return {out: _publish(made, replace(options, out=out), context) for out, made in rungs.items()}
     finally:
-        bench.engine.close()
+        context.engine.close()
 
 
 def _rung(recipe: Recipe, weights: Sequence[float], suffix: str, scale: float) -> Recipe:
@@ -93,9 +93,9 @@ def _rung(recipe: Recipe, weights: Sequence[float], suffix: str, scale: float) -
     return rung
 
 
-def _publish(made: ResolvedBuild, options: Options, bench: BuildContext) -> dict[str, Any]:
-    with hold(options.out, made.recipe, options, bench.screen):
+def _publish(made: ResolvedBuild, options: Options, context: BuildContext) -> dict[str, Any]:
+    with hold(options.out, made.recipe, options, context.screen):
         done = whole_set(options.out, set_key(made), options.cache, options.overwrite)
         if done is not None:
             remember(made, options)
-        return done or publish(made, options, bench, render_report)
+        return done or publish(made, options, context, render_report)

@@ -62,14 +62,14 @@ def export(
         if not manifest.get("virtual"):
             formats = [f for f in formats if f[0] != "parquet"]
         again = [name for name, _ in formats if name in there and name != "parquet"]
-        bench = BuildContext(
+        context = BuildContext(
             out / BUILDING, LocalEngine(workers or default_workers()), screen or Screen(quiet=True)
         )
         try:
             tasks = outputs.shard_tasks(splits, formats, manifest["key"], out / BUILDING)
-            done = list(zip(tasks, bench.run("write", tasks), strict=True))
+            done = list(zip(tasks, context.run("write", tasks), strict=True))
         finally:
-            bench.engine.close()
+            context.engine.close()
         staged = staging(out)
         listed = outputs.link(staged, done) + outputs.finish(staged, done)
         new = {entry["path"] for entry in listed}

@@ -39,7 +39,7 @@ def schedule_task(spec: ScheduleSpec, packed: Sequence[str], home: Path) -> Task
     """The one task that makes the order; ``packed`` are the keys of the bins."""
     asked = [spec.names, spec.unit, spec.quota, spec.max_epochs, spec.seed, spec.scale]
     key = digest("schedule", _VERSION, list(packed), asked)
-    return Task("mix", key, schedule, spec, home)
+    return Task("order", key, schedule, spec, home)
 
 
 def row_costs(bins: Path, unit: str) -> NDArray[np.int64]:

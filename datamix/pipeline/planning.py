@@ -83,33 +83,33 @@ def make_plan(
     recipe: Recipe, options: Options, exact: bool, batch: int | None, screen: Screen
 ) -> dict[str, Any]:
     """The plan as plain values. Raises every recipe error that a build would raise before it reads much."""
-    bench = open_context(options, screen)
+    context = open_context(options, screen)
     try:
         tokenizer = preflight(recipe)
         spec = translate.encode_spec(recipe, tokenizer)
         works = translate.source_works(recipe, spec, None)
-        found = prepare_sources.scan_sources(bench, works)
+        found = prepare_sources.scan_sources(context, works)
         for work, files in zip(works, found, strict=True):
             prepare_sources.record_kind(work, files)
         sources = _settled(
             recipe,
-            bench if exact else replace(bench, engine=_Lookup(), screen=Screen(quiet=True)),
+            context if exact else replace(context, engine=_Lookup(), screen=Screen(quiet=True)),
             spec,
             works,
         )
         if sources is None:
             own = len(recipe.sources)  # a validation file is not part of the mixture
-            sources = _look(recipe, bench, spec, works[:own], found[:own])
+            sources = _sample_sources(recipe, context, spec, works[:own], found[:own])
     finally:
-        bench.engine.close()
+        context.engine.close()
     there = [_available(recipe, s) for s in sources]
     quota = translate.quota(recipe, there)
-    return _told(recipe, options, sources, there, quota, batch)
+    return _plan_values(recipe, options, sources, there, quota, batch)
 
 
-def say_scarcity_first(
+def report_scarcity_first(
     recipe: Recipe,
-    bench: BuildContext,
+    context: BuildContext,
     spec: EncodeSpec,
     works: Sequence[SourceWork],
     found: Sequence[tuple[InputFile, ...]],
@@ -118,32 +118,32 @@ def say_scarcity_first(
 
     Small inputs are not sampled: they are prepared about as soon as a sample is, and the build says it then.
     """
-    own, found, screen = works[: len(recipe.sources)], found[: len(recipe.sources)], bench.screen
+    own, found, screen = works[: len(recipe.sources)], found[: len(recipe.sources)], context.screen
     if sum(f.num_bytes for files in found for f in files) < _WORTH_A_LOOK_BYTES:
         return False
-    sources = _look(recipe, replace(bench, screen=Screen(quiet=True)), spec, own, found)
+    sources = _sample_sources(recipe, replace(context, screen=Screen(quiet=True)), spec, own, found)
     try:
         quota = translate.quota(recipe, [_available(recipe, s) for s in sources])
     except RecipeError as error:
         screen.say(f"By a sample of the sources this will stop before anything is written: {error}")
         return True
-    say_scarcity(quota, screen, "~")
+    report_scarcity(quota, screen, "~")
     return True
 
 
-def say_scarcity(quota: mix.Quota, screen: Screen, about: str = "") -> None:
+def report_scarcity(quota: mix.Quota, screen: Screen, about: str = "") -> None:
     """Say which sources set the size, where more than half of another stays unused."""
     if quota.scarcity is not None:
         screen.say(scarcity_text(ladder(quota.scarcity), quota.unit, about))
 
 
 def _settled(
-    recipe: Recipe, bench: BuildContext, spec: EncodeSpec, works: Sequence[SourceWork]
+    recipe: Recipe, context: BuildContext, spec: EncodeSpec, works: Sequence[SourceWork]
 ) -> list[SourcePlan] | None:
     """The exact numbers of a build that is prepared and packed; None where that is still to do."""
     try:
-        ready = prepare_sources.prepare_sources(bench, works)
-        decided = decide_and_pack(recipe, bench, spec, ready)
+        ready = prepare_sources.prepare_sources(context, works)
+        decided = decide_and_pack(recipe, context, spec, ready)
     except _NotCached:
         return None
     plans: list[SourcePlan] = []
@@ -157,9 +157,9 @@ def _settled(
     return plans
 
 
-def _look(
+def _sample_sources(
     recipe: Recipe,
-    bench: BuildContext,
+    context: BuildContext,
     spec: EncodeSpec,
     works: Sequence[SourceWork],
     found: Sequence[Sequence[InputFile]],
@@ -167,20 +167,20 @@ def _look(
     """Estimate every source from a fixed sample: the heads of its first, middle and last file."""
     kinds = [prepare_sources.record_kind(work, files) for work, files in zip(works, found, strict=True)]
     heads = [
-        _heads(work, files, kind, bench.home) for work, files, kind in zip(works, found, kinds, strict=True)
+        _heads(work, files, kind, context.home) for work, files, kind in zip(works, found, kinds, strict=True)
     ]
-    read = iter(bench.run("sample", [task for group in heads for task in group]))
+    read = iter(context.run("sample", [task for group in heads for task in group]))
     receipts = [[next(read) for _ in group] for group in heads]
     tasks = [
-        encode_pass.encode_tasks(work.wanted.source, prepare.windows(group), kind, spec, bench.home)
+        encode_pass.encode_tasks(work.request.source, prepare.windows(group), kind, spec, context.home)
         for work, group, kind in zip(works, receipts, kinds, strict=True)
     ]
-    done = iter(bench.run("sample", [task for group in tasks for task in group]))
+    done = iter(context.run("sample", [task for group in tasks for task in group]))
     encoded = [[next(done) for _ in group] for group in tasks]
     for work, files, group in zip(works, found, receipts, strict=True):
         prepare_sources.check_source(replace(work, max_reject_share=1.0), files, group)
     return [
-        _estimate(recipe, work.wanted.source, files, group, tokens)
+        _estimate(recipe, work.request.source, files, group, tokens)
         for work, files, group, tokens in zip(works, found, receipts, encoded, strict=True)
     ]
 
@@ -234,7 +234,7 @@ def _available(recipe: Recipe, source: SourcePlan) -> mix.Available:
     )
 
 
-def _told(
+def _plan_values(
     recipe: Recipe, options: Options, sources: Sequence[SourcePlan], there: Sequence[mix.Available],
     quota: mix.Quota, batch: int | None,
 ) -> dict[str, Any]:  # fmt: skip

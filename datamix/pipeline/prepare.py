@@ -108,7 +108,7 @@ def parts(
             weight = sum(sizes[i] for i in group) // len(shared) // share + 1
             for part in shared:
                 work = PrepareSpec(tuple(piece for _, piece in part), spec, steps, limit)
-                task = Task(f"read {run[0].source}", work.key(), prepare, work, home, weight)
+                task = Task(f"prepare {run[0].source}", work.key(), prepare, work, home, weight)
                 made.append(PreparedSlices(task, tuple(file for file, _ in part)))
         first += len(run)
     return made

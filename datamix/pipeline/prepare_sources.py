@@ -48,7 +48,7 @@ class BuildContext:
 class SourceWork:
     """What the recipe says of one source, as the phases need it."""
 
-    wanted: SourceRequest
+    request: SourceRequest
     kind: str  # of the recipe; "native" for references, which stay what they are
     system: str | None = None
     keep_meta: tuple[str, ...] = ()
@@ -88,47 +88,47 @@ class PreparedSource:
         return sum(rows for receipt in self.prepared for rows, _ in receipt.counts["batches"])
 
 
-def scan_sources(bench: BuildContext, works: Sequence[SourceWork]) -> list[tuple[InputFile, ...]]:
+def scan_sources(context: BuildContext, works: Sequence[SourceWork]) -> list[tuple[InputFile, ...]]:
     """Scan every source under one bar."""
-    tasks = [scan.tasks(work.wanted, bench.home, bench.is_own) for work in works]
-    receipts = iter(bench.run("look", [t for group in tasks for t in group]))
+    tasks = [scan.tasks(work.request, context.home, context.is_own) for work in works]
+    receipts = iter(context.run("scan", [t for group in tasks for t in group]))
     return [
-        tuple(scan.files(work.wanted, [(t, next(receipts)) for t in group]))
+        tuple(scan.files(work.request, [(t, next(receipts)) for t in group]))
         for work, group in zip(works, tasks, strict=True)
     ]
 
 
 def prepare_sources(
-    bench: BuildContext, works: Sequence[SourceWork], found: Sequence[tuple[InputFile, ...]] | None = None
+    context: BuildContext, works: Sequence[SourceWork], found: Sequence[tuple[InputFile, ...]] | None = None
 ) -> list[PreparedSource]:
     """Prepare, encode and sign every source, phase by phase; ``found`` are their files where they were looked for."""
-    found = scan_sources(bench, works) if found is None else found
+    found = scan_sources(context, works) if found is None else found
     first_file = 0  # numbers the manifest's inputs
     kinds = [record_kind(work, files) for work, files in zip(works, found, strict=True)]
-    parts = [_parts(work, files, bench.home) for work, files in zip(works, found, strict=True)]
-    prepared = _grouped(bench, "read", [[p.task for p in group] for group in parts])
+    parts = [_parts(work, files, context.home) for work, files in zip(works, found, strict=True)]
+    prepared = _grouped(context, "prepare", [[p.task for p in group] for group in parts])
     for work, files, receipts in zip(works, found, prepared, strict=True):
         check_source(work, files, receipts)
-    prepared = _without_lines(bench, works, kinds, prepared)
+    prepared = _without_lines(context, works, kinds, prepared)
     windows = [prepare.windows(receipts) for receipts in prepared]
     rows = list(zip(works, kinds, windows, strict=True))
     encodings = [
-        encode.encode_tasks(work.wanted.source, w, kind, work.encode, bench.home) if work.encode else []
+        encode.encode_tasks(work.request.source, w, kind, work.encode, context.home) if work.encode else []
         for work, kind, w in rows
     ]
-    encoded = _grouped(bench, "encode", encodings)
+    encoded = _grouped(context, "encode", encodings)
     fittings = [
         encode.fit_tasks(
-            work.wanted.source, list(zip(t, r, strict=True)), work.max_length, work.overlong, bench.home
+            work.request.source, list(zip(t, r, strict=True)), work.max_length, work.overlong, context.home
         )
         for work, t, r in zip(works, encodings, encoded, strict=True)
     ]
-    fitted = _grouped(bench, "fit", fittings)
+    fitted = _grouped(context, "truncate", fittings)
     signings = [
-        sign.tasks(work.wanted.source, w, kind, work.dedupe, bench.home) if work.dedupe else []
+        sign.tasks(work.request.source, w, kind, work.dedupe, context.home) if work.dedupe else []
         for work, kind, w in rows
     ]
-    signed = _grouped(bench, "sign", signings)
+    signed = _grouped(context, "sign", signings)
     result: list[PreparedSource] = []
     for number, work in enumerate(works):
         scan.unchanged(found[number])
@@ -142,13 +142,13 @@ def prepare_sources(
             fits,
             signed[number],
         )
-        result.append(_ready(work.wanted.source, done, first_file))
+        result.append(_ready(work.request.source, done, first_file))
         first_file += len(found[number])
     return result
 
 
 def _without_lines(
-    bench: BuildContext,
+    context: BuildContext,
     works: Sequence[SourceWork],
     kinds: Sequence[RecordKind],
     prepared: list[list[Receipt]],
@@ -159,10 +159,10 @@ def _without_lines(
     if spec is None or not texts:
         return prepared
     windows = [w for number in texts for w in prepare.windows(prepared[number])]
-    counted = bench.run("lines", lines.count_tasks(windows, spec, bench.home))
-    found = bench.run("lines", [lines.common_task(counted, spec, bench.home)])[0]
+    counted = context.run("lines", lines.count_tasks(windows, spec, context.home))
+    found = context.run("lines", [lines.common_task(counted, spec, context.home)])[0]
     cut = _grouped(
-        bench, "lines", [lines.cut_tasks(prepared[n], windows, found, spec, bench.home) for n in texts]
+        context, "lines", [lines.cut_tasks(prepared[n], windows, found, spec, context.home) for n in texts]
     )
     made = dict(zip(texts, cut, strict=True))
     return [made.get(number, receipts) for number, receipts in enumerate(prepared)]
@@ -174,7 +174,7 @@ def _parts(work: SourceWork, files: Sequence[InputFile], home: Path) -> list[pre
 
 
 def preload_tokenizer(
-    bench: BuildContext, works: Sequence[SourceWork], found: Sequence[tuple[InputFile, ...]]
+    context: BuildContext, works: Sequence[SourceWork], found: Sequence[tuple[InputFile, ...]]
 ) -> None:
     """Begin to load the tokenizer for all workers, where much is to be read for the first time, and so encoded."""
     specs = [work.encode for work in works if work.encode is not None]
@@ -182,14 +182,14 @@ def preload_tokenizer(
     if not specs or num_bytes < _LARGE_BYTES:
         return
     reading = [
-        p.task for work, files in zip(works, found, strict=True) for p in _parts(work, files, bench.home)
+        p.task for work, files in zip(works, found, strict=True) for p in _parts(work, files, context.home)
     ]
     if not all(Store(task.home).find(task.key) for task in reading):
-        bench.engine.warm(encode.warm, specs[0])
+        context.engine.warm(encode.warm, specs[0])
 
 
-def _grouped(bench: BuildContext, title: str, groups: Sequence[Sequence[Task]]) -> list[list[Receipt]]:
-    receipts = iter(bench.run(title, [t for group in groups for t in group]))
+def _grouped(context: BuildContext, title: str, groups: Sequence[Sequence[Task]]) -> list[list[Receipt]]:
+    receipts = iter(context.run(title, [t for group in groups for t in group]))
     return [[next(receipts) for _ in group] for group in groups]
 
 
@@ -250,7 +250,7 @@ def _ready(name: str, done: _Work, first_file: int) -> PreparedSource:
 
 def record_kind(work: SourceWork, found: Sequence[InputFile]) -> RecordKind:
     """What the records of a source become under this recipe. Raises RecipeError where they cannot."""
-    source = work.wanted.source
+    source = work.request.source
     able = [
         (f, RECORD_FORMATS[f.format].kinds)
         for f in found
@@ -281,7 +281,7 @@ def record_kind(work: SourceWork, found: Sequence[InputFile]) -> RecordKind:
 
 def check_source(work: SourceWork, found: Sequence[InputFile], receipts: Sequence[Receipt]) -> None:
     """Stop where a source is empty or too much of it is broken. Raises DataError with the first broken record."""
-    source = work.wanted.source
+    source = work.request.source
     read = sum(sum(r.counts["read"]) for r in receipts)
     rejected = sum(sum(r.counts["rejected_by"].values()) for r in receipts)
     if not read:

@@ -20,7 +20,7 @@ from rich.progress import (
 from datamix.core.contracts import Engine, Receipt, Task
 
 _LINE_SECONDS = 30.0
-_IN_BYTES = ("look", "read", "lines", "encode", "sign")  # phases whose work is counted in bytes of input
+_IN_BYTES = ("scan", "prepare", "lines", "encode", "sign")  # phases whose work is counted in bytes of input
 _IN_ROWS = ("write",)
 
 

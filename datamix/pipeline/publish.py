@@ -71,14 +71,14 @@ def set_key(made: ResolvedBuild) -> str:
 
 
 def publish(
-    made: ResolvedBuild, options: Options, bench: BuildContext, render: RenderReport
+    made: ResolvedBuild, options: Options, context: BuildContext, render: RenderReport
 ) -> dict[str, Any]:
     """Write every format of every split, then the folder around them, then the manifest."""
     out, key, decided = options.out, set_key(made), made.decided
     splits = row_sets(made)
     tasks = outputs.shard_tasks(_written(made.recipe, splits), formats(made.recipe), key, out / BUILDING)
     threading.Thread(target=_load_ahead, args=(made.tokenizer,), daemon=True).start()
-    done = list(zip(tasks, bench.run("write", tasks), strict=True))
+    done = list(zip(tasks, context.run("write", tasks), strict=True))
     staged = staging(out)
     listed = outputs.link(staged, done) + outputs.finish(staged, done)
     listed += ledger.write_rejects(staged, decided.sources)
@@ -92,7 +92,7 @@ def publish(
     manifest = make_manifest(
         made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands)
     )
-    with bench.screen.phase("report", 1) as watch:
+    with context.screen.phase("report", 1) as watch:
         costs = _row_costs(splits["train"], manifest["mixture"]["unit"])
         page = staged / "report.html"
         save_manifest(staged, manifest)
@@ -101,7 +101,7 @@ def publish(
         manifest["outputs"].append(outputs.output(staged, page, "report", "report", 0))
         manifest["outputs"].sort(key=lambda entry: str(entry["path"]))
         watch.advance(1, "report")
-    switch(out, staged, owned_files(out), (None, manifest), bench.screen.say)
+    switch(out, staged, owned_files(out), (None, manifest), context.screen.say)
     clear_failed(out)
     record_whole(out, manifest, options.cache)
     return manifest

@@ -17,10 +17,10 @@ from datamix.pipeline.store import Store
 from datamix.recipe import Recipe
 
 
-def evals(recipe: Recipe, bench: BuildContext) -> tuple[SourceShards, ...]:
+def evals(recipe: Recipe, context: BuildContext) -> tuple[SourceShards, ...]:
     """The evaluation files, as what they natively are."""
     asked = recipe.decontaminate.against if recipe.decontaminate else ()
-    wanted = [
+    request = [
         SourceRequest(
             ", ".join(map(mask_url, e.path)),
             e.path,
@@ -32,27 +32,27 @@ def evals(recipe: Recipe, bench: BuildContext) -> tuple[SourceShards, ...]:
         for e in asked
     ]
     return tuple(
-        r.shards for r in prepare_sources.prepare_sources(bench, [SourceWork(w, "native") for w in wanted])
+        r.shards for r in prepare_sources.prepare_sources(context, [SourceWork(w, "native") for w in request])
     )
 
 
-def against(recipe: Recipe, bench: BuildContext) -> tuple[Reference, ...]:
+def against(recipe: Recipe, context: BuildContext) -> tuple[Reference, ...]:
     """``dedupe.against``: files are read and signed; of a set that datamix built, the records it trains on."""
     found: list[Reference] = []
     for path in recipe.dedupe.against if recipe.dedupe else ():
         manifest = read_manifest(Path(recipe.base, path)) if "://" not in path else None
         if manifest is not None and "recipe_sha256" in manifest:
-            found += _earlier_set(recipe, bench, path, manifest.get("key", ""))
+            found += _earlier_set(recipe, context, path, manifest.get("key", ""))
         else:
-            wanted = SourceRequest(mask_url(path), (path,), recipe.base)
-            work = SourceWork(wanted, recipe.kind, dedupe=translate.signing_spec(recipe))
-            found += [Reference(r.shards) for r in prepare_sources.prepare_sources(bench, [work])]
+            request = SourceRequest(mask_url(path), (path,), recipe.base)
+            work = SourceWork(request, recipe.kind, dedupe=translate.signing_spec(recipe))
+            found += [Reference(r.shards) for r in prepare_sources.prepare_sources(context, [work])]
     return tuple(found)
 
 
-def _earlier_set(recipe: Recipe, bench: BuildContext, path: str, key: str) -> list[Reference]:
+def _earlier_set(recipe: Recipe, context: BuildContext, path: str, key: str) -> list[Reference]:
     """The sources of an earlier set, signed as this recipe asks; its records lie in the cache that built it."""
-    held = built_sets.load(bench.home.parent, key) or built_sets.load(
+    held = built_sets.load(context.home.parent, key) or built_sets.load(
         Path(recipe.base, path).absolute().parent / ".datamix", key
     )
     if held is None:
@@ -61,10 +61,10 @@ def _earlier_set(recipe: Recipe, bench: BuildContext, path: str, key: str) -> li
             "of it changes), or name its input files instead."
         )
     train = held.splits["train"]
-    return [_reference(recipe, bench, path, train, number) for number in range(len(train.sources))]
+    return [_reference(recipe, context, path, train, number) for number in range(len(train.sources))]
 
 
-def _reference(recipe: Recipe, bench: BuildContext, path: str, train: RowSet, number: int) -> Reference:
+def _reference(recipe: Recipe, context: BuildContext, path: str, train: RowSet, number: int) -> Reference:
     rows = train.sources[number]
     if rows.source.kind != ("text" if recipe.kind == "pretrain" else recipe.kind):
         raise RecipeError(
@@ -74,8 +74,8 @@ def _reference(recipe: Recipe, bench: BuildContext, path: str, train: RowSet, nu
     spec = translate.signing_spec(recipe)
     receipts = [Store(part.folder.parent.parent).find(part.folder.name) for part in rows.source.parts]
     windows = prepare.windows([r for r in receipts if r is not None])
-    tasks = sign.tasks(path, windows, rows.source.kind, spec, bench.home) if spec else []
-    signed = bench.run("sign", tasks)
+    tasks = sign.tasks(path, windows, rows.source.kind, spec, context.home) if spec else []
+    signed = context.run("sign", tasks)
     source = SourceShards(
         f"{path}:{rows.source.name}",
         rows.source.kind,

@@ -83,20 +83,20 @@ class ScanSpec:
     columns: tuple[tuple[str, str], ...]
 
 
-def tasks(wanted: SourceRequest, home: Path, is_own: Callable[[str, Sequence[str]], bool]) -> list[Task]:
+def tasks(request: SourceRequest, home: Path, is_own: Callable[[str, Sequence[str]], bool]) -> list[Task]:
     """One task for each group of files of a source, less those of the set that is built (``is_own``, of a path and the
     places that the source names).
 
     Raises RecipeError where a path matches nothing.
     """
-    places = [p if "://" in p else os.path.join(wanted.base, os.path.expanduser(p)) for p in wanted.paths]
-    paths = [path for path in find(wanted.paths, wanted.base) if not is_own(path, places)]
+    places = [p if "://" in p else os.path.join(request.base, os.path.expanduser(p)) for p in request.paths]
+    paths = [path for path in find(request.paths, request.base) if not is_own(path, places)]
     if not paths:
         raise RecipeError(
-            f"Source {wanted.source}: {', '.join(wanted.paths)} holds only files of the set that is built, of its folder or of its cache. "
+            f"Source {request.source}: {', '.join(request.paths)} holds only files of the set that is built, of its folder or of its cache. "
             "Name the folder of the data, or choose another folder with -o."
         )
-    declared = None if wanted.format == "auto" else wanted.format
+    declared = None if request.format == "auto" else request.format
     container = declared if declared in CONTAINERS else None
     format_ = None if declared in CONTAINERS and declared not in RECORD_FORMATS else declared
     states = _settled_states(paths)
@@ -107,12 +107,12 @@ def tasks(wanted: SourceRequest, home: Path, is_own: Callable[[str, Sequence[str
             tuple(states[group.start : group.stop]),
             container,
             format_,
-            wanted.encoding,
-            wanted.columns,
+            request.encoding,
+            request.columns,
         )
         weight = 1 + sum(size for size, *_ in spec.states)
         made.append(
-            Task(f"look at {wanted.source}", digest("survey", _VERSION, spec), scan_files, spec, home, weight)
+            Task(f"scan {request.source}", digest("survey", _VERSION, spec), scan_files, spec, home, weight)
         )
     return made
 
@@ -171,13 +171,13 @@ def _scan(path: str, state: tuple[int, ...], spec: ScanSpec) -> dict[str, Any]:
     return found
 
 
-def files(wanted: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[InputFile]:
+def files(request: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[InputFile]:
     """The files of a source, sorted by path, from the receipts of its survey."""
     result: list[InputFile] = []
     for task, receipt in done:
         spec: ScanSpec = task.spec
         for path, state, seen in zip(spec.paths, spec.states, receipt.counts["files"], strict=True):
-            result.append(_found(wanted, path, state, seen))
+            result.append(_found(request, path, state, seen))
     names = Counter(file.label for file in result)
     if max(names.values(), default=1) > 1:  # URLs that differ only in what is masked
         result = [
@@ -186,17 +186,17 @@ def files(wanted: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[I
     return result
 
 
-def _found(wanted: SourceRequest, path: str, state: tuple[int, ...], seen: dict[str, Any]) -> InputFile:
+def _found(request: SourceRequest, path: str, state: tuple[int, ...], seen: dict[str, Any]) -> InputFile:
     if seen["format"] is None and seen["message"]:
         raise DataError(
-            f"{path} (source {wanted.source}): the format of its records was not recognised: {seen['message']}. Name the "
+            f"{path} (source {request.source}): the format of its records was not recognised: {seen['message']}. Name the "
             f"format (`format: alpaca`, one of {', '.join(RECORD_FORMATS)}) or map the fields "
             "(`columns: {instruction: THEIR_FIELD, output: THEIR_FIELD}`)."
         )
     return InputFile(
-        source=wanted.source,
+        source=request.source,
         path=path,
-        label=_label(path, wanted.base),
+        label=_label(path, request.base),
         sha256=seen["sha256"],
         num_bytes=seen["num_bytes"],
         container=seen["container"],
@@ -205,7 +205,7 @@ def _found(wanted: SourceRequest, path: str, state: tuple[int, ...], seen: dict[
         options=tuple((a, b) for a, b in seen["options"]),
         format=seen["format"],
         kind=seen["kind"],
-        columns=wanted.columns or tuple((a, b) for a, b in seen["columns"]),
+        columns=request.columns or tuple((a, b) for a, b in seen["columns"]),
         state=state,
     )
 

@@ -110,7 +110,7 @@ def task(spec: SelectSpec, home: Path) -> Task:
         evals=tuple(replace(s, parts=(), shards=(), signatures=()) for s in spec.evals),
     )
     places = [[p.places for p in s.parts] for s in spec.sources]
-    return Task("decide", digest("decide", _VERSION, plain, places), run, spec, home)
+    return Task("select", digest("decide", _VERSION, plain, places), run, spec, home)
 
 
 def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:

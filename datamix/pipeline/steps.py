@@ -38,7 +38,7 @@ def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) ->
 
 
 def decide_and_pack(
-    recipe: Recipe, bench: BuildContext, encode: EncodeSpec, sources: Sequence[PreparedSource]
+    recipe: Recipe, context: BuildContext, encode: EncodeSpec, sources: Sequence[PreparedSource]
 ) -> Decided:
     """Fates, then rows."""
     asked = recipe.decontaminate
@@ -55,9 +55,9 @@ def decide_and_pack(
         ranks=translate.ranks(recipe),
         dedupe=translate.dedupe_spec(recipe),
         max_removed_share=recipe.dedupe.max_removed_share if recipe.dedupe else 1.0,
-        against=references.against(recipe, bench),
+        against=references.against(recipe, context),
         contamination=contamination,
-        evals=references.evals(recipe, bench),
+        evals=references.evals(recipe, context),
         split=None if split is None or split.path else select.Split(split.share, split.records),
         held_out=len(recipe.sources) if split is not None and split.path else None,
         leak=(translate.signing_spec(recipe) if split else None),
@@ -65,7 +65,7 @@ def decide_and_pack(
             n for n, r in enumerate(sources) if translate.forbids_contradictions(recipe, r.name)
         ),
     )
-    fates = bench.run("decide", [select.task(spec, bench.home)])[0]
+    fates = context.run("select", [select.task(spec, context.home)])[0]
     packs = [
         pack_sources.PackSpec(
             r.shards,
@@ -77,7 +77,7 @@ def decide_and_pack(
         )
         for number, r in enumerate(sources)
     ]
-    packed = bench.run("pack", pack_sources.pack_tasks(packs, fates.key, bench.home))
+    packed = context.run("pack", pack_sources.pack_tasks(packs, fates.key, context.home))
     for ready, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
         _check_left(ready, fates, receipt)
     return Decided(tuple(sources), fates, tuple(packed), tuple(r.source.name for r in spec.against))
@@ -99,7 +99,7 @@ def _check_left(ready: PreparedSource, fates: Receipt, packed: Receipt) -> None:
     )
 
 
-def mix_rows(recipe: Recipe, bench: BuildContext, decided: Decided, scale: float = 1.0) -> Arranged:
+def mix_rows(recipe: Recipe, context: BuildContext, decided: Decided, scale: float = 1.0) -> Arranged:
     """The quota, then the order. Raises RecipeError where the caps cannot give what is asked."""
     packed = decided.packed[: len(recipe.sources)]
     quota = translate.quota(recipe, translate.available(recipe, packed, scale))
@@ -112,5 +112,5 @@ def mix_rows(recipe: Recipe, bench: BuildContext, decided: Decided, scale: float
         seed=recipe.seed,
         scale=scale,
     )
-    order = bench.run("mix", [order_rows.schedule_task(spec, [r.key for r in packed], bench.home)])[0]
+    order = context.run("order", [order_rows.schedule_task(spec, [r.key for r in packed], context.home)])[0]
     return Arranged(quota, order)

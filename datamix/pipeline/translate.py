@@ -33,7 +33,7 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
         kwargs = {**recipe.chat_template_kwargs, **source.chat_template_kwargs}
         works.append(
             SourceWork(
-                wanted=SourceRequest(
+                request=SourceRequest(
                     name,
                     source.path,
                     recipe.base,
@@ -56,7 +56,7 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
             )
         )
     if recipe.validation is not None and recipe.validation.path:
-        works.append(replace(works[0], wanted=SourceRequest(HELD_OUT, recipe.validation.path, recipe.base), system=None,
+        works.append(replace(works[0], request=SourceRequest(HELD_OUT, recipe.validation.path, recipe.base), system=None,
                              keep_meta=(), kwargs=None, steps=cleaning_steps(recipe, HELD_OUT)))  # fmt: skip
     return works
 

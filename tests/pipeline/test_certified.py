@@ -69,12 +69,12 @@ def around_reading(
     """Run something just before the files are read, after they were scanned, and something just behind it."""
     original = prepare_sources._grouped
 
-    def grouped(bench: Any, title: str, groups: Any) -> Any:
-        if title != "read":
-            return original(bench, title, groups)
+    def grouped(context: Any, title: str, groups: Any) -> Any:
+        if title != "prepare":
+            return original(context, title, groups)
         before()
         try:
-            return original(bench, title, groups)
+            return original(context, title, groups)
         finally:
             after()
 

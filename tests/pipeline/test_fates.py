@@ -137,8 +137,8 @@ def test_an_input_that_changes_while_it_is_read_stops_the_build(
     path = recipe(tmp_path, **PLAIN)
     scan_sources = inputs.scan_sources
 
-    def grows(bench: inputs.Bench, works: Sequence[inputs.SourceWork]) -> list[tuple[Any, ...]]:
-        found = scan_sources(bench, works)
+    def grows(context: inputs.BuildContext, works: Sequence[inputs.SourceWork]) -> list[tuple[Any, ...]]:
+        found = scan_sources(context, works)
         with (tmp_path / "medical.jsonl").open("a") as stream:
             stream.write('{"instruction": "late", "input": "", "output": "too late"}\n')
         return found
