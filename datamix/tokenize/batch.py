@@ -10,18 +10,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import offsets_from_lengths
 from datamix.core.records import TOKENS
 from datamix.tokenize.conversation import ChatTurn, Conversation
 from datamix.tokenize.segments import Layout, TextSegment
 from datamix.tokenize.special_tokens import ControlTokens
 from datamix.tokenize.tokenizer import FlatIds, PlainEncoder
 
-Reasons = Sequence[str | None]
+Reasons = Sequence[str | None]  # why each row cannot be emitted, None where it can
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Conversations row for row; of pairs, ``prompts`` with their completions."""
+    """Conversations to encode, row for row; of pairs, ``prompts`` with their completions."""
 
     prompts: list[Conversation]
     chosen: list[list[ChatTurn] | None] | None
@@ -35,89 +36,93 @@ class TokenRows:
         return zip(self.prompts, self.chosen or none, self.rejected or none, strict=True)
 
     def all_turns(self, row: int) -> list[Conversation]:
-        """Everything the data wrote in a row."""
+        """All text of a row's record: the prompt and each completion."""
         prompt = self.prompts[row]
         sides = [side[row] for side in (self.chosen, self.rejected) if side is not None]
         return [prompt, *(prompt.with_turns(turns) for turns in sides if turns is not None)]
 
 
 def sft_batch(flat: FlatIds, trained: NDArray[np.uint8], reasons: Reasons) -> pa.RecordBatch:
-    """Tokens of conversations: the first token is never trained; a row without a trained token is ``no_loss``."""
+    """Tokens of conversations; a row without a trained token is ``no_loss``.
+
+    The first token of a row is never trained: nothing precedes it to predict it from.
+    """
+    lengths = np.diff(flat.offsets)
     mask = trained.copy()
-    starts = flat.offsets[:-1][np.diff(flat.offsets) > 0]
-    mask[starts] = 0
-    loss = _sums(mask, flat.offsets)
-    reasons = [
-        "no_loss" if reason is None and not num else reason for reason, num in zip(reasons, loss, strict=True)
-    ]
-    keep = _kept(reasons)
-    mask = mask[np.repeat(keep, np.diff(flat.offsets))]
-    flat = _only(flat, keep)
-    lists = [_lists(flat.offsets, flat.ids, pa.int32()), _lists(flat.offsets, mask, pa.uint8())]
-    return _batch("sft", lists, (np.diff(flat.offsets), np.where(keep, loss, 0)), reasons)
+    mask[flat.offsets[:-1][lengths > 0]] = 0
+    sums = np.add.reduceat(np.append(mask, np.uint8(0)), flat.offsets[:-1], dtype=np.int64)
+    num_trained = np.where(lengths > 0, sums, 0)
+    reasons = _with_no_loss(reasons, num_trained)
+    is_emitted = _is_emitted(reasons)
+    mask = mask[np.repeat(is_emitted, lengths)]
+    flat = _only_rows(flat, is_emitted)
+    lists = [_id_lists(flat), _lists(flat.offsets, mask, pa.uint8())]
+    return _batch("sft", lists, (np.diff(flat.offsets), np.where(is_emitted, num_trained, 0)), reasons)
 
 
 def text_batch(flat: FlatIds, reasons: Reasons) -> pa.RecordBatch:
     """Tokens of documents, all trained."""
-    flat = _only(flat, _kept(reasons))
-    lengths = np.diff(flat.offsets)
-    return _batch("pretrain", [_lists(flat.offsets, flat.ids, pa.int32())], (lengths, lengths), reasons)
+    return _flat_batch("pretrain", flat, reasons)
 
 
 def prompt_batch(flat: FlatIds, reasons: Reasons) -> pa.RecordBatch:
-    """Tokens of prompts; length and loss are the prompt's."""
-    flat = _only(flat, _kept(reasons))
+    """Tokens of prompts; both length and loss count them all."""
+    return _flat_batch("prompt", flat, reasons)
+
+
+def _flat_batch(kind: str, flat: FlatIds, reasons: Reasons) -> pa.RecordBatch:
+    flat = _only_rows(flat, _is_emitted(reasons))
     lengths = np.diff(flat.offsets)
-    return _batch("prompt", [_lists(flat.offsets, flat.ids, pa.int32())], (lengths, lengths), reasons)
+    return _batch(kind, [_id_lists(flat)], (lengths, lengths), reasons)
 
 
 def pair_batch(flat: FlatIds, reasons: Reasons, is_paired: Sequence[bool]) -> pa.RecordBatch:
     """Tokens of pairs: ``flat`` has three rows a record (prompt, chosen, rejected)."""
     lengths = np.diff(flat.offsets).reshape(-1, 3)
-    reasons = [
-        "no_loss" if reason is None and not num else reason
-        for reason, num in zip(reasons, lengths[:, 1], strict=True)
-    ]
-    keep = _kept(reasons)
-    flat = _only(flat, np.repeat(keep, 3))
-    lengths = np.where(keep[:, None], lengths, 0)
+    reasons = _with_no_loss(reasons, lengths[:, 1])
+    is_emitted = _is_emitted(reasons)
+    flat = _only_rows(flat, np.repeat(is_emitted, 3))
+    lengths = np.where(is_emitted[:, None], lengths, 0)
     lists = []
     for side in range(3):
-        offsets = np.concatenate([[0], np.cumsum(lengths[:, side])])
-        is_side = np.repeat(np.tile(np.arange(3) == side, len(keep)), lengths.reshape(-1))
+        is_side = np.repeat(np.tile(np.arange(3) == side, len(is_emitted)), lengths.reshape(-1))
         nulls = ~np.array(is_paired, np.bool_) if side == 2 else None
-        lists.append(_lists(offsets, flat.ids[is_side], pa.int32(), nulls))
+        lists.append(_lists(offsets_from_lengths(lengths[:, side]), flat.ids[is_side], pa.int32(), nulls))
     return _batch("preference", lists, (lengths.sum(axis=1), lengths[:, 1:].sum(axis=1)), reasons)
 
 
-def reasoned(kind: str, reasons: Reasons) -> pa.RecordBatch:
+def refused_batch(kind: str, reasons: Reasons) -> pa.RecordBatch:
     """A batch of rows that cannot be emitted, each with its reason."""
     empty = FlatIds(np.empty(0, np.int32), np.zeros(len(reasons) + 1, np.int64))
     if kind == "sft":
         return sft_batch(empty, np.empty(0, np.uint8), reasons)
     if kind == "preference":
-        thrice = FlatIds(empty.ids, np.zeros(3 * len(reasons) + 1, np.int64))
-        return pair_batch(thrice, reasons, [True] * len(reasons))
-    return prompt_batch(empty, reasons) if kind == "prompt" else text_batch(empty, reasons)
+        sides = FlatIds(empty.ids, np.zeros(3 * len(reasons) + 1, np.int64))
+        return pair_batch(sides, reasons, [True] * len(reasons))
+    return _flat_batch(kind, empty, reasons)
 
 
-def _kept(reasons: Reasons) -> NDArray[np.bool_]:
+def _with_no_loss(reasons: Reasons, num_trained: NDArray[np.int64]) -> list[str | None]:
+    """The reasons, and ``no_loss`` for rows that would train nothing."""
+    pairs = zip(reasons, num_trained, strict=True)
+    return ["no_loss" if reason is None and not num else reason for reason, num in pairs]
+
+
+def _is_emitted(reasons: Reasons) -> NDArray[np.bool_]:
     return np.fromiter((reason is None for reason in reasons), np.bool_, len(reasons))
 
 
-def _only(flat: FlatIds, keep: NDArray[np.bool_]) -> FlatIds:
-    """The rows not kept emptied."""
-    if keep.all():
+def _only_rows(flat: FlatIds, is_emitted: NDArray[np.bool_]) -> FlatIds:
+    """The same rows, those that are not emitted empty."""
+    if is_emitted.all():
         return flat
     lengths = np.diff(flat.offsets)
-    offsets = np.concatenate([[0], np.cumsum(np.where(keep, lengths, 0))])
-    return FlatIds(flat.ids[np.repeat(keep, lengths)], offsets)
+    offsets = offsets_from_lengths(np.where(is_emitted, lengths, 0))
+    return FlatIds(flat.ids[np.repeat(is_emitted, lengths)], offsets)
 
 
-def _sums(values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of each stretch ``values[offsets[i]:offsets[i + 1]]`` its sum; of an empty one 0."""
-    sums = np.add.reduceat(np.append(values, np.uint8(0)), offsets[:-1], dtype=np.int64)
-    return np.where(np.diff(offsets) > 0, sums, 0)
+def _id_lists(flat: FlatIds) -> pa.ListArray:
+    return _lists(flat.offsets, flat.ids, pa.int32())
 
 
 def _lists(
@@ -144,73 +149,71 @@ def _batch(
 
 
 class Assembly:
-    """A batch of layouts with their texts, to be encoded together."""
+    """Rows of layouts with their texts, encoded together in one call of the tokenizer."""
 
     def __init__(self, plain: PlainEncoder, allowed: ControlTokens | None = None) -> None:
         self._plain = plain
         self._allowed = allowed  # control tokens that count as such inside the data's texts too
         self._texts: list[str] = []
         self._begins: list[bool] = []
-        self._constants: dict[TextSegment, int] = {}
-        self._resolved: dict[int, tuple[Layout, list[int]]] = {}
-        self._parts: list[int] = []  # a text's number, or -1 - id
+        self._constants: dict[TextSegment, int] = {}  # the number of each constant text
+        self._templates: dict[
+            int, tuple[Layout, list[int]]
+        ] = {}  # by id of the layout, which keeps the id valid
+        self._parts: list[int] = []  # the number of a text, or -1 - id
         self._trained: list[bool] = []
-        self._ends: list[int] = [0]
+        self._ends: list[int] = [0]  # of each row, in parts
 
     def add(self, layout: Layout, texts: Sequence[str]) -> None:
-        """Lay out one more row."""
+        """Add a row."""
         if self._allowed is not None:
-            self._add_allowing(layout, texts, self._allowed)
+            for entry, trained in zip(layout.entries, layout.trained, strict=True):
+                parts = [-1 - entry] if isinstance(entry, int) else self._split(entry, texts, self._allowed)
+                self._parts += parts
+                self._trained += [trained] * len(parts)
         else:
-            parts = self._resolve(layout).copy()
-            for place, stretch in layout.slots:
-                parts[place] = self._text(stretch.fill(texts), stretch.begins)
+            parts = self._constant_parts(layout).copy()
+            for place, segment in layout.slots:
+                parts[place] = self._add_text(segment.fill(texts), segment.begins)
             self._parts += parts
             self._trained += layout.trained
         self._ends.append(len(self._parts))
 
-    def add_nothing(self) -> None:
-        """An empty row."""
-        self._ends.append(len(self._parts))
+    def add_empty(self, num_rows: int = 1) -> None:
+        """Add empty rows."""
+        self._ends += [len(self._parts)] * num_rows
 
-    def _add_allowing(self, layout: Layout, texts: Sequence[str], allowed: ControlTokens) -> None:
-        for entry, trained in zip(layout.entries, layout.trained, strict=True):
-            if isinstance(entry, int):
-                parts = [-1 - entry]
-            else:
-                parts = self._split(entry.fill(texts), entry.begins, allowed)
-            self._parts += parts
-            self._trained += [trained] * len(parts)
-
-    def _split(self, text: str, begins: bool, allowed: ControlTokens) -> list[int]:
+    def _split(self, segment: TextSegment, texts: Sequence[str], allowed: ControlTokens) -> list[int]:
+        """The parts of a segment, control tokens in its texts included."""
+        text, begins = segment.fill(texts), segment.begins
         parts, at = [], 0
-        for found in allowed.find(text):
-            if found.start > at:
-                parts.append(self._text(text[at : found.start], begins))
-            parts.append(-1 - found.token.id)
-            at, begins = found.end, self._plain.restarts_after_control
+        for match in allowed.find(text):
+            if match.start > at:
+                parts.append(self._add_text(text[at : match.start], begins))
+            parts.append(-1 - match.token.id)
+            at, begins = match.end, self._plain.restarts_after_control
         if at < len(text):
-            parts.append(self._text(text[at:], begins))
+            parts.append(self._add_text(text[at:], begins))
         return parts
 
-    def _resolve(self, layout: Layout) -> list[int]:
-        known = self._resolved.get(id(layout))
-        if known is None:
+    def _constant_parts(self, layout: Layout) -> list[int]:
+        """The parts of a layout, 0 in place of what depends on the row's texts."""
+        cached = self._templates.get(id(layout))
+        if cached is None:
             parts = [
                 -1 - entry if isinstance(entry, int) else self._constant(entry) for entry in layout.entries
             ]
-            known = self._resolved[id(layout)] = (layout, parts)  # holding the layout keeps its id its own
-        return known[1]
+            cached = self._templates[id(layout)] = (layout, parts)
+        return cached[1]
 
-    def _constant(self, stretch: TextSegment) -> int:
-        if not stretch.is_constant:
+    def _constant(self, segment: TextSegment) -> int:
+        if not segment.is_constant:
             return 0
-        found = self._constants.get(stretch)
-        if found is None:
-            found = self._constants[stretch] = self._text(stretch.fill(()), stretch.begins)
-        return found
+        if segment not in self._constants:
+            self._constants[segment] = self._add_text(segment.fill(()), segment.begins)
+        return self._constants[segment]
 
-    def _text(self, text: str, begins: bool) -> int:
+    def _add_text(self, text: str, begins: bool) -> int:
         self._texts.append(text)
         self._begins.append(begins)
         return len(self._texts) - 1
@@ -226,9 +229,7 @@ class Assembly:
         lengths[is_control] = 1
         starts[is_control] = len(flat.ids) + np.arange(np.count_nonzero(is_control))
         pool = np.concatenate([flat.ids, (-1 - parts[is_control]).astype(np.int32)])
-        ends = np.cumsum(lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        ids = pool[np.repeat(starts - (ends - lengths), lengths) + np.arange(total)]
+        offsets = offsets_from_lengths(lengths)
+        ids = pool[np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])]
         trained = np.repeat(np.array(self._trained, np.uint8), lengths)
-        offsets = np.concatenate([[0], ends])[np.array(self._ends)]
-        return FlatIds(ids, offsets.astype(np.int64)), trained
+        return FlatIds(ids, offsets[np.array(self._ends)]), trained

@@ -1,9 +1,12 @@
-"""Conversations out of Arrow batches, and their form for a chat template.
+"""Conversations out of Arrow batches, and the message dicts that a chat template reads.
 
-A conversation is a list of turns plus tools and template arguments. ``dressed`` builds the message dicts that a template
-reads; the caller says what becomes of each free string (a *slot*: content, reasoning, function names and the strings in
-their arguments) and of each other string the data wrote, so the same walk gives the real messages, escaped ones, or
-ones with sentinels in the slots.
+A conversation is a list of turns plus tools and template arguments. ``to_message`` builds the dict of one
+turn. Its caller maps each free string (a *slot*: content, reasoning, function names and the strings in their
+arguments) and each other string of the data, so the same walk gives the real messages, escaped ones, or ones
+with placeholders in the slots.
+
+Reasoning and tool calls that a data set wrote into the content (``<think>``, ``<tool_call>``) become fields
+of their turn, so that the template writes them its way.
 """
 
 from __future__ import annotations
@@ -12,14 +15,17 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import orjson
 import pyarrow as pa
 
 from datamix.core.errors import DataError
 
-Put = Callable[[str], str]
+StringMap = Callable[[str], str]
+
+_THINK = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
+_CALL = re.compile(r"\s*<tool_call>(.*?)</tool_call>\s*", re.DOTALL)
 
 
 class ChatTurn(NamedTuple):
@@ -34,8 +40,15 @@ class ChatTurn(NamedTuple):
     train: bool | None = None
 
 
+class InlineParse(NamedTuple):
+    """Which inline tags to parse."""
+
+    reasoning: bool
+    calls: bool
+
+
 class Conversation:
-    """The turns of one record with its tools and its own template arguments."""
+    """The turns of one record with its tools and template arguments."""
 
     def __init__(self, turns: Sequence[ChatTurn], tools: str | None, kwargs: str | None) -> None:
         self.turns = tuple(turns)
@@ -56,33 +69,40 @@ class Conversation:
         return Conversation(turns, self.tools_text, self.kwargs_text)
 
     def shape(self) -> tuple[Any, ...]:
-        """All that decides the rendering but the slots' texts: equal shapes have equal constant parts."""
+        """All that decides the rendering except the slots' texts: equal shapes have equal constant parts."""
         return (tuple(map(_turn_shape, self.turns)), self.tools_text, self.kwargs_text)
 
     def slots(self) -> list[str]:
-        """The texts of the slots, in the order in which ``dressed`` meets them."""
+        """The texts of the slots, in the order in which ``to_message`` maps them."""
         texts: list[str] = []
+
+        def collect(text: str) -> str:
+            texts.append(text)
+            return text
+
         for turn in self.turns:
-            if turn.content is not None and not turn.content.isspace() and turn.content:
+            if _has_text(turn.content):
                 texts.append(turn.content)
-            if turn.reasoning is not None and turn.reasoning and not turn.reasoning.isspace():
+            if _has_text(turn.reasoning):
                 texts.append(turn.reasoning)
             if turn.calls is not None:
-                to_message_calls(turn.calls, _collector(texts), str)
+                map_calls(turn.calls, collect, str)
         return texts
 
     def has_text(self) -> bool:
-        """Whether any turn says or calls anything."""
-        return any(
-            (turn.content and not turn.content.isspace()) or turn.calls or (turn.reasoning or "").strip()
-            for turn in self.turns
-        )
+        """Whether any turn holds text or calls."""
+        return any(_has_text(turn.content) or turn.calls or _has_text(turn.reasoning) for turn in self.turns)
+
+
+def _has_text(text: str | None) -> TypeGuard[str]:
+    """Whether a text is a slot. Blank ones are not: templates test whether there is any."""
+    return text is not None and text != "" and not text.isspace()
 
 
 def _parsed(text: str | None, kind: type) -> Any:
     if text is None:
         return None
-    value = json.loads(text)  # unlike orjson it keeps integers of any size
+    value = json.loads(text)  # orjson turns integers above 64 bits into floats
     if not isinstance(value, kind):
         raise DataError(
             f"encode: tools and kwargs of a record must be a JSON {kind.__name__}, found {text[:80]}."
@@ -90,23 +110,15 @@ def _parsed(text: str | None, kind: type) -> Any:
     return value or None
 
 
-def _collector(texts: list[str]) -> Put:
-    def collect(text: str) -> str:
-        texts.append(text)
-        return text
-
-    return collect
-
-
 def _turn_shape(turn: ChatTurn) -> tuple[Any, ...]:
     content, reasoning = turn.content, turn.reasoning
-    if turn.calls is None and reasoning is None and content and not content.isspace():
-        return (turn.role, True, None, None, turn.tool_call_id, turn.name, turn.train)
-    calls = None if turn.calls is None else _skeleton(turn.calls)
+    calls = None
+    if turn.calls is not None:
+        calls = json.dumps(map_calls(turn.calls, lambda _: "\x00", str))
     return (
         turn.role,
-        True if content and not content.isspace() else content,
-        True if reasoning and not reasoning.isspace() else reasoning,
+        True if _has_text(content) else content,
+        True if _has_text(reasoning) else reasoning,
         calls,
         turn.tool_call_id,
         turn.name,
@@ -114,24 +126,20 @@ def _turn_shape(turn: ChatTurn) -> tuple[Any, ...]:
     )
 
 
-def _skeleton(calls: Any) -> str:
-    return json.dumps(to_message_calls(calls, lambda _: "\x00", str))
+def to_message(turn: ChatTurn, slot: StringMap, exact: StringMap) -> dict[str, Any]:
+    """The message dict of a turn; null fields are left out, as transformers does.
 
-
-def to_message(turn: ChatTurn, slot: Put, exact: Put) -> dict[str, Any]:
-    """The message dict of a turn, null fields left out as transformers does.
-
-    ``slot`` maps each free text (content, then reasoning, then the calls'); ``exact`` the other strings of the data.
-    Blank texts are no slots: templates ask whether there is anything.
+    ``slot`` maps each free text (content, then reasoning, then those of the calls), ``exact`` the data's
+    other strings.
     """
     message: dict[str, Any] = {"role": turn.role}
     if turn.content is not None:
-        message["content"] = _put(turn.content, slot)
+        message["content"] = _map_text(turn.content, slot)
     if turn.reasoning is not None:
-        message["reasoning_content"] = _put(turn.reasoning, slot)
+        message["reasoning_content"] = _map_text(turn.reasoning, slot)
         message["thinking"] = message["reasoning_content"]
     if turn.calls is not None:
-        message["tool_calls"] = to_message_calls(turn.calls, slot, exact)
+        message["tool_calls"] = map_calls(turn.calls, slot, exact)
     if turn.tool_call_id is not None:
         message["tool_call_id"] = exact(turn.tool_call_id)
     if turn.name is not None:
@@ -139,149 +147,126 @@ def to_message(turn: ChatTurn, slot: Put, exact: Put) -> dict[str, Any]:
     return message
 
 
-def to_message_calls(calls: Any, slot: Put, exact: Put) -> Any:
-    """Tool calls with the function's name and the strings in its arguments as slots; keys and ids are exact."""
+def map_calls(calls: Any, slot: StringMap, exact: StringMap) -> Any:
+    """Tool calls; the function's name and the strings in its arguments are slots, keys and ids are exact."""
     if not isinstance(calls, list):
-        return exact_json(calls, exact)
-    return [_call(call, slot, exact) for call in calls]
+        return map_strings(calls, exact)
+    return [_map_call(call, slot, exact) for call in calls]
 
 
-def _call(call: Any, slot: Put, exact: Put) -> Any:
+def _map_call(call: Any, slot: StringMap, exact: StringMap) -> Any:
     if not isinstance(call, dict):
-        return exact_json(call, exact)
-    changed = {}
+        return map_strings(call, exact)
+    mapped = {}
     for key, value in call.items():
         if key == "function" and isinstance(value, dict):
-            changed[key] = {
-                exact(name): _leaves(part, slot, exact)
+            mapped[key] = {
+                exact(name): _map_slots(field, slot, exact)
                 if name in ("name", "arguments")
-                else exact_json(part, exact)
-                for name, part in value.items()
+                else map_strings(field, exact)
+                for name, field in value.items()
             }
         else:
-            changed[exact(key)] = exact_json(value, exact)
-    return changed
+            mapped[exact(key)] = map_strings(value, exact)
+    return mapped
 
 
-def _leaves(value: Any, slot: Put, exact: Put) -> Any:
+def _map_slots(value: Any, slot: StringMap, exact: StringMap) -> Any:
     if isinstance(value, str):
-        return _put(value, slot)
+        return _map_text(value, slot)
     if isinstance(value, list):
-        return [_leaves(item, slot, exact) for item in value]
+        return [_map_slots(item, slot, exact) for item in value]
     if isinstance(value, dict):
-        return {exact(key): _leaves(item, slot, exact) for key, item in value.items()}
+        return {exact(key): _map_slots(item, slot, exact) for key, item in value.items()}
     return value
 
 
-def exact_json(value: Any, exact: Put) -> Any:
+def _map_text(text: str, slot: StringMap) -> str:
+    return slot(text) if _has_text(text) else text
+
+
+def map_strings(value: Any, exact: StringMap) -> Any:
     """JSON with ``exact`` applied to every string in it, keys included."""
     if isinstance(value, str):
         return exact(value)
     if isinstance(value, list):
-        return [exact_json(item, exact) for item in value]
+        return [map_strings(item, exact) for item in value]
     if isinstance(value, dict):
-        return {exact(key): exact_json(item, exact) for key, item in value.items()}
+        return {exact(key): map_strings(item, exact) for key, item in value.items()}
     return value
 
 
-def _put(text: str, slot: Put) -> str:
-    return slot(text) if text and not text.isspace() else text
-
-
 def conversations(batch: pa.RecordBatch, parse: InlineParse) -> list[Conversation]:
-    """The ``messages`` of a batch of records, row for row; ``parse`` says which inline tags are read."""
+    """The ``messages`` of a batch of records, row for row; ``parse``: which inline tags become fields."""
     return _conversations(batch, batch.column("messages"), parse)
 
 
 def completions(batch: pa.RecordBatch, name: str, parse: InlineParse) -> list[list[ChatTurn] | None]:
     """The turns of ``chosen`` or ``rejected``, row for row; None where null."""
     column = batch.column(name)
-    valid = column.is_valid().to_pylist()
-    found = _conversations(batch, column, parse)
-    return [list(one.turns) if ok else None for one, ok in zip(found, valid, strict=True)]
+    is_valid = column.is_valid().to_pylist()
+    rows = _conversations(batch, column, parse)
+    return [list(row.turns) if valid else None for row, valid in zip(rows, is_valid, strict=True)]
 
 
 def _conversations(batch: pa.RecordBatch, column: pa.ListArray, parse: InlineParse) -> list[Conversation]:
     flat = column.flatten()
+    calls = [
+        None if text is None else json.loads(text) or None for text in flat.field("tool_calls").to_pylist()
+    ]
     turns = [
         parse_inline(ChatTurn(*fields), parse) if fields[0] == "assistant" else ChatTurn(*fields)
         for fields in zip(
             flat.field("role").to_pylist(),
             flat.field("content").to_pylist(),
             flat.field("reasoning").to_pylist(),
-            [
-                None if text is None else json.loads(text) or None
-                for text in flat.field("tool_calls").to_pylist()
-            ],
+            calls,
             flat.field("tool_call_id").to_pylist(),
             flat.field("name").to_pylist(),
             flat.field("train").to_pylist(),
             strict=True,
         )
     ]
-    found, at = [], 0
+    result, begin = [], 0
     lengths = column.value_lengths().to_pylist()
     columns = (batch.column("tools").to_pylist(), batch.column("kwargs").to_pylist())
     for length, tools, kwargs in zip(lengths, *columns, strict=True):
-        length = length or 0
-        found.append(Conversation(turns[at : at + length], tools, kwargs))
-        at += length
-    return found
-
-
-if TYPE_CHECKING:
-    pass
-
-_THINK = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
-_CALL = re.compile(r"\s*<tool_call>(.*?)</tool_call>\s*", re.DOTALL)
-
-
-class InlineParse(NamedTuple):
-    """Which inline tags to read."""
-
-    reasoning: bool
-    calls: bool
+        end = begin + (length or 0)
+        result.append(Conversation(turns[begin:end], tools, kwargs))
+        begin = end
+    return result
 
 
 def parse_inline(turn: ChatTurn, parse: InlineParse) -> ChatTurn:
-    """The turn with its inline tags read; a turn without them comes back as it is."""
+    """The turn with its inline tags parsed into fields; a turn without tags comes back unchanged."""
     content = turn.content
     if content is None:
         return turn
     if parse.reasoning and turn.reasoning is None and "</think>" in content:
         match = _THINK.match(content)
         if match is not None:
-            turn = turn._replace(reasoning=match.group(1).strip("\n"), content=content[match.end() :])
-            content = turn.content or ""
+            content = content[match.end() :]
+            turn = turn._replace(reasoning=match.group(1).strip("\n"), content=content)
     if parse.calls and turn.calls is None and "</tool_call>" in content:
-        turn = _with_calls(turn, content)
+        turn = _parse_calls(turn, content)
     return turn
 
 
-def _with_calls(turn: ChatTurn, content: str) -> ChatTurn:
-    """Calls that stand at the end of the content; one that is malformed or followed by words leaves all as text."""
-    first = content.find("<tool_call>")
+def _parse_calls(turn: ChatTurn, content: str) -> ChatTurn:
+    """Parse calls at the end of the content; if one is malformed or followed by words, all stays text."""
+    text_end = at = len(content[: content.find("<tool_call>")].rstrip())
     calls: list[Any] = []
-    at = _before(content, first)
     while at < len(content):
         match = _CALL.match(content, at)
-        call = None if match is None else _parsed_call(match.group(1))
+        call = None if match is None else _parse_call(match.group(1))
         if match is None or call is None:
             return turn
         calls.append(call)
         at = match.end()
-    if not calls:
-        return turn
-    said = content[: _before(content, first)]
-    return turn._replace(content=said or None, calls=calls)
+    return turn._replace(content=content[:text_end] or None, calls=calls) if calls else turn
 
 
-def _before(content: str, at: int) -> int:
-    """Where the white space before a place begins."""
-    return len(content[:at].rstrip())
-
-
-def _parsed_call(text: str) -> dict[str, Any] | None:
+def _parse_call(text: str) -> dict[str, Any] | None:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Documents to ids: [BOS where the tokenizer adds one] + text + [EOS]."""
+"""Documents to ids: [BOS where the tokenizer adds one] + text + [EOS]; fill in the middle; split points."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from datamix.core.arrays import offsets_from_lengths
 from datamix.core.errors import RecipeError
 from datamix.core.hashing import mix64, salt
 from datamix.tokenize.special_tokens import ControlTokens
@@ -17,25 +18,23 @@ from datamix.tokenize.tokenizer import FlatIds, PlainEncoder
 from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of
 
 Frame = tuple[list[int], list[int]]  # ids before and after each document
-
-
 DocumentPart = str | int  # plain text, or a control id
 
 
 class DocumentEncoder:
-    """Encodes documents as plain text, or with control tokens where those are allowed or where a middle is filled in."""
+    """Encodes documents as plain text, with control tokens where allowed or for fill in the middle."""
 
     def __init__(
-        self, plain: PlainEncoder, control: ControlTokens, allow: bool, middle: Middle | None
+        self, plain: PlainEncoder, control: ControlTokens, allow: bool, middle: FillMiddle | None
     ) -> None:
         self._plain = plain
         self._control = control
         self._allow = allow
         self._middle = middle
 
-    def encode(self, texts: list[str], held: NDArray[np.bool_], frame: Frame) -> FlatIds:
-        """The framed ids of each text; an empty text gives none. ``held``: which texts hold control literals."""
-        if self._middle is not None or (self._allow and held.any()):
+    def encode(self, texts: list[str], has_control: NDArray[np.bool_], frame: Frame) -> FlatIds:
+        """The framed ids of each text, none for an empty one. ``has_control``: texts with control literals."""
+        if self._middle is not None or (self._allow and has_control.any()):
             flat = self._encode_parts([self._parts(text) for text in texts])
         else:
             flat = self._plain.encode(texts)
@@ -43,23 +42,24 @@ class DocumentEncoder:
 
     def _parts(self, text: str) -> list[DocumentPart]:
         cut = None if self._middle is None else self._middle.cut(text)
-        if cut is None:
-            return self._split(text)
-        return [part for one in cut for part in ([one] if isinstance(one, int) else self._split(one))]
+        parts: list[DocumentPart] = []
+        for part in cut or [text]:
+            parts += [part] if isinstance(part, int) else self._split(part)
+        return parts
 
     def _split(self, text: str) -> list[DocumentPart]:
-        """A text at its control tokens, where they count as such."""
+        """A text cut at its control tokens, where they are allowed."""
         parts: list[DocumentPart] = []
         at = 0
-        for found in self._control.find(text) if self._allow else []:
-            parts += [text[at : found.start], found.token.id]
-            at = found.end
+        for match in self._control.find(text) if self._allow else []:
+            parts += [text[at : match.start], match.token.id]
+            at = match.end
         return [part for part in [*parts, text[at:]] if part != ""]
 
     def _encode_parts(self, documents: list[list[DocumentPart]]) -> FlatIds:
         strings = [part for parts in documents for part in parts if isinstance(part, str)]
         begins = [
-            at == 0 or self._plain.restarts_after_control  # what is not first stands after a control token
+            at == 0 or self._plain.restarts_after_control  # all but the first follow a control token
             for parts in documents
             for at, part in enumerate(parts)
             if isinstance(part, str)
@@ -70,17 +70,16 @@ class DocumentEncoder:
             [np.array([part], np.int32) if isinstance(part, int) else next(texts) for part in parts]
             for parts in documents
         ]
-        offsets = np.zeros(len(documents) + 1, np.int64)
-        np.cumsum([sum(map(len, some)) for some in lists], out=offsets[1:])
-        every = [ids for some in lists for ids in some]
-        return FlatIds(np.concatenate(every) if every else np.empty(0, np.int32), offsets)
+        offsets = offsets_from_lengths([sum(map(len, arrays)) for arrays in lists])
+        return FlatIds(
+            np.concatenate([np.empty(0, np.int32), *(ids for arrays in lists for ids in arrays)]), offsets
+        )
 
 
 def framed(flat: FlatIds, has_text: NDArray[np.bool_], frame: Frame) -> FlatIds:
     """``[1, 2 | 3]`` with frame ``([0], [9])`` -> ``[0, 1, 2, 9 | 0, 3, 9]``."""
     before, after = frame
-    extra = np.where(has_text, len(before) + len(after), 0)
-    offsets = flat.offsets + np.concatenate([[0], np.cumsum(extra)])
+    offsets = flat.offsets + offsets_from_lengths(np.where(has_text, len(before) + len(after), 0))
     ids = np.empty(int(offsets[-1]), np.int32)
     is_text = np.ones(len(ids), np.bool_)
     starts, ends = offsets[:-1][has_text], offsets[1:][has_text]
@@ -95,23 +94,26 @@ def framed(flat: FlatIds, has_text: NDArray[np.bool_], frame: Frame) -> FlatIds:
 
 
 def frame_ids(spec: dict[str, Any], files: TokenizerFiles) -> Frame:
-    """What stands around each document: what the post-processor puts before it, and EOS after it."""
-    before, after = _around(spec.get("post_processor"))
+    """The ids around each document: those that the post-processor puts before it, and EOS after it.
+
+    Raises RecipeError where the tokenizer has no token that separates documents.
+    """
+    before, after = _post_processor_ids(spec.get("post_processor"))
     if files.eos_token_id is not None:
         after = [files.eos_token_id]
     if not after:
         raise RecipeError(
-            f"tokenizer: {files.name} names no eos_token, so documents cannot be told apart. Name one in "
+            f"tokenizer: {files.name} names no eos_token, so documents cannot be separated. Name one in "
             "tokenizer_config.json beside tokenizer.json."
         )
     return before, after
 
 
-def _around(node: dict[str, Any] | None) -> Frame:
+def _post_processor_ids(node: dict[str, Any] | None) -> Frame:
     if node is None:
         return [], []
     if node["type"] == "Sequence":
-        frames = [_around(inner) for inner in node["processors"]]
+        frames = [_post_processor_ids(inner) for inner in node["processors"]]
         return [id_ for frame in frames for id_ in frame[0]], [id_ for frame in frames for id_ in frame[1]]
     if node["type"] in ("BertProcessing", "RobertaProcessing"):
         return [node["cls"][1]], [node["sep"][1]]
@@ -128,7 +130,7 @@ def _around(node: dict[str, Any] | None) -> Frame:
     return before, after
 
 
-_FAMILIES = (
+_FIM_TOKENS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),  # SantaCoder
@@ -138,41 +140,41 @@ _FAMILIES = (
 )
 
 
-class Marks(NamedTuple):
-    """The ids of a tokenizer's three marks."""
+class FimTokens(NamedTuple):
+    """The ids of a tokenizer's tokens for fill in the middle."""
 
     prefix: int
     suffix: int
     middle: int
 
 
-def find_marks(control: ControlTokens) -> Marks | None:
-    """The marks of a tokenizer, None where it has none."""
+def fim_tokens(control: ControlTokens) -> FimTokens | None:
+    """A tokenizer's tokens for fill in the middle, None where it has none."""
     ids = {token.text: token.id for token in control.tokens}
-    for names in _FAMILIES:
+    for names in _FIM_TOKENS:
         if all(name in ids for name in names):
-            return Marks(*(ids[name] for name in names))
+            return FimTokens(*(ids[name] for name in names))
     return None
 
 
-class Middle(NamedTuple):
-    """How documents are cut: a share of them, by a seed, with a tokenizer's marks."""
+class FillMiddle(NamedTuple):
+    """How documents are cut for fill in the middle: a share of them, by a seed."""
 
-    marks: Marks
+    tokens: FimTokens
     rate: float
     seed: int
 
     def cut(self, text: str) -> list[str | int] | None:
-        """``[<PRE>, prefix, <SUF>, suffix, <MID>, middle]``, or None of a text that stays as it is."""
+        """``[<PRE>, prefix, <SUF>, suffix, <MID>, middle]``, or None where the text stays whole."""
         parts = cut_middle(text, self.rate, self.seed)
         if parts is None:
             return None
         prefix, middle, suffix = parts
-        return [self.marks.prefix, prefix, self.marks.suffix, suffix, self.marks.middle, middle]
+        return [self.tokens.prefix, prefix, self.tokens.suffix, suffix, self.tokens.middle, middle]
 
 
 def cut_middle(text: str, rate: float, seed: int) -> tuple[str, str, str] | None:
-    """(prefix, middle, suffix) of a text that is chosen, with probability ``rate``; None of one that is not."""
+    """(prefix, middle, suffix) of a text, with probability ``rate``; else None."""
     base = salt(seed, "fim") ^ np.uint64(xxhash.xxh3_64_intdigest(text.encode("utf-8")))
     draws = mix64(base + np.arange(3, dtype=np.uint64)) / np.float64(2**64)
     if draws[0] >= rate or len(text) < 2:
@@ -186,7 +188,7 @@ _ENDS = re.compile(r"(\n\s*|[.!?。！？…][\"'”’»」』)）\]】]*\s*)\Z
 
 @lru_cache(maxsize=2)
 def split_points(files: TokenizerFiles) -> NDArray[np.bool_]:
-    """``[vocab_size]``: True where the decoded token ends with a newline or a full stop in any of many scripts."""
+    """``[vocab_size]``: True where the decoded token ends with a newline or a full stop of any script."""
     tokenizer = decoder_of(files)
     texts = tokenizer.decode_batch([[token] for token in range(files.vocab_size)], skip_special_tokens=False)
     return np.fromiter((_ENDS.search(text) is not None for text in texts), np.bool_, files.vocab_size)

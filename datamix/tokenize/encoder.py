@@ -1,14 +1,15 @@
-"""Records to tokens: the room's front door.
+"""Records to tokens: the entry point of this package.
 
-``load(spec)`` builds one encoder per process; ``encode`` turns a batch of records into a batch of ``records.TOKENS``,
-row for row, at full length; ``truncate.fit`` makes over-long ones fit. A record that cannot be emitted has empty lists and a
-reason: ``template`` (the chat template refuses it, or the trained span cannot be determined), ``special_text``, ``no_loss``
-(nothing to train on), ``empty``, ``overlong``.
+``load(spec)`` builds one encoder per process; ``encode`` turns a batch of records into a batch of
+``records.TOKENS``, row for row, at full length; ``truncate.fit`` makes over-long ones fit. A record that
+cannot be emitted has empty lists and a reason: ``template`` (the chat template refuses it, or the trained
+span cannot be determined), ``special_text``, ``no_loss`` (nothing to train on), ``empty``, ``overlong``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -19,23 +20,22 @@ import pyarrow as pa
 from datamix.core.errors import RecipeError
 from datamix.core.records import Kind, RecordKind
 from datamix.tokenize.batch import Assembly, TokenRows, pair_batch, prompt_batch, sft_batch, text_batch
-from datamix.tokenize.chat_template import Renderer, TemplateFailure
-from datamix.tokenize.conversation import Conversation, InlineParse, completions, conversations
-from datamix.tokenize.document_encoder import DocumentEncoder, Middle, find_marks, frame_ids, split_points
+from datamix.tokenize.chat_template import ChatTemplate, TemplateFailure
+from datamix.tokenize.conversation import ChatTurn, Conversation, InlineParse, completions, conversations
+from datamix.tokenize.document_encoder import DocumentEncoder, FillMiddle, fim_tokens, frame_ids, split_points
 from datamix.tokenize.renderer import ChatRenderer, Purpose
 from datamix.tokenize.special_tokens import ControlTokens, control_tokens, holds_control, rows_with_candidates
-from datamix.tokenize.template_analysis import text_dependence
 from datamix.tokenize.tokenizer import PlainEncoder
 from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of, read_tokenizer_json
 
-_MANY = 32  # records: a batch of at least so many that a template refuses altogether is the recipe's mistake
+_MIN_REFUSED = 32  # a template that refuses a whole batch of at least so many records is the recipe's mistake
 _PURPOSES: dict[str, Purpose] = {"all": "all", "assistant": "assistant", "last_assistant": "last_assistant"}
-_VERSION = 1  # of what tokens mean: raised by hand
+_VERSION = 1  # raised by hand where equal inputs give other tokens
 
 
 @dataclass(frozen=True)
 class EncodeSpec:
-    """All that decides the tokens of a record."""
+    """Everything that decides the tokens of a record."""
 
     kind: Kind
     tokenizer: TokenizerFiles
@@ -65,31 +65,34 @@ class EncodeSpec:
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """What all encoders of one tokenizer share; its parsed JSON, a few hundred megabytes, is let go."""
+class _LoadedTokenizer:
+    """What all encoders of one tokenizer share, without its parsed JSON of a few hundred megabytes."""
 
     control: ControlTokens
     plain: PlainEncoder
-    around: dict[str, Any]  # of tokenizer.json, what decides the frame of documents
+    frame_spec: dict[str, Any]  # the entries of tokenizer.json that decide the frame of documents
 
 
 @lru_cache(maxsize=2)
-def _opened(files: TokenizerFiles) -> _Opened:
+def _load_tokenizer(files: TokenizerFiles) -> _LoadedTokenizer:
     spec = orjson.loads(read_tokenizer_json(files))
     control = control_tokens(spec.get("added_tokens") or [])
     try:
         plain = PlainEncoder(spec, control)
     except Exception as error:  # the library raises nothing more exact
         raise RecipeError(
-            f"tokenizer: the tokenizer.json of {files.name} cannot be loaded: {error}. Save the tokenizer again with "
-            "`tokenizer.save_pretrained(folder)`, or name another."
+            f"tokenizer: the tokenizer.json of {files.name} cannot be loaded: {error}. Save the tokenizer again "
+            "with `tokenizer.save_pretrained(folder)`, or name another."
         ) from error
-    return _Opened(control, plain, {"post_processor": spec.get("post_processor")})
+    return _LoadedTokenizer(control, plain, {"post_processor": spec.get("post_processor")})
 
 
 @lru_cache(maxsize=8)
 def load(spec: EncodeSpec) -> Encoder:
-    """The encoder of a spec, built once a process. Raises RecipeError where the tokenizer cannot do what is asked."""
+    """The encoder of a spec, built once a process.
+
+    Raises RecipeError where the tokenizer lacks what the spec needs.
+    """
     return Encoder(spec)
 
 
@@ -101,34 +104,34 @@ class Encoder:
         files = spec.tokenizer
         if files.chat_template is None and spec.kind != "pretrain":
             raise RecipeError(_no_template(files.name, f"a recipe of kind {spec.kind}"))
-        opened = _opened(replace(files, chat_template=None, chat_template_sha256=None))
-        self.control, self.plain = opened.control, opened.plain
-        middle = _middle(spec, self.control)
+        loaded = _load_tokenizer(replace(files, chat_template=None, chat_template_sha256=None))
+        self.control, self.plain = loaded.control, loaded.plain
+        middle = _fill_middle(spec, self.control)
         self._documents = DocumentEncoder(self.plain, self.control, spec.special_text == "allow", middle)
         if spec.kind == "pretrain":
-            self._before, self._after = frame_ids(opened.around, files)
+            self._before, self._after = frame_ids(loaded.frame_spec, files)
 
     @property
     def engine(self) -> str:
-        """Which tokenizer engine runs: for printing only, the ids are the same."""
+        """The tokenizer engine in use, for messages only: the ids are the same."""
         return self.plain.engine
 
     def make_ready(self) -> None:
-        """Do now what the first record would wait for: transformers is imported, the template compiled, the engine loaded.
+        """Do ahead what the first record would wait for: transformers, the compiled template, the engine.
 
-        Of documents also where they may be split: this fits in beside the engine.
+        For documents also decode the vocabulary for ``split_points``, while the engine loads.
         """
         if self.spec.kind == "pretrain":
             split_points(self.spec.tokenizer)
         else:
-            _ = self._draughtsman
+            _ = self._renderer
         self.plain.wait()
 
     def encode(self, batch: pa.RecordBatch, record_kind: RecordKind) -> tuple[pa.RecordBatch, dict[str, int]]:
         """Tokens of a batch of records, row for row at full length, and counts.
 
-        Counts: ``special_text`` records that hold the text of a control token; ``unwritten`` records of which the chat
-        template leaves out something that a turn says; ``template: MESSAGE`` records that it refuses, by message.
+        Counts: ``special_text`` records that hold the text of a control token; ``unwritten`` records from
+        which the chat template omits some text; ``template: MESSAGE`` records that it refuses, by message.
         """
         if record_kind == "text":
             return self._encode_texts(batch)
@@ -141,19 +144,16 @@ class Encoder:
         return tokens, {name: num for name, num in counts.items() if num}
 
     def rows(self, batch: pa.RecordBatch, record_kind: RecordKind) -> TokenRows:
-        """The conversations of a batch as this spec encodes them, with a reason where one cannot be."""
+        """The conversations of a batch as this spec encodes them, with a reason where one cannot be encoded.
+
+        Raises RecipeError where records of this kind cannot make rows of the recipe's kind.
+        """
         kind = self.spec.kind
         if record_kind == "text" or (record_kind == "prompt" and kind != "prompt"):
-            raise RecipeError(
-                f"encode: a source of {record_kind} records cannot make {kind} rows: it holds no answers. "
-                "Leave the source out, or change the recipe's kind."
-            )
+            raise _wrong_records(record_kind, kind, "answers")
         if record_kind != "preference" and kind == "preference":
-            raise RecipeError(
-                f"encode: a source of {record_kind} records cannot make preference rows: it holds no pairs. "
-                "Leave the source out, or change the recipe's kind."
-            )
-        parse = self._parse
+            raise _wrong_records(record_kind, kind, "pairs")
+        parse = self._inline_parse
         prompts = conversations(batch, parse)
         reasons: list[str | None] = [None] * batch.num_rows
         chosen = rejected = None
@@ -164,18 +164,17 @@ class Encoder:
             labels = batch.column("label").to_pylist()
             reasons = ["no_loss" if label is False else None for label in labels]
             prompts = [
-                one.with_turns([*one.turns, *(more or [])])
-                for one, more in zip(prompts, chosen or [], strict=True)
+                prompt.with_turns([*prompt.turns, *(answer or [])])
+                for prompt, answer in zip(prompts, chosen or [], strict=True)
             ]
         if record_kind == "sft" and kind == "prompt":
-            prompts = [one.with_turns(_question(one)) for one in prompts]
-        for row, one in enumerate(prompts):
-            if not one.has_text():
+            prompts = [prompt.with_turns(_before_last_answer(prompt.turns)) for prompt in prompts]
+        for row, prompt in enumerate(prompts):
+            if not prompt.has_text():
                 reasons[row] = "empty"
         if kind != "preference":
             chosen = rejected = None
-        rows = TokenRows(prompts, chosen, rejected, reasons)
-        return self._looked_at(rows, batch)
+        return self._check_special_text(TokenRows(prompts, chosen, rejected, reasons), batch)
 
     def encode_rows(self, rows: TokenRows, counts: Counter[str]) -> pa.RecordBatch:
         """Tokens of conversations, row for row; failures of the template are counted by message."""
@@ -185,11 +184,11 @@ class Encoder:
         purpose = purposes.get(self.spec.kind) or _PURPOSES[self.spec.loss_on]
         assembly = self._assembly()
         reasons = list(rows.reasons)
-        for row, one in enumerate(rows.prompts):
+        for row, conversation in enumerate(rows.prompts):
             if reasons[row] is None:
-                reasons[row] = self._add(assembly, one, purpose, counts)
+                reasons[row] = self._add(assembly, conversation, purpose, counts)
             else:
-                assembly.add_nothing()
+                assembly.add_empty()
         flat, trained = assembly.encode()
         if self.spec.kind == "sft":
             return sft_batch(flat, trained, reasons)
@@ -201,19 +200,16 @@ class Encoder:
 
     def _encode_texts(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, int]]:
         if self.spec.kind != "pretrain":
-            raise RecipeError(
-                f"encode: a source of text records cannot make {self.spec.kind} rows: it holds no turns. "
-                "Leave the source out, or change the recipe's kind to pretrain."
-            )
+            raise _wrong_records("text", self.spec.kind, "turns")
         texts = batch.column("text")
-        held = self.control.are_in(texts).to_numpy(zero_copy_only=False)
-        counts = {"special_text": int(held.sum())} if held.any() else {}
+        has_control = self.control.are_in(texts).to_numpy(zero_copy_only=False)
+        counts = {"special_text": int(has_control.sum())} if has_control.any() else {}
         strings = texts.to_pylist()
         reasons: list[str | None] = [None if text and not text.isspace() else "empty" for text in strings]
         if self.spec.special_text == "reject":
-            reasons = ["special_text" if hit else reason for hit, reason in zip(held, reasons, strict=True)]
+            reasons = ["special_text" if has else r for has, r in zip(has_control, reasons, strict=True)]
         strings = ["" if reason else text for text, reason in zip(strings, reasons, strict=True)]
-        flat = self._documents.encode(strings, held, (self._before, self._after))
+        flat = self._documents.encode(strings, has_control, (self._before, self._after))
         return text_batch(flat, reasons), counts
 
     def _encode_pairs(self, rows: TokenRows, counts: Counter[str]) -> pa.RecordBatch:
@@ -221,55 +217,58 @@ class Encoder:
         assembly = self._assembly()
         reasons = list(rows.reasons)
         for row, (prompt, chosen, rejected) in enumerate(rows.pairs()):
-            completions_ = [turns for turns in (chosen, rejected) if turns is not None]
-            if reasons[row] is None and not all(map(_says_something, completions_)):
+            sides = [prompt.with_turns(turns) for turns in (chosen, rejected) if turns is not None]
+            if reasons[row] is None and not all(side.has_text() for side in sides):
                 reasons[row] = "empty"
             if reasons[row] is None:
                 reasons[row] = self._add_pair(assembly, prompt, chosen, rejected, counts)
             else:
-                for _ in range(3):
-                    assembly.add_nothing()
+                assembly.add_empty(3)
         flat, _ = assembly.encode()
         return pair_batch(flat, reasons, [rejected is not None for _, _, rejected in rows.pairs()])
 
     def _add(
-        self, assembly: Assembly, one: Conversation, purpose: Purpose, counts: Counter[str]
+        self, assembly: Assembly, conversation: Conversation, purpose: Purpose, counts: Counter[str]
     ) -> str | None:
+        """Add a row, empty where the template fails; returns the reason, if any."""
         try:
-            drawn = self._draughtsman.draw(one, purpose)
+            rendered = self._renderer.render(conversation, purpose)
         except TemplateFailure as failure:
             counts[f"template: {failure}"] += 1
-            assembly.add_nothing()
+            assembly.add_empty()
             return "template"
-        counts["unwritten"] += drawn.leaves_out
-        assembly.add(drawn.layout, drawn.texts)
+        counts["unwritten"] += rendered.leaves_out
+        assembly.add(rendered.layout, rendered.texts)
         return None
 
     def _add_pair(
-        self, assembly: Assembly, prompt: Conversation, chosen: Any, rejected: Any, counts: Counter[str]
+        self,
+        assembly: Assembly,
+        prompt: Conversation,
+        chosen: list[ChatTurn] | None,
+        rejected: list[ChatTurn] | None,
+        counts: Counter[str],
     ) -> str | None:
-        given = len(prompt.turns)
+        """Add the three rows of a pair, empty where the template fails; returns the reason, if any."""
         try:
-            drawn = [self._draughtsman.draw(prompt, "prompt")]
+            rendered = [self._renderer.render(prompt, "prompt")]
             for turns in (chosen, rejected):
                 if turns is not None:
                     whole = prompt.with_turns([*prompt.turns, *turns])
-                    drawn.append(self._draughtsman.draw(whole, "completion", given))
+                    rendered.append(self._renderer.render(whole, "completion", len(prompt.turns)))
         except TemplateFailure as failure:
             counts[f"template: {failure}"] += 1
-            for _ in range(3):
-                assembly.add_nothing()
+            assembly.add_empty(3)
             return "template"
-        counts["unwritten"] += any(one.leaves_out for one in drawn)
-        assembly.add(drawn[0].layout, drawn[0].texts)
-        for one in drawn[1:]:
-            assembly.add(self._draughtsman.trained_part(one.layout), one.texts)
-        for _ in range(3 - len(drawn)):
-            assembly.add_nothing()
+        counts["unwritten"] += any(chat.leaves_out for chat in rendered)
+        assembly.add(rendered[0].layout, rendered[0].texts)
+        for chat in rendered[1:]:
+            assembly.add(self._renderer.trained_part(chat.layout), chat.texts)
+        assembly.add_empty(3 - len(rendered))
         return None
 
-    def _looked_at(self, rows: TokenRows, batch: pa.RecordBatch) -> TokenRows:
-        """Count the rows that hold control text, and refuse them where the recipe says so."""
+    def _check_special_text(self, rows: TokenRows, batch: pa.RecordBatch) -> TokenRows:
+        """Count the rows that hold text of control tokens, and refuse them where the recipe asks for it."""
         num_special = 0
         reasons = list(rows.reasons)
         for row in rows_with_candidates(batch, self.control):
@@ -281,34 +280,33 @@ class Encoder:
 
     def _stop_if_template_refuses_all(self, num_rows: int, counts: Counter[str]) -> None:
         failed = {name: number for name, number in counts.items() if name.startswith("template: ")}
-        if num_rows < _MANY or sum(failed.values()) < num_rows:
+        if num_rows < _MIN_REFUSED or sum(failed.values()) < num_rows:
             return
         message = max(failed, key=lambda name: (failed[name], name)).removeprefix("template: ")
         raise RecipeError(
-            f"encode: the chat template of {self.spec.tokenizer.name} refuses every one of {num_rows} records of a "
-            f"batch; it says: {message}. Name another template with `chat_template`, or fix what it objects to."
+            f"encode: the chat template of {self.spec.tokenizer.name} refuses every one of {num_rows} records of "
+            f"a batch; its message: {message}. Name another template with `chat_template`, or fix what it "
+            "objects to."
         )
 
     def _assembly(self) -> Assembly:
         return Assembly(self.plain, self.control if self.spec.special_text == "allow" else None)
 
     @cached_property
-    def _draughtsman(self) -> ChatRenderer:
+    def _renderer(self) -> ChatRenderer:
         files = self.spec.tokenizer
         if files.chat_template is None:
             raise RecipeError(_no_template(files.name, "a source of conversations"))
         kwargs = orjson.loads(self.spec.chat_kwargs or "{}")
-        renderer = Renderer(files.chat_template, files.named_tokens, kwargs)
-        eos = files.eos_token_id
-        restarts = self.plain.restarts_after_control
-        return ChatRenderer(renderer, self.control, text_dependence(renderer.tree), eos, restarts)
+        template = ChatTemplate(files.chat_template, files.named_tokens, kwargs)
+        return ChatRenderer(template, self.control, files.eos_token_id, self.plain.restarts_after_control)
 
     @cached_property
-    def _parse(self) -> InlineParse:
-        """Inline tags are read where the recipe asks for it and the template can write them."""
-        habits = self._draughtsman.habits
-        wanted = self.spec.inline_tags == "parse"
-        return InlineParse(wanted and habits.writes_reasoning, wanted and habits.writes_calls)
+    def _inline_parse(self) -> InlineParse:
+        """Inline tags are parsed where the recipe asks for it and the template can write the fields."""
+        traits = self._renderer.traits
+        is_asked = self.spec.inline_tags == "parse"
+        return InlineParse(is_asked and traits.writes_reasoning, is_asked and traits.writes_calls)
 
     @cached_property
     def _decoder(self) -> Any:
@@ -317,28 +315,32 @@ class Encoder:
 
 def _no_template(name: str, need: str) -> str:
     return (
-        f"tokenizer: {name} has no chat template, and {need} needs one. Name a Jinja file with `chat_template`, or use a "
-        "tokenizer that has one (chat_template.jinja beside tokenizer.json)."
+        f"tokenizer: {name} has no chat template, and {need} needs one. Name a Jinja file with `chat_template`, "
+        "or use a tokenizer that has one (chat_template.jinja beside tokenizer.json)."
     )
 
 
-def _middle(spec: EncodeSpec, control: ControlTokens) -> Middle | None:
+def _wrong_records(record_kind: RecordKind, kind: Kind, missing: str) -> RecipeError:
+    change = "change the recipe's kind to pretrain" if missing == "turns" else "change the recipe's kind"
+    return RecipeError(
+        f"encode: a source of {record_kind} records cannot make {kind} rows: it holds no {missing}. "
+        f"Remove the source, or {change}."
+    )
+
+
+def _fill_middle(spec: EncodeSpec, control: ControlTokens) -> FillMiddle | None:
     if not spec.fim_rate:
         return None
-    marks = find_marks(control)
-    if marks is None:
+    tokens = fim_tokens(control)
+    if tokens is None:
         raise RecipeError(
-            f"encode: fill in the middle was asked for, but the tokenizer {spec.tokenizer.name} has no tokens for it "
-            "(<|fim_prefix|>, <|fim_suffix|>, <|fim_middle|> or the like). Leave `fim` out, or use a code tokenizer."
+            f"encode: the recipe asks for fill in the middle, but the tokenizer {spec.tokenizer.name} has no "
+            "tokens for it (<|fim_prefix|>, <|fim_suffix|>, <|fim_middle|> or the like). Remove `fim`, or use a "
+            "code tokenizer."
         )
-    return Middle(marks, spec.fim_rate, spec.fim_seed)
+    return FillMiddle(tokens, spec.fim_rate, spec.fim_seed)
 
 
-def _question(one: Conversation) -> Any:
-    """The turns before the last answer."""
-    places = [at for at, turn in enumerate(one.turns) if turn.role == "assistant"]
-    return one.turns[: places[-1]] if places else one.turns
-
-
-def _says_something(turns: Any) -> bool:
-    return Conversation(turns, None, None).has_text()
+def _before_last_answer(turns: Sequence[ChatTurn]) -> Sequence[ChatTurn]:
+    places = [at for at, turn in enumerate(turns) if turn.role == "assistant"]
+    return turns[: places[-1]] if places else turns

@@ -1,14 +1,14 @@
 """Packing: which pieces of which records share a row, decided from lengths alone.
 
-``one_each``   a row a record.
+``one_each``   one row per record.
 ``concat``     documents joined in a given order and cut every ``max_length`` tokens (the classical block).
-``best_fit``   documents kept whole: each goes, longest first, into the row that it fills best (best-fit decreasing,
-               "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
+``best_fit``   documents stay whole: each goes, longest first, into the row that it fills best (best-fit
+               decreasing, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830).
 
-Only a row's free space matters for best fit, so open rows lie on one stack per free space and a tree of 64-bit words
-says which stacks are not empty: a piece costs one look into the tree (3 words for rows up to 262,144 tokens), whatever
-the number of rows. Everything is integers: packing spans shards, needs about 40 bytes a piece, and packing again reads
-no token. The result depends on the lengths and their order alone.
+Only a row's free space matters for best fit, so there is one stack of open rows per free space and a tree of
+64-bit words marks the stacks that are not empty: a piece costs one search of the tree (3 words for rows up to
+262,144 tokens), whatever the number of rows. Everything is integers: packing spans shards, needs about 40
+bytes a piece, and packing again reads no token. The result depends on the lengths and their order alone.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix.core.arrays import offsets_from_lengths
 from datamix.core.contracts import Bins
 from datamix.core.kernels import Kernel
 
-PackedPieces = tuple[
-    NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]
-]  # record, start, length: [num_pieces]
+# record, start, length: [num_pieces]
+PackedPieces = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]
 Cuts = tuple[NDArray[np.int64], NDArray[np.int32]]  # offsets [num_long + 1], positions [num_cuts]
 
 _concat = Kernel("tokenize", "pack", "concat")
@@ -47,16 +47,16 @@ def one_each(lengths: NDArray[np.int32], records: NDArray[np.int64]) -> Bins:
 
 
 def concat(lengths: NDArray[np.int32], order: NDArray[np.int64], max_length: int) -> Bins:
-    """Join the records of ``order`` end to end and cut every ``max_length`` tokens; the last block may be shorter.
+    """Join the records of ``order`` and cut every ``max_length`` tokens; the last block may be shorter.
 
     Lengths ``[5, 4]`` at 6: rows ``[(0, 0, 5), (1, 0, 1)]`` and ``[(1, 1, 3)]`` as (record, start, length).
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1 token, not {max_length}")
     lengths, order = np.ascontiguousarray(lengths), np.ascontiguousarray(order, np.int64)
-    chosen = lengths[order]
-    num_rows = -(-int(chosen.sum(dtype=np.int64)) // max_length)
-    room = int(np.count_nonzero(chosen)) + num_rows
+    selected = lengths[order]
+    num_rows = -(-int(selected.sum(dtype=np.int64)) // max_length)
+    room = int(np.count_nonzero(selected)) + num_rows
     offsets, record = np.zeros(num_rows + 1, np.int64), np.empty(room, np.int64)
     start, length = np.empty(room, np.int32), np.empty(room, np.int32)
     size = _concat(lengths, order, max_length, (offsets, record, start, length))
@@ -71,17 +71,16 @@ def best_fit(
 ) -> Bins:
     """Fill rows of at most ``max_length`` tokens with whole pieces, best fit first.
 
-    Pieces of one row stand in input order and rows in the order of their first piece, so that neighbours stay near.
-    Lengths ``[5, 4, 1]`` at 6: rows ``{0, 2}`` and ``{1}``.
+    Pieces of a row are in input order and rows in the order of their first piece, so that neighbours stay
+    near. Lengths ``[5, 4, 1]`` at 6: rows ``{0, 2}`` and ``{1}``.
 
-    Raises:
-        ValueError: a piece is empty or longer than ``max_length``, or there are 2^31 of them.
+    Raises ValueError where a piece is empty or longer than ``max_length``, or there are 2^31 of them.
     """
     lengths = np.ascontiguousarray(pieces_length, np.int32)
     if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > max_length):
         raise ValueError(
-            f"pieces of {int(lengths.min())} to {int(lengths.max())} tokens cannot be packed into rows of 1 to "
-            f"{max_length}: split or drop the long ones first"
+            f"pieces of {int(lengths.min())} to {int(lengths.max())} tokens cannot be packed into rows of 1 "
+            f"to {max_length}: split or drop the long ones first"
         )
     if len(lengths) >= 2**31:
         raise ValueError(f"{len(lengths)} pieces in one source: at most 2,147,483,647 can be packed together")
@@ -93,9 +92,8 @@ def best_fit(
 
 
 def room_for_cuts(lengths: NDArray[np.int32], max_length: int) -> Cuts:
-    """No cut yet, and room for all that records of these lengths can have, each longer than ``max_length``."""
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths // (max_length // 2) + 1, out=offsets[1:])
+    """No cuts yet, with room for all that records of these lengths, each above ``max_length``, can have."""
+    offsets = offsets_from_lengths(lengths // (max_length // 2) + 1)
     return offsets, np.full(offsets[-1], np.iinfo(np.int32).max, np.int32)
 
 
@@ -107,23 +105,22 @@ def choose_cuts(
     ends: NDArray[np.bool_],
     max_length: int,
 ) -> None:
-    """Choose the best cuts of the records ``places`` of ``cuts``, which are ``tokens[begin:end]`` of ``spans``.
+    """Choose the best cuts of the records ``places`` of ``cuts``: ``tokens[begin:end]`` by ``spans``.
 
-    ``ends``: ``[vocab_size]``, after which tokens a document is best cut. Reads tokens back from the end of each block
-    until one is found: a few in a hundred.
+    ``ends``: ``[vocab_size]``, after which tokens a document is best cut. Reads tokens back from the end of
+    each block to the first such token: a few in a hundred.
     """
     _choose_cuts(tokens, *spans, ends.view(np.uint8), max_length, cuts[0][places], cuts[1])
 
 
 def split_long(lengths: NDArray[np.int32], max_length: int, cuts: Cuts | None = None) -> PackedPieces:
-    """Cut records longer than ``max_length`` into pieces that fit; the others are one piece each, empty ones none.
+    """Cut records longer than ``max_length`` into pieces that fit; others are one piece, empty ones none.
 
-    A cut is made at the last allowed place in the second half of the block, else at its end. The last piece of a
-    record has at least two tokens. ``cuts`` holds, for each record longer than ``max_length`` in order, the ascending
-    token positions before which it may be cut (a paragraph's or a sentence's beginning).
+    A cut is made at the last allowed place in the second half of the block, else at its end. The last piece
+    of a record has at least two tokens. ``cuts`` holds, for each record longer than ``max_length`` in order,
+    the ascending token positions before which it may be cut (a paragraph's or a sentence's beginning).
 
-    Raises:
-        ValueError: ``max_length`` is below 3, or ``cuts`` is not about as many records as are too long.
+    Raises ValueError where ``max_length`` is below 3, or ``cuts`` is for another number of long records.
     """
     if max_length < MIN_LAST_TOKENS + 1:
         raise ValueError(f"max_length must be at least {MIN_LAST_TOKENS + 1} tokens, not {max_length}")
@@ -134,7 +131,7 @@ def split_long(lengths: NDArray[np.int32], max_length: int, cuts: Cuts | None = 
     offsets, positions = np.ascontiguousarray(cuts[0], np.int64), np.ascontiguousarray(cuts[1], np.int32)
     if len(offsets) != num_long + 1:
         raise ValueError(f"cuts are given for {len(offsets) - 1} records, {num_long} are too long")
-    # A piece of a long record but its last one holds more than half a block.
+    # Each piece of a long record except its last holds more than half a block.
     room = len(lengths) + int((lengths[lengths > max_length] // (max_length // 2)).sum()) + num_long
     out = np.empty(room, np.int64), np.empty(room, np.int32), np.empty(room, np.int32)
     size = _split(lengths, max_length, offsets, positions, out)

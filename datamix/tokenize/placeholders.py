@@ -1,10 +1,10 @@
-"""The skeleton of a rendered conversation: what the template wrote, and where the data's texts stand.
+"""Conversations rendered with placeholders: the constant text of a template, and where it writes the data.
 
-A template is rendered once per *shape* of conversation (roles, which fields there are, tools, arguments) with sentinels
-in the slots. Each sentinel stands in white space of a known form, so that the rendering shows not only where a slot is
-but what the template does to it: nothing, strip newlines, strip all, write it as JSON. The rest is constant. Filled with
-a record's texts, the skeleton gives its rendering; the encoder compares it with the real one wherever the template is
-not known to be blind to what texts say.
+A template is rendered once per *shape* of conversation (roles, which fields are present, tools, arguments)
+with a sentinel in each slot. White space of a known form pads each sentinel, so that the rendering shows
+where a slot is and what the template does to its text: nothing, strip newlines, strip all, write it as JSON.
+The rest is constant. With a record's texts filled in this gives the record's rendering; ``renderer`` compares
+it with the real one wherever ``template_analysis`` cannot exclude that the template reacts to the texts.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from datamix.tokenize.chat_template import Renderer, TemplateFailure
-from datamix.tokenize.conversation import ChatTurn, Conversation, exact_json, to_message
+from datamix.tokenize.chat_template import ChatTemplate, TemplateFailure
+from datamix.tokenize.conversation import ChatTurn, Conversation, map_strings, to_message
 from datamix.tokenize.special_tokens import RESERVED, ControlTokens, unescape
 
 _NEWLINES = 7  # more than any template writes in a row
 _LEFT, _RIGHT = "\n" * _NEWLINES + "\u2003", "\u2003" + "\n" * _NEWLINES  # white space around a sentinel
 _JSON_LEFT, _JSON_RIGHT = _LEFT.replace("\n", "\\n"), _RIGHT.replace("\n", "\\n")
-CORE = re.compile('\U000f5e00(\\d+)(\\\\?)"\U000f5e01')
+SENTINEL = re.compile('\U000f5e00(\\d+)(\\\\?)"\U000f5e01')  # slot number; a backslash where written as JSON
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a text of the data stands, and what the template does to it on the way."""
+    """A place for a text of the data, and what the template does to that text."""
 
     index: int  # into Conversation.slots()
     left: str | None  # characters stripped: "" none, None all white space
@@ -37,7 +37,7 @@ class Slot:
 
     @property
     def copies(self) -> bool:
-        """Whether the template writes the text as it is."""
+        """Whether the template writes the text unchanged."""
         return self.left == "" and self.right == "" and not self.json
 
     def fill(self, text: str) -> str:
@@ -62,15 +62,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Rendering:
-    """A conversation rendered with sentinels, cut into pieces when they are asked for."""
+    """A conversation rendered with sentinels, cut into pieces on first use."""
 
     text: str
-    owners: tuple[int, ...]  # the turn of each sentinel
+    slot_turns: tuple[int, ...]  # the turn of each slot
 
     @cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """Constants and slots in order. Raises TemplateFailure where the template cut a sentinel."""
-        return tuple(_pieces(self.text, self.owners))
+        return tuple(_pieces(self.text, self.slot_turns))
 
     def slots(self) -> list[Piece]:
         """The pieces that are slots, in order."""
@@ -85,101 +85,101 @@ class Rendering:
 
 
 class PlaceholderRender:
-    """A conversation ready to be rendered in part: the first turns, with or without generation prompt.
+    """Renders the first turns of one conversation, with or without generation prompt.
 
-    With ``slots`` the slots hold sentinels; without, the texts themselves. The data's other strings are escaped.
-    ``known`` keeps what was rendered with sentinels: conversations that begin alike share it.
+    With ``slots`` the slots hold sentinels; without, the texts themselves. The data's other strings are
+    escaped. ``cache`` stores renderings with sentinels: conversations that begin alike share them.
     """
 
     def __init__(
         self,
         conversation: Conversation,
-        renderer: Renderer,
+        template: ChatTemplate,
         control: ControlTokens,
         slots: bool,
-        known: dict[Any, Rendering] | None = None,
+        cache: dict[Any, Rendering] | None = None,
     ) -> None:
-        self._renderer = renderer
-        self._shape = conversation.shape() if slots and known is not None else None
-        self._known = known if known is not None else {}
-        owners: list[int] = []
+        self._template = template
+        self._shape = conversation.shape() if slots and cache is not None else None
+        self._cache = cache if cache is not None else {}
+        slot_turns: list[int] = []
 
         def exact(text: str) -> str:
             if RESERVED.search(text):
-                raise TemplateFailure("the text holds private-use characters that are kept for marking")
+                raise TemplateFailure("the text holds private-use characters that are reserved for marking")
             return control.escape(text)
 
         def sentinel(_: str) -> str:
-            owners.append(len(self.messages))  # the turn that is being dressed
-            return f'{_LEFT}\U000f5e00{len(owners) - 1}"\U000f5e01{_RIGHT}'
+            slot_turns.append(len(self.messages))  # the turn whose message is being built
+            return f'{_LEFT}\U000f5e00{len(slot_turns) - 1}"\U000f5e01{_RIGHT}'
 
         self.messages: list[dict[str, Any]] = []
         for turn in conversation.turns:
             self.messages.append(to_message(turn, sentinel if slots else exact, exact))
-        self.tools = exact_json(conversation.tools, exact)
-        self.kwargs = exact_json(conversation.kwargs, exact)
-        self.owners = owners
+        self._tools = map_strings(conversation.tools, exact)
+        self._kwargs = map_strings(conversation.kwargs, exact)
+        self._slot_turns = slot_turns
 
     def render(self, num_turns: int, generation_prompt: bool) -> Rendering:
-        """The first turns of the conversation, in pieces. Raises TemplateFailure."""
+        """The rendering of the first turns. Raises TemplateFailure where the template refuses them."""
         key = None
         if self._shape is not None:
             turns, tools, kwargs = self._shape
             key = (turns[:num_turns], tools, kwargs, generation_prompt)
-            if key in self._known:
-                return self._known[key]
-        text = self._renderer.render(self.messages[:num_turns], self.tools, self.kwargs, generation_prompt)
-        found = Rendering(text, tuple(self.owners))
+            if key in self._cache:
+                return self._cache[key]
+        text = self._template.render(self.messages[:num_turns], self._tools, self._kwargs, generation_prompt)
+        rendering = Rendering(text, tuple(self._slot_turns))
         if key is not None:
-            self._known[key] = found
-        return found
+            self._cache[key] = rendering
+        return rendering
 
     def leaves_out(self, full: Rendering) -> bool:
-        """Whether the template does not write something that a turn says, thoughts of earlier turns aside."""
+        """Whether the template omits a text of the conversation, except reasoning of earlier turns."""
         written = {piece.slot.index for piece in full.slots() if piece.slot is not None}
         history = {
             int(match.group(1))
             for message in self.messages[:-1]
-            for match in CORE.finditer(message.get("reasoning_content", ""))
+            for match in SENTINEL.finditer(message.get("reasoning_content", ""))
         }
-        return not written | history >= set(range(len(self.owners)))
+        return not written | history >= set(range(len(self._slot_turns)))
 
 
-def _pieces(text: str, owners: Sequence[int]) -> list[Piece]:
+def _pieces(text: str, slot_turns: Sequence[int]) -> list[Piece]:
     pieces: list[Piece] = []
     at = 0
-    for match in CORE.finditer(text):
+    for match in SENTINEL.finditer(text):
         is_json = bool(match.group(2))
         left, width = _padding_before(text, at, match.start(), is_json)
-        right, end = _padding_after(text, match.end(), is_json)
-        start, end = match.start() - width, match.end() + end
+        right, width_after = _padding_after(text, match.end(), is_json)
+        start, end = match.start() - width, match.end() + width_after
         if start > at:
             pieces.append(Piece(at, start, text[at:start], None, -1))
         index = int(match.group(1))
-        pieces.append(Piece(start, end, text[start:end], Slot(index, left, right, is_json), owners[index]))
+        pieces.append(
+            Piece(start, end, text[start:end], Slot(index, left, right, is_json), slot_turns[index])
+        )
         at = end
     if at < len(text):
         pieces.append(Piece(at, len(text), text[at:], None, -1))
-    if any(
-        RESERVED.search(piece.text) for piece in pieces if piece.slot is None and "\U000f5e00" in piece.text
-    ):
-        raise TemplateFailure("the template cuts or rewrites what a turn says")
+    if any(piece.slot is None and "\U000f5e00" in piece.text for piece in pieces):
+        raise TemplateFailure("the template cuts or rewrites the text of a turn")
     return pieces
 
 
 def _padding_before(text: str, low: int, place: int, is_json: bool) -> tuple[str | None, int]:
-    """What was stripped before a sentinel at ``place``, and how many characters of padding are left there."""
-    whole = _JSON_LEFT if is_json else _LEFT
-    if text.endswith(whole, low, place):
-        return "", len(whole)
+    """What was stripped before a sentinel at ``place``, and how many characters of padding remain."""
+    padding = _JSON_LEFT if is_json else _LEFT
+    if text.endswith(padding, low, place):
+        return "", len(padding)
     return ("\n", 1) if text.endswith("\u2003", low, place) else (None, 0)
 
 
 def _padding_after(text: str, place: int, is_json: bool) -> tuple[str | None, int]:
     """The same after a sentinel that ends at ``place``."""
-    whole = _JSON_RIGHT if is_json else _RIGHT
-    if text.startswith(whole, place):
-        return "", len(whole)
+    padding = _JSON_RIGHT if is_json else _RIGHT
+    if text.startswith(padding, place):
+        return "", len(padding)
     return ("\n", 1) if text.startswith("\u2003", place) else (None, 0)
 
 
@@ -188,42 +188,45 @@ class TemplateTraits:
     """What a template does with an ordinary question and answer."""
 
     ending: str | None  # the control token after an answer
-    header: str  # what stands before an answer, where the template has no generation prompt
+    header: str  # the text before an answer, where the template has no generation prompt
     writes_reasoning: bool
-    writes_calls: bool  # of calls without an id: those read from inline tags have none
+    writes_calls: bool  # of calls without an id: those parsed from inline tags have none
 
 
-def template_traits(renderer: Renderer, control: ControlTokens) -> TemplateTraits:
-    """Learn a template's habits from four short conversations."""
+def template_traits(template: ChatTemplate, control: ControlTokens) -> TemplateTraits:
+    """Derive a template's traits from five renderings of short conversations."""
     question = ChatTurn("user", "q")
-    plain = _rendered(renderer, control, (question, ChatTurn("assistant", "a")))
-    prompt = _rendered(renderer, control, (question,), generation_prompt=True)
-    bare = _rendered(renderer, control, (question,))
+    plain = _rendered(template, control, (question, ChatTurn("assistant", "a")))
+    prompt = _rendered(template, control, (question,), generation_prompt=True)
+    bare = _rendered(template, control, (question,))
     ending, header = None, ""
     if plain is not None and plain.slots() and plain.slots()[-1].turn == 1:
         answer = plain.slots()[-1]
-        found = control.find(plain.text[answer.end :])
-        ending = found[0].token.text if found else None
+        matches = control.find(plain.text[answer.end :])
+        ending = matches[0].token.text if matches else None
         if prompt is not None and bare is not None and prompt.text == bare.text:
             written = plain.text[len(prompt.text) : answer.start]
             header = written if plain.text.startswith(prompt.text) and written.strip() else ""
-    thought = _rendered(renderer, control, (question, ChatTurn("assistant", "a", reasoning="r")))
+    thought = _rendered(template, control, (question, ChatTurn("assistant", "a", reasoning="r")))
     calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": "y"}}}]
-    called = _rendered(renderer, control, (question, ChatTurn("assistant", None, calls=calls)))
+    called = _rendered(template, control, (question, ChatTurn("assistant", None, calls=calls)))
     return TemplateTraits(ending, header, _writes(thought, 2), _writes(called, 1))
 
 
 def _rendered(
-    renderer: Renderer, control: ControlTokens, turns: tuple[ChatTurn, ...], generation_prompt: bool = False
+    template: ChatTemplate,
+    control: ControlTokens,
+    turns: tuple[ChatTurn, ...],
+    generation_prompt: bool = False,
 ) -> Rendering | None:
     try:
-        sketch = PlaceholderRender(Conversation(turns, None, None), renderer, control, slots=True)
-        return sketch.render(len(turns), generation_prompt)
+        placeholders = PlaceholderRender(Conversation(turns, None, None), template, control, slots=True)
+        return placeholders.render(len(turns), generation_prompt)
     except TemplateFailure:
         return None
 
 
 def _writes(rendering: Rendering | None, slot: int) -> bool:
-    return rendering is not None and any(
-        piece.slot and piece.slot.index == slot for piece in rendering.slots()
-    )
+    if rendering is None:
+        return False
+    return any(piece.slot is not None and piece.slot.index == slot for piece in rendering.slots())

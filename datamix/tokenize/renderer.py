@@ -1,9 +1,10 @@
-"""From a conversation to its layout: skeletons by shape, checked against the real rendering.
+"""From a conversation to its layout: one analysis per shape, checked against the real rendering.
 
-Shapes repeat, so a template runs a handful of times per shape; then each record costs one rendering to compare with (or
-none, where the template is known to be blind to what the texts say: see ``blind``). A record whose filled skeleton
-differs from its rendering is one whose content changes how the template renders (Qwen3 looks for ``</think>``). Such a record is
-analysed alone, by its real text, and refused with a reason where that cannot be done surely.
+Shapes repeat, so a template runs a handful of times per shape; after that a record costs one rendering to
+compare with, or none where the template cannot react to its texts (``template_analysis``). A record whose
+filled placeholders differ from its rendering is one whose texts change what the template writes (Qwen3
+searches for ``</think>``). Such a record is analysed alone, by its real text, and refused with a reason where
+the spans stay uncertain.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from datamix.tokenize.chat_template import Renderer, TemplateFailure
+from datamix.tokenize.chat_template import ChatTemplate, TemplateFailure
 from datamix.tokenize.conversation import Conversation, to_message
 from datamix.tokenize.loss_spans import LossSpan, RealTurnFinder, TurnFinder
 from datamix.tokenize.placeholders import PlaceholderRender, Rendering, template_traits
 from datamix.tokenize.segments import Layout, build_layout, with_ending
 from datamix.tokenize.special_tokens import ControlTokens, unescape
-from datamix.tokenize.template_analysis import TextDependence
+from datamix.tokenize.template_analysis import text_dependence
 
 Purpose = Literal["all", "assistant", "last_assistant", "prompt", "completion", "document"]
 _MAX_SHAPES = 1024
@@ -28,146 +29,150 @@ _MAX_RENDERINGS = 4096  # of the beginnings of conversations: a few kilobytes ea
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """A layout and the texts that go into its slots."""
+    """A layout and the texts for its slots."""
 
     layout: Layout
     texts: list[str]
-    leaves_out: bool = False  # whether the template does not write something that a turn says
+    leaves_out: bool = False  # whether the template omits a text of the conversation
 
 
 @dataclass
-class _Shape:
+class _ShapePlan:
+    """The layout of all conversations of one shape."""
+
     rendering: Rendering
     layout: Layout
     leaves_out: bool
-    is_proven: bool = False  # by a record of it that was rendered too
+    is_confirmed: bool = False  # a record of this shape was rendered too, and was equal
+
+
+@dataclass(frozen=True)
+class _LayoutInput:
+    """What one layout is made from."""
+
+    conversation: Conversation
+    purpose: Purpose
+    num_prompt_turns: int
+    placeholders: PlaceholderRender
+    full: Rendering
 
 
 class ChatRenderer:
     """Makes layouts of conversations with one chat template."""
 
     def __init__(
-        self,
-        renderer: Renderer,
-        control: ControlTokens,
-        sight: TextDependence,
-        eos_token_id: int | None,
-        restarts: bool,
+        self, template: ChatTemplate, control: ControlTokens, eos_token_id: int | None, restarts: bool
     ) -> None:
-        self._renderer = renderer
+        self._template = template
         self._control = control
-        self._sight = sight
+        self._dependence = text_dependence(template.tree)
         self._eos = eos_token_id
-        self._restarts = restarts
-        self.habits = template_traits(renderer, control)
-        self._shapes: dict[Any, _Shape | str] = {}
+        self._restarts = restarts  # see ``build_layout``
+        self.traits = template_traits(template, control)
+        self._plans: dict[Any, _ShapePlan | str] = {}  # or why the template fails
         self._renderings: dict[Any, Rendering] = {}
-        self._parts: dict[int, tuple[Layout, Layout]] = {}  # by id of the layout, which is held
+        self._trained_parts: dict[
+            int, tuple[Layout, Layout]
+        ] = {}  # by id of the first, which keeps the id valid
 
-    def draw(self, conversation: Conversation, purpose: Purpose, given: int = 0) -> RenderedChat:
-        """The layout of a conversation for a purpose; ``given``: for completions, the number of turns of the prompt.
+    def render(self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int = 0) -> RenderedChat:
+        """The layout of a conversation for a purpose; ``num_prompt_turns`` counts for completions only.
 
         Raises TemplateFailure where the template refuses it or the trained span cannot be determined.
         """
         texts = conversation.slots()
-        shape = self._shape(conversation, purpose, given)
-        if isinstance(shape, str):
-            raise TemplateFailure(shape)
-        if shape.is_proven and self._sight.is_blind_to(texts):
-            return RenderedChat(shape.layout, texts, shape.leaves_out)
-        if shape.rendering.fill(texts) == self._render(conversation, purpose):
-            shape.is_proven = True
-            return RenderedChat(shape.layout, texts, shape.leaves_out)
-        return RenderedChat(self._draw_alone(conversation, purpose, given), [])
+        plan = self._plan(conversation, purpose, num_prompt_turns)
+        if isinstance(plan, str):
+            raise TemplateFailure(plan)
+        if plan.is_confirmed and self._dependence.ignores(texts):
+            return RenderedChat(plan.layout, texts, plan.leaves_out)
+        if plan.rendering.fill(texts) == self._render_text(conversation, purpose):
+            plan.is_confirmed = True
+            return RenderedChat(plan.layout, texts, plan.leaves_out)
+        return RenderedChat(self._render_alone(conversation, purpose, num_prompt_turns), [])
 
     def trained_part(self, layout: Layout) -> Layout:
         """Only the trained entries of a layout: of a completion, what follows the prompt."""
-        known = self._parts.get(id(layout))
-        if known is None:
-            known = self._parts[id(layout)] = (layout, layout.part(trained=True))
-        return known[1]
+        cached = self._trained_parts.get(id(layout))
+        if cached is None:
+            cached = self._trained_parts[id(layout)] = (layout, layout.part(trained=True))
+        return cached[1]
 
-    def _render(self, conversation: Conversation, purpose: Purpose) -> str:
+    def _render_text(self, conversation: Conversation, purpose: Purpose) -> str:
         messages = [to_message(turn, str, str) for turn in conversation.turns]
-        return self._renderer.render(messages, conversation.tools, conversation.kwargs, purpose == "prompt")
+        return self._template.render(messages, conversation.tools, conversation.kwargs, purpose == "prompt")
 
-    def _shape(self, conversation: Conversation, purpose: Purpose, given: int) -> _Shape | str:
-        key = (purpose, given, conversation.shape())
-        known = self._shapes.get(key)
-        if known is None:
-            if len(self._shapes) >= _MAX_SHAPES:
-                self._shapes.clear()
-                self._parts.clear()
-            known = self._shapes[key] = self._analyse(conversation, purpose, given)
-        return known
+    def _plan(self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int) -> _ShapePlan | str:
+        key = (purpose, num_prompt_turns, conversation.shape())
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _MAX_SHAPES:
+                self._plans.clear()
+                self._trained_parts.clear()
+            try:
+                plan = self._analyse(conversation, purpose, num_prompt_turns)
+            except TemplateFailure as failure:
+                plan = str(failure)
+            self._plans[key] = plan
+        return plan
 
-    def _analyse(self, conversation: Conversation, purpose: Purpose, given: int) -> _Shape | str:
-        try:
-            if len(self._renderings) >= _MAX_RENDERINGS:
-                self._renderings.clear()
-            sketch = PlaceholderRender(
-                conversation, self._renderer, self._control, slots=True, known=self._renderings
-            )
-            full = sketch.render(len(conversation.turns), purpose == "prompt")
-            find = TurnFinder(sketch, full, self._control, self.habits).span
-            layout = self._layout(_Job(conversation, purpose, given, sketch, full), find)
-            return _Shape(full, layout, sketch.leaves_out(full))
-        except TemplateFailure as failure:
-            return str(failure)
+    def _analyse(self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int) -> _ShapePlan:
+        if len(self._renderings) >= _MAX_RENDERINGS:
+            self._renderings.clear()
+        placeholders = PlaceholderRender(
+            conversation, self._template, self._control, slots=True, cache=self._renderings
+        )
+        full = placeholders.render(len(conversation.turns), purpose == "prompt")
+        find = TurnFinder(placeholders, full, self._control, self.traits).span
+        layout = self._layout(_LayoutInput(conversation, purpose, num_prompt_turns, placeholders, full), find)
+        return _ShapePlan(full, layout, placeholders.leaves_out(full))
 
-    def _draw_alone(self, conversation: Conversation, purpose: Purpose, given: int) -> Layout:
-        sketch = PlaceholderRender(conversation, self._renderer, self._control, slots=False)
-        full = sketch.render(len(conversation.turns), purpose == "prompt")
-        if unescape(full.text) != self._render(conversation, purpose):
-            raise TemplateFailure("the template acts on control tokens inside what a turn says")
-        find = RealTurnFinder(sketch, full, self._control, self.habits).span
-        return self._layout(_Job(conversation, purpose, given, sketch, full), find)
+    def _render_alone(self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int) -> Layout:
+        """The layout of one conversation by its real texts."""
+        escaped = PlaceholderRender(conversation, self._template, self._control, slots=False)
+        full = escaped.render(len(conversation.turns), purpose == "prompt")
+        if unescape(full.text) != self._render_text(conversation, purpose):
+            raise TemplateFailure("the template reacts to control tokens inside the text of a turn")
+        find = RealTurnFinder(escaped, full, self._control, self.traits).span
+        return self._layout(_LayoutInput(conversation, purpose, num_prompt_turns, escaped, full), find)
 
-    def _layout(self, job: _Job, find: Callable[[int], LossSpan | None]) -> Layout:
-        spans, stops = _SPANS[job.purpose](job, find)
-        layout = build_layout(job.full.pieces, spans, self._control, self._restarts)
-        if self._eos is None or stops or (job.purpose == "document" and self._eos in layout.entries[-2:]):
+    def _layout(self, source: _LayoutInput, find: FindSpan) -> Layout:
+        spans, stops = _SPANS[source.purpose](source, find)
+        layout = build_layout(source.full.pieces, spans, self._control, self._restarts)
+        if self._eos is None or stops or (source.purpose == "document" and self._eos in layout.entries[-2:]):
             return layout
         return with_ending(layout, self._eos, trained=True)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What one layout is made from."""
-
-    conversation: Conversation
-    purpose: Purpose
-    given: int
-    sketch: PlaceholderRender
-    full: Rendering
-
-
-Borders = tuple[
+FindSpan = Callable[[int], LossSpan | None]
+TrainedSpans = tuple[
     list[tuple[int, int]], bool
-]  # trained stretches, and whether the last ends with a token of its own
-Find = Callable[[int], LossSpan | None]
+]  # [start, end) of each, and whether a stop token ends the last
 
 
-def _no_spans(job: _Job, find: Find) -> Borders:
+def _prompt_spans(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
     return [], True
 
 
-def _whole(job: _Job, find: Find) -> Borders:
-    return [(0, len(job.full.text))], False
+def _document_spans(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
+    return [(0, len(source.full.text))], False
 
 
-def _answers(job: _Job, find: Find) -> Borders:
-    """Every assistant turn, or only the last, but those that the data marks as not trained."""
-    turns = [at for at, turn in enumerate(job.conversation.turns) if turn.role == "assistant"]
-    if job.purpose == "last_assistant":
+def _answer_spans(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
+    """Every assistant turn, or only the last, except those that the data marks as not trained."""
+    turns = [at for at, turn in enumerate(source.conversation.turns) if turn.role == "assistant"]
+    if source.purpose == "last_assistant":
         turns = turns[-1:]
-    spans = [find(at) for at in turns if job.conversation.turns[at].train is not False]
-    return _joined([span for span in spans if span is not None])
+    candidates = [find(at) for at in turns if source.conversation.turns[at].train is not False]
+    spans = [span for span in candidates if span is not None]
+    if any(first.end > second.start for first, second in pairwise(spans)):
+        raise TemplateFailure("the template writes assistant turns out of order")
+    return [(span.start, span.end) for span in spans], not spans or spans[-1].stops
 
 
-def _all_but(job: _Job, find: Find) -> Borders:
-    """Everything but the assistant turns that the data marks as not trained."""
-    turns = job.conversation.turns
+def _all_spans(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
+    """Everything except the assistant turns that the data marks as not trained."""
+    turns = source.conversation.turns
     spans, at, stops = [], 0, True
     for place, turn in enumerate(turns):
         if turn.role != "assistant" or (turn.train is not False and place + 1 < len(turns)):
@@ -178,31 +183,25 @@ def _all_but(job: _Job, find: Find) -> Borders:
             at = span.end
         elif span is not None:
             stops = span.stops
-    return [*spans, (at, len(job.full.text))], stops
+    return [*spans, (at, len(source.full.text))], stops
 
 
-def _completion(job: _Job, find: Find) -> Borders:
+def _completion_span(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
     """From the end of the prompt to the end of the last turn."""
-    prompt = job.sketch.render(job.given, generation_prompt=True)
-    if not job.full.text.startswith(prompt.text):
+    prompt = source.placeholders.render(source.num_prompt_turns, generation_prompt=True)
+    if not source.full.text.startswith(prompt.text):
         raise TemplateFailure("the rendering of prompt and completion does not begin with that of the prompt")
-    last = find(len(job.conversation.turns) - 1)
+    last = find(len(source.conversation.turns) - 1)
     if last is None or last.end <= len(prompt.text):
         raise TemplateFailure("the template writes nothing of a completion")
     return [(len(prompt.text), last.end)], last.stops
 
 
-def _joined(spans: list[LossSpan]) -> Borders:
-    if any(first.end > second.start for first, second in pairwise(spans)):
-        raise TemplateFailure("the template writes assistant turns out of order")
-    return [(span.start, span.end) for span in spans], not spans or spans[-1].stops
-
-
-_SPANS: dict[Purpose, Callable[[_Job, Find], Borders]] = {
-    "prompt": _no_spans,
-    "document": _whole,
-    "assistant": _answers,
-    "last_assistant": _answers,
-    "all": _all_but,
-    "completion": _completion,
+_SPANS: dict[Purpose, Callable[[_LayoutInput, FindSpan], TrainedSpans]] = {
+    "prompt": _prompt_spans,
+    "document": _document_spans,
+    "assistant": _answer_spans,
+    "last_assistant": _answer_spans,
+    "all": _all_spans,
+    "completion": _completion_span,
 }

@@ -1,11 +1,11 @@
-"""Control tokens: the literals that a tokenizer turns into one id of their own, and how text is kept apart from them.
+"""Control tokens: the literals that a tokenizer maps to one id each, and how text that spells one stays text.
 
-Every added token of a tokenizer (special like ``<|im_end|>`` or not, like ``<think>``) is control, except *layout*
-tokens: not special and nothing but white space (Gemma's and CodeGen's runs of newlines and blanks). Those are how such
-a tokenizer writes ordinary text.
+Every added token of a tokenizer (special like ``<|im_end|>`` or not, like ``<think>``) is control, except
+*layout* tokens: not special and only white space (Gemma's and CodeGen's runs of newlines and blanks), which
+such a tokenizer uses for ordinary text.
 
-Text that must reach a template unchanged in meaning but must not hold a literal is *escaped*: the first character of
-each literal is written as its number between two private-use characters. ``unescape`` gives it back.
+Text that goes through a template but must hold no literal is *escaped*: the first character of each literal
+is written as its code point between two private-use characters. ``unescape`` restores it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamix.tokenize.conversation import Conversation, exact_json, to_message
+from datamix.tokenize.conversation import Conversation, map_strings, to_message
 
 _OPEN, _CLOSE = "\U000f5e10", "\U000f5e11"
 _ESCAPED = re.compile(f"{_OPEN}([0-9a-f]+){_CLOSE}")
-RESERVED = re.compile("[\U000f5e00-\U000f5e1f]")  # private to this package: sentinels and escapes
+RESERVED = re.compile("[\U000f5e00-\U000f5e1f]")  # private use of this package: sentinels and escapes
 WHITE_SPACE = (
     "\t\n\x0b\x0c\r \x85\xa0\u1680"
     + "".join(map(chr, range(0x2000, 0x200B)))
@@ -40,8 +40,8 @@ class ControlToken:
     id: int
     text: str
     lstrip: bool  # swallows the white space before it
-    rstrip: bool  # and after it
-    single_word: bool  # only between characters that are no letters
+    rstrip: bool  # swallows the white space after it
+    single_word: bool  # matched only between characters that are no letters
 
 
 @dataclass(frozen=True)
@@ -70,27 +70,27 @@ class ControlTokens:
 
     @cached_property
     def _openings(self) -> tuple[str, ...]:
-        """The first two characters of every literal: few, so that most text is cleared by a substring search."""
+        """The first two characters of every literal: few, so a substring search clears most texts."""
         return tuple(sorted({text[:2] for text in self._by_text}))
 
     def find(self, text: str) -> list[TokenMatch]:
-        """The control tokens in a text as the tokenizer itself would find them: leftmost, longest, no overlap."""
+        """The control tokens in a text as the tokenizer matches them: leftmost, longest, no overlap."""
         if not any(opening in text for opening in self._openings):
             return []
-        found = []
+        matches = []
         for match in self._pattern.finditer(text):
             token = self._by_text[match.group()]
-            if token.single_word and (_letter(text, match.start() - 1) or _letter(text, match.end())):
+            if token.single_word and (_is_letter(text, match.start() - 1) or _is_letter(text, match.end())):
                 continue
-            found.append(TokenMatch(match.start(), match.end(), token))
-        return found
+            matches.append(TokenMatch(match.start(), match.end(), token))
+        return matches
 
     def is_in(self, text: str) -> bool:
         """Whether a text holds the literal of a control token."""
         return any(opening in text for opening in self._openings) and self._pattern.search(text) is not None
 
     def escape(self, text: str) -> str:
-        """The text without control literals: ``a<s>`` -> ``a[3c]s>``, brackets standing for two private characters."""
+        """The text without control literals: ``a<s>`` -> ``a[3c]s>``, where the brackets are private-use."""
         while self.is_in(text):
             text = self._pattern.sub(lambda m: f"{_OPEN}{ord(m.group()[0]):x}{_CLOSE}{m.group()[1:]}", text)
         return text
@@ -99,17 +99,18 @@ class ControlTokens:
         """Which strings hold a control literal (null counts as none)."""
         if not self.tokens:
             return pa.array([False] * len(texts), pa.bool_())
-        held = pc.match_substring_regex(texts, self._arrow_pattern)
-        return pc.fill_null(held, False)
+        return pc.fill_null(pc.match_substring_regex(texts, self._arrow_pattern), False)
 
     @cached_property
     def _arrow_pattern(self) -> str:
-        return "|".join(_quote(text) for text in sorted(self._by_text))
+        """All literals as one RE2 pattern, each character by its code point."""
+        literals = ("".join(f"\\x{{{ord(char):x}}}" for char in text) for text in sorted(self._by_text))
+        return "|".join(literals)
 
 
 def control_tokens(added_tokens: list[dict[str, Any]]) -> ControlTokens:
     """The control tokens among the ``added_tokens`` of a tokenizer.json."""
-    chosen = [token for token in added_tokens if not is_layout(token) and token["content"]]
+    control = [token for token in added_tokens if not is_layout(token) and token["content"]]
     return ControlTokens(
         tuple(
             ControlToken(
@@ -119,13 +120,13 @@ def control_tokens(added_tokens: list[dict[str, Any]]) -> ControlTokens:
                 rstrip=bool(token.get("rstrip")),
                 single_word=bool(token.get("single_word")),
             )
-            for token in sorted(chosen, key=lambda token: int(token["id"]))
+            for token in sorted(control, key=lambda token: int(token["id"]))
         )
     )
 
 
 def is_layout(token: dict[str, Any]) -> bool:
-    """Whether an added token is only a way to write white space: then it is text."""
+    """Whether an added token only encodes white space: then it counts as text."""
     return not token.get("special") and not token["content"].replace("▁", " ").strip()
 
 
@@ -136,13 +137,8 @@ def unescape(text: str) -> str:
     return _ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), text)
 
 
-def _letter(text: str, place: int) -> bool:
+def _is_letter(text: str, place: int) -> bool:
     return 0 <= place < len(text) and (text[place].isalnum() or text[place] == "_")
-
-
-def _quote(text: str) -> str:
-    """The text as an RE2 pattern: every character by its number."""
-    return "".join(f"\\x{{{ord(char):x}}}" for char in text)
 
 
 _TURN_FIELDS = ("content", "reasoning", "tool_calls", "tool_call_id", "name")
@@ -157,32 +153,32 @@ def rows_with_candidates(batch: pa.RecordBatch, control: ControlTokens) -> list[
             turns = column.flatten()
             parents = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
             for field in _TURN_FIELDS:
-                flagged[parents[_suspects(turns.field(field), control)]] = True
+                flagged[parents[_may_hold(turns.field(field), control)]] = True
     for name in ("tools", "kwargs"):
-        flagged |= _suspects(batch.column(name), control)
+        flagged |= _may_hold(batch.column(name), control)
     return [int(row) for row in np.flatnonzero(flagged)]
 
 
-def _suspects(texts: pa.Array, control: ControlTokens) -> NDArray[np.bool_]:
+def _may_hold(texts: pa.Array, control: ControlTokens) -> NDArray[np.bool_]:
     if texts.null_count == len(texts):
         return np.zeros(len(texts), np.bool_)
-    hidden = pc.fill_null(pc.match_substring(texts, "\\u"), False)
-    found = pc.or_(control.are_in(texts), hidden).to_numpy(zero_copy_only=False)
-    return np.asarray(found, np.bool_)
+    has_escape = pc.fill_null(pc.match_substring(texts, "\\u"), False)  # of JSON: it may spell a literal
+    either = pc.or_(control.are_in(texts), has_escape).to_numpy(zero_copy_only=False)
+    return np.asarray(either, np.bool_)
 
 
 def holds_control(conversations: Iterable[Conversation], control: ControlTokens) -> bool:
-    """Whether any string that the data wrote into these conversations holds a control token's text."""
-    found = False
+    """Whether any string of these conversations holds the literal of a control token."""
+    is_found = False
 
-    def look(text: str) -> str:
-        nonlocal found
-        found = found or control.is_in(text)
+    def check(text: str) -> str:
+        nonlocal is_found
+        is_found = is_found or control.is_in(text)
         return text
 
-    for one in conversations:
-        for turn in one.turns:
-            to_message(turn, look, look)
-        exact_json(one.tools, look)
-        exact_json(one.kwargs, look)
-    return found
+    for conversation in conversations:
+        for turn in conversation.turns:
+            to_message(turn, check, check)
+        map_strings(conversation.tools, check)
+        map_strings(conversation.kwargs, check)
+    return is_found

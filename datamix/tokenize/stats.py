@@ -1,9 +1,9 @@
 """How well a tokenizer suits a text: tokens a character, and the shares it does not know or spells in bytes.
 
-A domain that a tokenizer was not made for shows here before a day of training does: many tokens a character, unknown
-tokens, single bytes. Every UTF-8 character has one byte that begins it, so the characters of a text are the sum, over its
-tokens, of the characters that begin in each: one number for each entry of the vocabulary, and no text is decoded.
-Cost: one look at the vocabulary (a second for 150,000 tokens); after that it works on counts of ids.
+A domain that a tokenizer was not made for shows in many tokens a character, unknown tokens and single bytes.
+Every UTF-8 character has one byte that begins it, so the characters of a text are the sum, over its tokens,
+of the characters that begin in each: one number for each entry of the vocabulary, and no text is decoded.
+Cost: one pass over the vocabulary (a second for 150,000 tokens); after that it works on counts of ids.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class VocabularyAlphabet:
 
     num_chars: NDArray[np.int32]  # characters that begin in it; 0 for control tokens
     is_text: NDArray[np.bool_]  # not a control token
-    is_byte: NDArray[np.bool_]  # one byte of a character that is spelled in several
-    unknown: int | None  # the token that stands for characters the vocabulary lacks
+    is_byte: NDArray[np.bool_]  # a single byte of a multi-byte character
+    unknown: int | None  # the token for characters that the vocabulary lacks
 
 
 @dataclass(frozen=True)
 class Fertility:
-    """Counts over some texts; control tokens are none of them."""
+    """Counts over some texts, without control tokens."""
 
     num_chars: int
     num_tokens: int
@@ -44,7 +44,7 @@ class Fertility:
 
     @property
     def tokens_per_char(self) -> float:
-        """Tokens a character; 0 for no text. English is near 0.25, Chinese 0.6 to 0.8 with a tokenizer made for it."""
+        """Tokens a character, 0 for no text. English is near 0.25; Chinese 0.6 to 0.8 with a tokenizer for it."""
         return self.num_tokens / self.num_chars if self.num_chars else 0.0
 
     @property
@@ -68,7 +68,8 @@ def vocabulary_alphabet(spec: dict[str, Any]) -> VocabularyAlphabet:
     size, model = vocabulary_size(spec), spec["model"]
     vocab = model["vocab"]
     entries = vocab.items() if isinstance(vocab, dict) else ((e[0], i) for i, e in enumerate(vocab))
-    bytes_of = _byte_level() if _is_byte_level(spec) else None
+    steps = orjson.dumps([spec.get(name) for name in ("pre_tokenizer", "decoder", "normalizer")])
+    bytes_of = _byte_level() if b'"ByteLevel"' in steps else None
     prefix = model.get("continuing_subword_prefix") or ""
     num_chars, is_byte = np.zeros(size, np.int32), np.zeros(size, np.bool_)
     for token, index in entries:
@@ -92,23 +93,18 @@ def vocabulary_alphabet(spec: dict[str, Any]) -> VocabularyAlphabet:
     return VocabularyAlphabet(np.where(is_text, num_chars, 0), is_text, is_byte, unknown)
 
 
-def fertility(uses: NDArray[np.int64], known: VocabularyAlphabet) -> Fertility:
+def fertility(uses: NDArray[np.int64], alphabet: VocabularyAlphabet) -> Fertility:
     """From how often each id occurs, ``[vocab_size]``."""
     return Fertility(
-        num_chars=int(uses @ known.num_chars),
-        num_tokens=int(uses[known.is_text].sum()),
-        num_unknown=0 if known.unknown is None else int(uses[known.unknown]),
-        num_bytes=int(uses[known.is_byte].sum()),
+        num_chars=int(uses @ alphabet.num_chars),
+        num_tokens=int(uses[alphabet.is_text].sum()),
+        num_unknown=0 if alphabet.unknown is None else int(uses[alphabet.unknown]),
+        num_bytes=int(uses[alphabet.is_byte].sum()),
     )
 
 
-def _is_byte_level(spec: dict[str, Any]) -> bool:
-    found = orjson.dumps([spec.get(name) for name in ("pre_tokenizer", "decoder", "normalizer")])
-    return b'"ByteLevel"' in found
-
-
 def _byte_level() -> dict[str, int]:
-    """The byte that each character of the byte-level alphabet stands for (GPT-2): printable ones stand for themselves."""
+    """The byte behind each character of GPT-2's byte-level alphabet: printable bytes are themselves."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(0x100) if byte not in set(plain)]
+    moved = [byte for byte in range(0x100) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(0x100 + at): byte for at, byte in enumerate(moved)}

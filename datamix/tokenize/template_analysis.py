@@ -1,12 +1,15 @@
-"""Static analysis: can a template's output depend on message text?, or only that they are there.
+"""Static analysis: can a template's output depend on message text?
 
-Most templates only copy content: then the skeleton of a shape is right for every record of it. Some look inside
-(``'</think>' in content``, ``content.split(...)``). ``sight`` reads the template's syntax tree once. If everything it does
-is known, the result holds what it could react to: strings it looks for, strings it compares with, and whether it
-compares texts with each other. A record that holds none of them is rendered as its skeleton says. If a template does
-anything else (measuring or indexing strings, unknown filters), every record is compared with its own rendering.
+Most templates only copy content: then the placeholder rendering of a shape holds for every record of that
+shape. Some inspect it (``'</think>' in content``, ``content.split(...)``). ``text_dependence`` reads the
+template's syntax tree once. If every operation in it is known, the result lists what the output can depend
+on: strings that it searches for, strings that it compares with, and whether it compares texts with each
+other. A record without any of these needs no rendering. If a template does anything else (measures or indexes
+strings, unknown filters), every record is rendered and compared.
 
-The rule is one-sided: what is not known to be harmless counts as seen.
+The rule is one-sided: an operation that is not known to be harmless counts as dependence on any text. It
+saves a rendering a record, about 20 microseconds: a tenth of the processor time of a build with the fast
+tokenizer engine.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from jinja2 import nodes
 
 _HARMLESS_FILTERS = {"tojson", "string", "list", "items", "safe", "default", "d", "map", "join"}
 _ATTRIBUTE_FILTERS = {"selectattr", "rejectattr"}
-_HARMLESS_TESTS = {
+_TYPE_TESTS = {
     "string",
     "defined",
     "undefined",
@@ -30,73 +33,62 @@ _HARMLESS_TESTS = {
     "boolean",
     "number",
 }
-_HARMLESS_TESTS |= {"true", "false", "even", "odd", "divisibleby", "integer"}
+_HARMLESS_TESTS = _TYPE_TESTS | {"true", "false", "even", "odd", "divisibleby", "integer"}
 _EQUAL_TESTS = {"equalto", "eq", "==", "ne", "in"}
-_LOOKING_METHODS = {
-    "startswith",
-    "endswith",
-    "split",
-    "rsplit",
-    "replace",
-    "find",
-    "count",
-    "index",
-    "removeprefix",
-    "removesuffix",
-}
+_AFFIX_METHODS = {"startswith", "endswith", "removeprefix", "removesuffix"}
+_SEARCH_METHODS = _AFFIX_METHODS | {"split", "rsplit", "replace", "find", "count", "index"}
+_OTHER_TEXT_SOURCES = (nodes.FilterBlock, nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 _HARMLESS_METHODS = {"items", "keys", "values", "get"}
 _STRIPPING_METHODS = {"strip", "lstrip", "rstrip"}
 _HARMLESS_CALLS = {"raise_exception", "namespace", "strftime_now", "dict", "caller"}
-_KEPT_FIELDS = {
-    "tool_calls",
-    "id",
-    "tool_call_id",
-    "role",
-    "type",
-}  # of records: part of a shape, never a slot
-_STRUCTURE = {"messages", "tools", "documents", "add_generation_prompt", "loop"}
+_SHAPE_FIELDS = {"tool_calls", "id", "tool_call_id", "role", "type"}  # of messages: in the shape, never slots
+_STRUCTURE_NAMES = {"messages", "tools", "documents", "add_generation_prompt", "loop"}
+_STRUCTURE_FILTERS = {"length", "count", "list", *_ATTRIBUTE_FILTERS, "first", "last", "int"}
 
 
 @dataclass(frozen=True)
 class TextDependence:
-    """What a template could react to in a text."""
+    """What in a text the output of a template can depend on."""
 
-    sees_all: bool  # anything
-    words: tuple[str, ...] = ()  # strings it looks for inside texts
-    equals: frozenset[str] = frozenset()  # strings it compares whole texts with
+    on_anything: bool
+    substrings: tuple[str, ...] = ()  # it searches for these inside texts
+    equals: frozenset[str] = frozenset()  # it compares whole texts with these
     compares_texts: bool = False  # with one another
 
-    def is_blind_to(self, texts: Sequence[str]) -> bool:
-        """Whether the texts hold nothing that the template could react to."""
-        if self.sees_all:
+    def ignores(self, texts: Sequence[str]) -> bool:
+        """Whether the output cannot depend on what these texts are: the template only copies them."""
+        if self.on_anything or (self.compares_texts and len(set(texts)) < len(texts)):
             return False
-        if self.compares_texts and len(set(texts)) < len(texts):
-            return False
-        if any(word in text for word in self.words for text in texts):
+        if any(substring in text for substring in self.substrings for text in texts):
             return False
         return self.equals.isdisjoint(texts)
 
 
-class _Seen(Exception):
-    """Something that is not known to be harmless."""
+class _UnknownOperation(Exception):
+    """An operation that is not known to be harmless."""
 
 
 @dataclass
-class _Reader:
-    words: set[str] = field(default_factory=set)
+class _TreeReader:
+    """Collects what a template compares and searches. Raises _UnknownOperation at the first such one."""
+
+    substrings: set[str] = field(default_factory=set)
     equals: set[str] = field(default_factory=set)
     compares_texts: bool = False
     structure: set[str] = field(
-        default_factory=lambda: set(_STRUCTURE)
-    )  # names that hold no texts, only lists of turns
-    loose: set[str] = field(default_factory=set)  # names that may hold parts of a text
+        default_factory=lambda: set(_STRUCTURE_NAMES)
+    )  # names of lists of turns, not texts
+    fragments: set[str] = field(default_factory=set)  # names that may hold parts of a text
     macros: set[str] = field(default_factory=set)
     jsons: set[str] = field(default_factory=set)  # names that hold JSON text
-    parts: set[int] = field(default_factory=set)  # nodes that take a part of a content that is a list
+    content_items: set[int] = field(default_factory=set)  # nodes that index a content that is a list
 
     def read(self, node: nodes.Node) -> None:
         if isinstance(node, nodes.Compare):
-            self._compare(node)
+            left = node.expr
+            for operand in node.ops:
+                self._compare(left, operand.op, operand.expr)
+                left = operand.expr
         elif isinstance(node, nodes.Test):
             self._test(node)
         elif isinstance(node, nodes.Filter):
@@ -105,111 +97,95 @@ class _Reader:
             self._call(node)
         elif isinstance(node, nodes.Getitem):
             self._item(node)
-        elif (
-            isinstance(node, nodes.Mod)
-            and isinstance(node.left, nodes.Const)
-            and isinstance(node.left.value, str)
-        ) or isinstance(
-            node, (nodes.FilterBlock, nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
-        ):
-            raise _Seen
+        elif isinstance(node, _OTHER_TEXT_SOURCES) or (isinstance(node, nodes.Mod) and _strings(node.left)):
+            raise _UnknownOperation
         for child in node.iter_child_nodes():
             self.read(child)
 
-    def _compare(self, node: nodes.Compare) -> None:
-        left: nodes.Expr = node.expr
-        for operand in node.ops:
-            self._pair(left, operand.op, operand.expr)
-            left = operand.expr
-
-    def _pair(self, left: nodes.Expr, operator: str, right: nodes.Expr) -> None:
+    def _compare(self, left: nodes.Expr, operator: str, right: nodes.Expr) -> None:
         if operator in ("eq", "ne", "in", "notin") and not any(map(_is_constant, (left, right))):
-            self.compares_texts = True  # even turns of lists may be compared: they hold texts
+            self.compares_texts = True  # also where turns are compared: they hold texts
         if self.is_structure(left) or self.is_structure(right):
             self.equals |= {value for side in (left, right) for value in _strings(side)}
             return
         constants = {value for side in (left, right) for value in _strings(side)}
         if operator in ("in", "notin") and not isinstance(right, (nodes.List, nodes.Tuple)):
             if not constants:
-                raise _Seen
-            self.words |= constants
+                raise _UnknownOperation
+            self.substrings |= constants
         elif operator in ("eq", "ne", "in", "notin"):
             self._equal([side for side in (left, right) if not _is_constant(side)], constants)
         else:
-            raise _Seen
+            raise _UnknownOperation
 
     def _equal(self, sides: list[nodes.Expr], constants: set[str]) -> None:
         if not all(_is_path(side) for side in sides):
-            raise _Seen
-        if any(_root(side) in self.loose for side in sides):
-            self.words |= constants
+            raise _UnknownOperation
+        if any(_root(side) in self.fragments for side in sides):
+            self.substrings |= constants
         self.equals |= constants
 
     def _test(self, node: nodes.Test) -> None:
         if node.name in _EQUAL_TESTS:
             self._equal([node.node], {value for argument in node.args for value in _strings(argument)})
         elif node.name not in _HARMLESS_TESTS:
-            raise _Seen
+            raise _UnknownOperation
 
     def _filter(self, node: nodes.Filter) -> None:
         if node.name in ("length", "count"):
             if node.node is None or not self.is_structure(node.node):
-                raise _Seen
+                raise _UnknownOperation
         elif node.name == "trim":
             if node.args or node.kwargs:
-                raise _Seen
+                raise _UnknownOperation
         elif node.name in ("first", "last"):
             if node.node is None or not self.is_structure(node.node):
-                raise _Seen
+                raise _UnknownOperation
         elif node.name in _ATTRIBUTE_FILTERS:
             self.equals |= {value for argument in node.args for value in _strings(argument)}
             self.compares_texts = self.compares_texts or not all(map(_is_constant, node.args))
         elif node.name == "replace":
-            self._look(node.args)
+            self._search(node.args)
         elif node.name not in _HARMLESS_FILTERS:
-            raise _Seen
+            raise _UnknownOperation
 
     def _call(self, node: nodes.Call) -> None:
         if isinstance(node.node, nodes.Name):
             if node.node.name == "range":
                 if not all(self.is_structure(argument) for argument in node.args):
-                    raise _Seen
+                    raise _UnknownOperation
             elif node.node.name not in self.macros | _HARMLESS_CALLS:
-                raise _Seen
+                raise _UnknownOperation
             return
         method = node.node.attr if isinstance(node.node, nodes.Getattr) else ""
-        if method in _LOOKING_METHODS:
-            self._look(node.args)
+        if method in _SEARCH_METHODS:
+            self._search(node.args)
         elif method in _STRIPPING_METHODS:
             if any(_strings(argument) != {"\n"} for argument in node.args):
-                raise _Seen
+                raise _UnknownOperation
         elif method not in _HARMLESS_METHODS and type(node.node).__name__ != "ExtensionAttribute":
-            raise _Seen
+            raise _UnknownOperation
 
-    def _look(self, arguments: Sequence[nodes.Expr]) -> None:
-        """The first argument is looked for in a text."""
-        if (
-            not arguments
-            or not isinstance(arguments[0], nodes.Const)
-            or not isinstance(arguments[0].value, str)
-        ):
-            raise _Seen
-        self.words.add(arguments[0].value)
+    def _search(self, arguments: Sequence[nodes.Expr]) -> None:
+        """Record that the template searches a text for the first argument."""
+        first = arguments[0] if arguments else None
+        if not isinstance(first, nodes.Const) or not isinstance(first.value, str):
+            raise _UnknownOperation
+        self.substrings.add(first.value)
 
     def _item(self, node: nodes.Getitem) -> None:
         base = node.node
-        if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str):
-            self.parts.add(id(base))  # content[0]['text']: a list of parts; of a text it gives nothing
+        if _last_field(node) is not None:
+            self.content_items.add(id(base))  # content[0]['text']: of a text it is undefined
             return
         is_split = isinstance(base, nodes.Call) and getattr(base.node, "attr", "") in ("split", "rsplit")
         if is_split or self.is_structure(base) or (self.is_json(base) and _trims_ends(node.arg)):
             return
-        if id(node) in self.parts:
-            return
-        raise _Seen
+        if id(node) not in self.content_items:
+            raise _UnknownOperation
 
     def is_structure(self, node: nodes.Node) -> bool:
-        """Whether a value is decided by a conversation's shape: numbers, lists of turns, ids, roles."""
+        """Whether the shape of a conversation decides a value: numbers, lists of turns, ids, roles."""
         if isinstance(node, nodes.Const):
             return not isinstance(node.value, str)
         if isinstance(node, nodes.Name):
@@ -217,26 +193,21 @@ class _Reader:
         if isinstance(node, (nodes.Getattr, nodes.Getitem)):
             return self._is_structured_path(node)
         if isinstance(node, nodes.Filter) and node.node is not None:
-            kept = {"length", "count", "list", *_ATTRIBUTE_FILTERS, "first", "last", "int"}
-            return node.name in kept and self.is_structure(node.node)
-        if isinstance(
-            node, (nodes.BinExpr, nodes.UnaryExpr, nodes.CondExpr, nodes.List, nodes.Tuple, nodes.Test)
-        ):
-            children = list(node.iter_child_nodes())
-            return isinstance(node, nodes.Test) or all(self.is_structure(child) for child in children)
-        return isinstance(node, nodes.Compare)
+            return node.name in _STRUCTURE_FILTERS and self.is_structure(node.node)
+        if isinstance(node, (nodes.BinExpr, nodes.UnaryExpr, nodes.CondExpr, nodes.List, nodes.Tuple)):
+            return all(map(self.is_structure, node.iter_child_nodes()))
+        return isinstance(node, (nodes.Compare, nodes.Test))
 
     def _is_structured_path(self, node: nodes.Getattr | nodes.Getitem) -> bool:
         name = _last_field(node)
-        if name in _KEPT_FIELDS:
+        if name in _SHAPE_FIELDS:
             return True
         if name is None:  # an index or a slice
             return self.is_structure(node.node)
-        if isinstance(node.node, nodes.Name):
-            return (
-                node.node.name == "loop" and name not in ("previtem", "nextitem")
-            ) or f"{node.node.name}.{name}" in self.structure
-        return False
+        if not isinstance(node.node, nodes.Name):
+            return False
+        is_loop_counter = node.node.name == "loop" and name not in ("previtem", "nextitem")
+        return is_loop_counter or f"{node.node.name}.{name}" in self.structure
 
     def is_json(self, node: nodes.Node) -> bool:
         """Whether a value is JSON text."""
@@ -244,47 +215,48 @@ class _Reader:
             return node.name in self.jsons
         return isinstance(node, nodes.Filter) and node.name == "tojson"
 
-    def learn_names(self, tree: nodes.Template) -> None:
-        """Which names hold structure, JSON or parts of texts: by all that is ever assigned to them."""
+    def classify_names(self, tree: nodes.Template) -> None:
+        """Find the names that hold structure, JSON or parts of texts, by all that is ever assigned to them."""
         self.macros = {macro.name for macro in tree.find_all(nodes.Macro)}
         values: dict[str, list[nodes.Node]] = {}
         for name, value in _assignments(tree):
             values.setdefault(name, []).append(value)
         for macro in tree.find_all(nodes.Macro):
-            values = {
-                name: given for name, given in values.items() if name not in {one.name for one in macro.args}
-            }
-        self.structure |= (
-            values.keys()
-        )  # names depend on one another: assume the best, strike out until it holds
+            for argument in macro.args:
+                values.pop(argument.name, None)
+        # Names depend on one another: start with all of them, remove those that fail until none does.
+        self.structure |= values.keys()
         self.jsons |= values.keys()
         for _ in range(len(values)):
             self.structure -= {
-                name for name, given in values.items() if not all(map(self.is_structure, given))
+                name for name, nodes_ in values.items() if not all(map(self.is_structure, nodes_))
             }
-            self.jsons -= {name for name, given in values.items() if not all(map(self.is_json, given))}
+            self.jsons -= {name for name, nodes_ in values.items() if not all(map(self.is_json, nodes_))}
         for loop in tree.find_all(nodes.For):
             if not self.is_structure(loop.iter):
-                self.loose |= {
-                    name.name
-                    for name in [loop.target, *loop.target.find_all(nodes.Name)]
-                    if isinstance(name, nodes.Name)
-                }
+                self.fragments |= set(_target_names(loop))
 
 
 def text_dependence(tree: Any) -> TextDependence:
-    """What a chat template, given as its syntax tree, can see in a text."""
-    reader = _Reader()
+    """What the output of a chat template, given as its syntax tree, can depend on in a text."""
+    reader = _TreeReader()
     try:
-        reader.learn_names(tree)
+        reader.classify_names(tree)
         reader.read(tree)
-    except _Seen:
-        return TextDependence(sees_all=True)
-    words = tuple(sorted(word for word in reader.words if word))
-    return TextDependence(False, words, frozenset(reader.equals), reader.compares_texts)
+    except _UnknownOperation:
+        return TextDependence(on_anything=True)
+    substrings = tuple(sorted(reader.substrings - {""}))
+    return TextDependence(False, substrings, frozenset(reader.equals), reader.compares_texts)
+
+
+def _target_names(loop: nodes.For) -> list[str]:
+    """The loop variables."""
+    names = [loop.target, *loop.target.find_all(nodes.Name)]
+    return [name.name for name in names if isinstance(name, nodes.Name)]
 
 
 def _assignments(tree: nodes.Template) -> Iterator[tuple[str, nodes.Node]]:
+    """Every name (``namespace.name`` too) with each value that is assigned to it."""
     for node in tree.find_all(nodes.Assign):
         targets = node.target.items if isinstance(node.target, nodes.Tuple) else [node.target]
         values = node.node.items if isinstance(node.node, nodes.Tuple) else [node.node] * len(targets)
@@ -297,9 +269,8 @@ def _assignments(tree: nodes.Template) -> Iterator[tuple[str, nodes.Node]]:
                     for pair in value.kwargs:
                         yield f"{target.name}.{pair.key}", pair.value
     for loop in tree.find_all(nodes.For):
-        for name in [loop.target, *loop.target.find_all(nodes.Name)]:
-            if isinstance(name, nodes.Name):
-                yield name.name, nodes.Call(loop.iter, [], [], None, None)  # an item: never structure itself
+        for name in _target_names(loop):
+            yield name, nodes.Call(loop.iter, [], [], None, None)  # an item: never structure itself
     for block in tree.find_all(nodes.AssignBlock):
         if isinstance(block.target, nodes.Name):
             yield block.target.name, nodes.Call(block.target, [], [], None, None)
@@ -320,17 +291,15 @@ def _is_constant(node: nodes.Node) -> bool:
 
 
 def _is_path(node: nodes.Node) -> bool:
-    """A value as it stands in the record: ``message.content``, ``messages[0]['role']``, not ``content[0]``."""
+    """Whether a value is one of the record: ``message.content``, ``messages[0]['role']``, not ``content[0]``."""
     if isinstance(node, nodes.Name):
         return True
     if isinstance(node, nodes.Filter) and node.name == "trim":
         return node.node is not None and _is_path(node.node)
-    if isinstance(node, nodes.Getitem) and not (
-        isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str)
-    ):
+    if isinstance(node, nodes.Getitem) and _last_field(node) is None:
         return isinstance(
             node.node, nodes.Name
-        )  # users[-1]; of a name that holds a text it is refused elsewhere
+        )  # users[-1]; of a name that holds a text, ``_item`` refuses it
     return isinstance(node, (nodes.Getattr, nodes.Getitem))
 
 
@@ -352,7 +321,7 @@ def _last_field(node: nodes.Getattr | nodes.Getitem) -> str | None:
 
 
 def _trims_ends(node: nodes.Node) -> bool:
-    """Whether a slice takes at most one character from each end."""
+    """Whether a slice removes at most one character from each end."""
     if not isinstance(node, nodes.Slice) or node.step is not None:
         return False
     start = 0 if node.start is None else getattr(node.start, "value", None)

@@ -1,16 +1,17 @@
-"""Text to ids, where text can never become control: the plain tokenizer and the engines that run it.
+"""Text to ids, where text can never become a control token: the plain tokenizer and the engines that run it.
 
-The plain tokenizer is the tokenizer.json without its control tokens: they are taken out of ``added_tokens``, their
-entries in the vocabulary are renamed to strings that no text spells (ids stay), and merges that would build them are
-dropped. So ``</s>`` in a text is encoded as characters, by construction, with byte-level BPE, SentencePiece BPE,
-Unigram and WordPiece alike. What is left to check is one table look-up per id.
+The plain tokenizer is the tokenizer.json without its control tokens: they are taken out of ``added_tokens``,
+their entries in the vocabulary are renamed to strings that no text spells (ids stay), and merges that would
+build them are dropped. So ``</s>`` in a text is encoded as characters, by construction, with byte-level BPE,
+SentencePiece BPE, Unigram and WordPiece alike. The remaining check is one table lookup per id.
 
-SentencePiece-like tokenizers put a blank before a text. That is right where a section begins (at the start, or after a
-control token) and wrong where a section was only cut, so there is a second plain tokenizer without it.
+SentencePiece-like tokenizers put a blank before a text. That is right where a segment begins (at the start,
+or after a control token) and wrong where it continues a cut text, so there is a second plain tokenizer
+without it.
 
-``tokenizers`` is the truth. ``fastokens`` runs instead where a self-check gives the same ids: a fixed nasty set at the
-start and the first strings of the data; otherwise ``tokenizers`` runs. The ids are the same either way.
-Cost: about 2 million tokens/s and core with tokenizers; 8 to 24 times that with fastokens.
+``tokenizers`` is the reference. ``fastokens`` runs instead where a self-check gives the same ids: fixed hard
+strings at the start and the first texts of the data; otherwise ``tokenizers`` runs. The ids are the same
+either way. Cost: about 2 million tokens/s and core with tokenizers; 8 to 24 times that with fastokens.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from datamix.core.arrays import offsets_from_lengths
 from datamix.tokenize.special_tokens import ControlTokens, is_layout
 
 _UNSPELLED = "\U0010fffe"  # a noncharacter: renamed vocabulary entries begin and end with it
@@ -61,8 +63,7 @@ class TokenizersBackend:
 
     def encode(self, texts: list[str]) -> FlatIds:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([len(encoding) for encoding in encodings], out=offsets[1:])
+        offsets = offsets_from_lengths([len(encoding) for encoding in encodings])
         ids = np.empty(offsets[-1], np.int32)
         for start, stop, encoding in zip(offsets[:-1].tolist(), offsets[1:].tolist(), encodings, strict=True):
             ids[start:stop] = encoding.ids
@@ -91,15 +92,15 @@ class FastokensBackend:
 
 
 class PlainEncoder:
-    """Encodes text that is only text, by the fastest engine that proves equal."""
+    """Encodes text without control tokens, with the fastest engine whose ids prove equal."""
 
     def __init__(self, spec: dict[str, Any], control: ControlTokens) -> None:
         plain = plain_spec(spec, control)
         continued = without_prefix(plain)
         texts = [_dumped(plain)] if continued == plain else [_dumped(plain), _dumped(continued)]
-        beside = ThreadPoolExecutor(1)  # it loads for seconds, without the interpreter's lock
-        self._loading = beside.submit(_fast_engines, texts)
-        beside.shutdown(wait=False)
+        background = ThreadPoolExecutor(1)  # it loads for seconds, without the interpreter's lock
+        self._loading = background.submit(_fast_engines, texts)
+        background.shutdown(wait=False)
         self._truths = [TokenizersBackend(text) for text in texts]
         self.truth = self._truths[0]
         self.restarts_after_control = not _prefixes_first_only(plain)
@@ -108,7 +109,7 @@ class PlainEncoder:
         self._is_control[[token.id for token in control.tokens if token.id != unknown]] = True
         controls = np.flatnonzero(self._is_control)
         self._control_range = (int(controls[0]), int(controls[-1])) if len(controls) else (1, 0)
-        self._nasty = nasty_strings(control)
+        self._hard_strings = hard_strings(control)
         self._chars_to_prove = _CHECK_CHARS
 
     @cached_property
@@ -126,7 +127,7 @@ class PlainEncoder:
         return "fastokens" if self._fast else "tokenizers"
 
     def encode(self, texts: list[str], begins: list[bool] | None = None) -> FlatIds:
-        """Encode texts; ``begins[t]`` is False where text ``t`` continues one that was cut (default: all begin)."""
+        """Encode texts; ``begins[t]`` is False where text ``t`` continues a cut one (default: all begin)."""
         self._prove(texts)
         if begins is None or len(self._truths) == 1 or all(begins):
             return self._guarded(texts, 0)
@@ -143,53 +144,52 @@ class PlainEncoder:
     def _guarded(self, texts: list[str], variant: int) -> FlatIds:
         engine: TokenizerBackend = self._fast[variant] if self._fast else self._truths[variant]
         flat = engine.encode(texts)
-        first, last = (
-            self._control_range
-        )  # most often a few ids at one end: looked at before the table, at a tenth of its cost
+        # Control ids are mostly a few at one end: comparing with their range costs a tenth of the lookup.
+        first, last = self._control_range
         if not ((flat.ids >= first) & (flat.ids <= last)).any():
             return flat
         hits = np.flatnonzero(self._is_control[flat.ids])
         if not len(hits):
             return flat
-        # Only a text that spells a renamed entry, noncharacters and all, comes here: those are encoded one by one.
+        # Only texts that spell a renamed entry, noncharacters included, remain: they are encoded one by one.
         lists = [flat.ids[a:b] for a, b in zip(flat.offsets[:-1], flat.offsets[1:], strict=True)]
         for row in np.unique(np.searchsorted(flat.offsets, hits, side="right") - 1).tolist():
             parts = [part for part in re.split(f"({_UNSPELLED})", texts[row]) if part]
             lists[row] = self._truths[-1].encode(parts).ids
-        offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
+        offsets = offsets_from_lengths([len(ids) for ids in lists])
         return FlatIds(np.concatenate(lists), offsets)
 
     def _prove(self, texts: list[str]) -> None:
-        """Check the fast engine on the nasty set and the first texts of the data; one difference and it is dropped.
+        """Check the fast engine on the hard strings and the first texts of the data; drop it at any difference.
 
         Not when it is loaded: engines that have run hold threads, which workers forked afterwards would miss.
         """
-        if not self._fast or (self._chars_to_prove <= 0 and not self._nasty):
+        if not self._fast or (self._chars_to_prove <= 0 and not self._hard_strings):
             return
         ends = np.cumsum([len(text) for text in texts])
         sample = texts[: int(np.searchsorted(ends, self._chars_to_prove)) + 1]
         self._chars_to_prove -= sum(map(len, sample))
-        if not self._agree(self._fast, [*self._nasty, *sample]):
+        if not self._agree(self._fast, [*self._hard_strings, *sample]):
             self._fast = []
-        self._nasty = []
+        self._hard_strings = []
 
     def _agree(self, engines: list[TokenizerBackend], texts: list[str]) -> bool:
         for truth, engine in zip(self._truths, engines, strict=True):
             try:
-                found = engine.encode(texts)
+                actual = engine.encode(texts)
             except BaseException as error:
                 if isinstance(error, (KeyboardInterrupt, SystemExit)):
                     raise
                 return False
-            wanted = truth.encode(texts)
-            if not (np.array_equal(wanted.offsets, found.offsets) and np.array_equal(wanted.ids, found.ids)):
+            expected = truth.encode(texts)
+            same_offsets = np.array_equal(expected.offsets, actual.offsets)
+            if not (same_offsets and np.array_equal(expected.ids, actual.ids)):
                 return False
         return True
 
 
 def _fast_engines(texts: list[str]) -> list[TokenizerBackend]:
-    """The fast engine for each of these tokenizer.json, none where it is not installed or cannot load them."""
+    """The fast engine for each tokenizer.json; empty where it is not installed or cannot load one of them."""
     try:
         return [FastokensBackend(text) for text in texts]
     except ImportError:
@@ -207,7 +207,7 @@ def slow_engine_notice(engines: Set[str] = frozenset()) -> str | None:
     """
     if find_spec("fastokens") is None:
         if engines:
-            return None  # said before
+            return None  # the notice was printed before
         return (
             "fastokens is not installed, so tokenizers encodes: the same ids, several times slower. `pip install fastokens` "
             "where your platform has a wheel."
@@ -258,29 +258,30 @@ def _parts(merge: str | list[str]) -> tuple[str, str, str]:
 
 
 def unknown_id(spec: dict[str, Any]) -> int | None:
-    """The id that stands for what the vocabulary lacks, None where there is none."""
+    """The id of the unknown token, None where there is none."""
     model = spec["model"]
     if isinstance(model["vocab"], list):
         unknown = model.get("unk_id")
         return unknown if isinstance(unknown, int) else None
     name = model.get("unk_token")
-    found = model["vocab"].get(name) if name is not None else None
-    return found if isinstance(found, int) else None
+    unknown = model["vocab"].get(name) if name is not None else None
+    return unknown if isinstance(unknown, int) else None
 
 
 def without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
     """The spec for a text that continues another: no blank is put before it."""
     normalizer = _steps(spec.get("normalizer"), "normalizers")
     splitters = _steps(spec.get("pre_tokenizer"), "pretokenizers")
-    kept = [step for step in normalizer if step["type"] != "Prepend"]
+    without_prepend = [step for step in normalizer if step["type"] != "Prepend"]
     drops_blanks = any(
         step["type"] in ("WhitespaceSplit", "Whitespace", "BertPreTokenizer") for step in splitters
     )
     if not drops_blanks:
         splitters = [_unprefixed(step) for step in splitters]
     changed = dict(spec)
-    if len(kept) != len(normalizer):
-        changed["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    if len(without_prepend) != len(normalizer):
+        sequence = {"type": "Sequence", "normalizers": without_prepend}
+        changed["normalizer"] = sequence if without_prepend else None
     if splitters != _steps(spec.get("pre_tokenizer"), "pretokenizers"):
         changed["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": splitters}
     return changed
@@ -312,8 +313,7 @@ def _interleave(firsts: FlatIds, others: FlatIds, begins: NDArray[np.bool_]) -> 
     lengths = np.empty(len(begins), np.int64)
     lengths[begins] = np.diff(firsts.offsets)
     lengths[~begins] = np.diff(others.offsets)
-    offsets = np.zeros(len(begins) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
+    offsets = offsets_from_lengths(lengths)
     is_first = np.repeat(begins, lengths)
     ids = np.empty(offsets[-1], np.int32)
     ids[is_first] = firsts.ids
@@ -321,8 +321,8 @@ def _interleave(firsts: FlatIds, others: FlatIds, begins: NDArray[np.bool_]) -> 
     return FlatIds(ids, offsets)
 
 
-def nasty_strings(control: ControlTokens) -> list[str]:
-    """A fixed set of strings on which engines tend to differ: scripts, blanks, digits, emoji, literals, rare characters."""
+def hard_strings(control: ControlTokens) -> list[str]:
+    """Strings on which engines tend to differ: scripts, blanks, digits, emoji, literals, rare characters."""
     words = [
         "The quick brown fox's 3rd jump, they'll see; WE'VE 12345 x86_64.",
         "中文分词测试，标点。数字１２３和English混排！",
@@ -345,24 +345,23 @@ def nasty_strings(control: ControlTokens) -> list[str]:
 
 
 class CachedEncoder(PlainEncoder):
-    """The engines of ``plain``, asked once for each text."""
+    """The encoder ``plain``, with a cache of the ids of each text."""
 
     def __init__(self, plain: PlainEncoder) -> None:
-        self._plain = plain  # what it has proved of its engine stays proved
+        self._plain = plain  # shared, so its engine is not checked again
         self.restarts_after_control = plain.restarts_after_control
         self._ids: dict[tuple[str, bool], NDArray[np.int32]] = {}
         self._starts: dict[str, list[int]] = {}
 
     def encode(self, texts: list[str], begins: list[bool] | None = None) -> FlatIds:
         """The same as ``PlainEncoder.encode``."""
-        wanted = list(zip(texts, begins or [True] * len(texts), strict=True))
-        new = [one for one in dict.fromkeys(wanted) if one not in self._ids]
+        keys = list(zip(texts, begins or [True] * len(texts), strict=True))
+        new = [key for key in dict.fromkeys(keys) if key not in self._ids]
         flat = self._plain.encode([text for text, _ in new], [begins for _, begins in new])
-        for one, start, stop in zip(new, flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True):
-            self._ids[one] = flat.ids[start:stop]
-        lists = [self._ids[one] for one in wanted]
-        offsets = np.zeros(len(lists) + 1, np.int64)
-        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
+        for key, start, stop in zip(new, flat.offsets[:-1].tolist(), flat.offsets[1:].tolist(), strict=True):
+            self._ids[key] = flat.ids[start:stop]
+        lists = [self._ids[key] for key in keys]
+        offsets = offsets_from_lengths([len(ids) for ids in lists])
         return FlatIds(np.concatenate([np.empty(0, np.int32), *lists]), offsets)
 
     def character_starts(self, text: str) -> list[int]:

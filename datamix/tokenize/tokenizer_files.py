@@ -1,8 +1,9 @@
-"""Find a tokenizer's files and read what they say, without running any code of theirs.
+"""Find a tokenizer's files and read them, without running any of their code.
 
-A tokenizer is a folder with ``tokenizer.json`` (vocabulary, merges, added tokens) and, beside it, what transformers
-writes: ``tokenizer_config.json`` or ``special_tokens_map.json`` (which token is BOS, EOS, PAD) and the chat template
-(``chat_template.jinja``, or inside the config). Only JSON and text are read: no ``AutoConfig``, no remote code.
+A tokenizer is a folder with ``tokenizer.json`` (vocabulary, merges, added tokens) and, beside it, what
+transformers writes: ``tokenizer_config.json`` or ``special_tokens_map.json`` (which token is BOS, EOS, PAD)
+and the chat template (``chat_template.jinja``, or inside the config). Only JSON and text are read: no
+``AutoConfig``, no remote code.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """A tokenizer by its content; ``folder`` is only where it lies on this machine."""
+    """A tokenizer by its content; ``folder`` is only its path on this machine."""
 
     folder: str  # holds tokenizer.json
     name: str  # as the recipe wrote it
@@ -42,10 +43,10 @@ class TokenizerFiles:
 
 
 def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> TokenizerFiles:
-    """Find a tokenizer: a folder, a ``tokenizer.json``, or a Hub id (``owner/name``, ``owner/name@revision``).
+    """Find a tokenizer by folder, ``tokenizer.json`` or Hub id (``owner/name``, ``owner/name@revision``).
 
-    ``chat_template`` is the path of a ``.jinja`` file that overrides the tokenizer's own. Paths are relative to
-    ``base``. Raises RecipeError where something is missing or cannot be read.
+    ``chat_template`` is the path of a ``.jinja`` file that overrides the tokenizer's own. Paths are relative
+    to ``base``. Raises RecipeError where something is missing or cannot be read.
     """
     folder = _folder(name, Path(base))
     raw = _read(folder / "tokenizer.json")
@@ -73,7 +74,7 @@ def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> To
 
 
 def read_tokenizer_json(files: TokenizerFiles) -> bytes:
-    """The bytes of ``tokenizer.json``, which must be those that were found. Raises RecipeError where they changed."""
+    """The bytes of ``tokenizer.json``. Raises RecipeError where they changed since it was found."""
     path = Path(files.folder) / "tokenizer.json"
     raw = _read(path)
     if hashlib.sha256(raw).hexdigest() != files.sha256:
@@ -85,17 +86,17 @@ def read_tokenizer_json(files: TokenizerFiles) -> bytes:
 
 
 def decoder(tokenizer_json: Path) -> Any:
-    """A ``tokenizers.Tokenizer`` that only decodes: loaded without the merges, in a third of the time, and once."""
+    """A ``tokenizers.Tokenizer`` that only decodes: loaded once, without merges, in a third of the time."""
     return _decoder(tokenizer_json.read_bytes())
 
 
 def decoder_of(files: TokenizerFiles) -> Any:
-    """The decoder of a tokenizer that was found. Raises RecipeError where its file changed since."""
+    """The decoder of a tokenizer. Raises RecipeError where its file changed since it was found."""
     return _decoder(read_tokenizer_json(files))
 
 
 def copy_tokenizer(files: TokenizerFiles, folder: Path) -> None:
-    """Write a tokenizer that was found into an empty folder. Raises RecipeError where its files changed since."""
+    """Write a tokenizer into an empty folder. Raises RecipeError where its files changed since it was found."""
     (folder / "tokenizer.json").write_bytes(read_tokenizer_json(files))
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (Path(files.folder) / name).is_file():
@@ -145,26 +146,26 @@ def _folder(name: str, base: Path) -> Path:
 
 @lru_cache(maxsize=8)
 def _from_hub(name: str, path: Path) -> Path:
-    import huggingface_hub
+    import huggingface_hub  # only a Hub id needs it
 
     repository, _, revision = name.partition("@")
     try:
-        found = huggingface_hub.snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             repository, revision=revision or None, allow_patterns=list(_HUB_FILES)
         )
     except Exception as error:  # the library raises a dozen kinds: no network, no such repository, gated, ...
         reason = str(error).strip().splitlines()
         raise RecipeError(
-            f"tokenizer: {name} is neither a folder ({path} does not exist) nor could it be had from the Hub: "
+            f"tokenizer: {name} is neither a folder ({path} does not exist) nor could it be downloaded from the Hub: "
             f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}. Check the name, or download the "
             "tokenizer and name its folder."
         ) from error
-    if not (Path(found) / "tokenizer.json").is_file():
+    if not (Path(folder) / "tokenizer.json").is_file():
         raise RecipeError(
             f"tokenizer: the Hub repository {name} holds no tokenizer.json (a slow tokenizer). Convert it with "
             "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)` and name the folder."
         )
-    return Path(found)
+    return Path(folder)
 
 
 def _read(path: Path) -> bytes:
@@ -185,7 +186,7 @@ def _json(raw: bytes, path: Path) -> dict[str, Any]:
 
 
 def _token_ids(spec: dict[str, Any]) -> dict[str, int]:
-    """Every token of a parsed tokenizer.json with its id; Unigram vocabularies are lists of [token, score]."""
+    """The id of every token of a parsed tokenizer.json; a Unigram vocabulary is a list of [token, score]."""
     vocab = spec["model"].get("vocab", {})
     if isinstance(vocab, list):
         ids = {entry[0]: index for index, entry in enumerate(vocab)}

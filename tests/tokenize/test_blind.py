@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from encode_tokenizers import FAMILIES, TEMPLATES
 
-from datamix.tokenize.chat_template import Renderer
+from datamix.tokenize.chat_template import ChatTemplate
 from datamix.tokenize.template_analysis import text_dependence
 
 
 def look(template: str, *texts: str) -> bool:
-    return text_dependence(Renderer(template, (), {}).tree).is_blind_to(texts)
+    return text_dependence(ChatTemplate(template, (), {}).tree).ignores(texts)
 
 
 LOOP = "{%% for message in messages %%}%s{%% endfor %%}"

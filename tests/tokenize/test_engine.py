@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
 from datamix.tokenize.special_tokens import control_tokens, unescape
-from datamix.tokenize.tokenizer import FlatIds, PlainEncoder, nasty_strings, without_prefix
+from datamix.tokenize.tokenizer import FlatIds, PlainEncoder, hard_strings, without_prefix
 
 
 def with_control(tokenizer: Tokenizer) -> Tokenizer:
@@ -156,8 +156,8 @@ def test_an_engine_that_disagrees_on_the_data_is_dropped_before_it_counts() -> N
 
 def test_the_nasty_set_is_large_and_fixed() -> None:
     control = control_tokens(json.loads(with_control(byte_level()).to_str())["added_tokens"])
-    strings = nasty_strings(control)
-    assert strings == nasty_strings(control)
+    strings = hard_strings(control)
+    assert strings == hard_strings(control)
     assert len(strings) > 1000
     assert any("<|im_end|>" in text for text in strings)
 

@@ -75,7 +75,7 @@ def test_what_is_missing_is_said(name: str, message: str, tmp_path: Path) -> Non
 
 def test_a_hub_id_that_cannot_be_had_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", _offline)
-    with pytest.raises(RecipeError, match=r"neither a folder .* nor could it be had from the Hub"):
+    with pytest.raises(RecipeError, match=r"neither a folder .* nor could it be downloaded from the Hub"):
         find_tokenizer("nobody/nothing", str(tmp_path))
 
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from datamix.core.errors import RecipeError
 from datamix.tokenize import EncodeSpec, find_tokenizer, load
-from datamix.tokenize.document_encoder import cut_middle, find_marks
+from datamix.tokenize.document_encoder import cut_middle, fim_tokens
 from datamix.tokenize.special_tokens import control_tokens
 from datamix.tokenize.stats import VocabularyAlphabet, fertility, vocabulary_alphabet
 
@@ -44,8 +44,8 @@ def test_marks_are_found_by_the_names_of_their_families() -> None:
     control = control_tokens(
         [{"id": 10 + at, "content": name, "special": False} for at, name in enumerate(names)]
     )
-    assert find_marks(control) == (10, 12, 11)
-    assert find_marks(control_tokens([])) is None
+    assert fim_tokens(control) == (10, 12, 11)
+    assert fim_tokens(control_tokens([])) is None
 
 
 @pytest.mark.parametrize("kind", ["byte level", "sentencepiece", "unigram", "word piece"])

@@ -11,7 +11,7 @@ from encode_tokenizers import FAMILIES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamix.tokenize.chat_template import Renderer, TemplateFailure
+from datamix.tokenize.chat_template import ChatTemplate, TemplateFailure
 from datamix.tokenize.conversation import ChatTurn, Conversation
 from datamix.tokenize.loss_spans import LossSpan, TurnFinder
 from datamix.tokenize.placeholders import PlaceholderRender
@@ -60,17 +60,17 @@ def test_borders_of_turns_alike_are_those_of_each_alone(
     name: str, tokenizers: dict[str, Path], turns: list[ChatTurn]
 ) -> None:
     one: Any = encoder(tokenizers[name])
-    drawing = one._draughtsman
-    sketch = PlaceholderRender(Conversation(turns, None, None), drawing._renderer, one.control, slots=True)
+    chat = one._renderer
+    sketch = PlaceholderRender(Conversation(turns, None, None), chat._template, one.control, slots=True)
     try:
         full = sketch.render(len(turns), generation_prompt=False)
         full.slots()
     except TemplateFailure:
         return
-    together = TurnFinder(sketch, full, one.control, drawing.habits)
+    together = TurnFinder(sketch, full, one.control, chat.traits)
     for place, turn in enumerate(turns):
         if turn.role == "assistant":
-            alone = TurnFinder(sketch, full, one.control, drawing.habits)
+            alone = TurnFinder(sketch, full, one.control, chat.traits)
             assert found(together, place) == found(alone, place)
 
 
@@ -80,7 +80,7 @@ def test_a_long_conversation_costs_a_few_renderings(
     one: Any = encoder(tokenizers["qwen2.5"])
     turns = [turn for number in range(100) for turn in (ASK, *_call(number, says=number % 3 == 0), ANSWER)]
     counted = []
-    render = Renderer.render
-    monkeypatch.setattr(Renderer, "render", lambda *given: counted.append(1) or render(*given))
-    one._draughtsman.draw(Conversation(turns, None, None), "assistant")
+    render = ChatTemplate.render
+    monkeypatch.setattr(ChatTemplate, "render", lambda *given: counted.append(1) or render(*given))
+    one._renderer.render(Conversation(turns, None, None), "assistant")
     assert len(counted) < 25

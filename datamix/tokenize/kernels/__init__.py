@@ -1,1 +1,1 @@
-"""What numba compiles; imported by ``compiled`` alone, when a kernel is missing."""
+"""What numba compiles; imported by ``core.kernels`` alone, when a kernel is missing."""

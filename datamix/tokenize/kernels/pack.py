@@ -1,4 +1,4 @@
-"""Kernels: cutting and packing pieces by their lengths. See ``encode/pack.py``."""
+"""Kernels: cutting and packing pieces by their lengths. See ``tokenize/pack.py``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def concat(lengths, order, max_length, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def choose_cuts(tokens, begin, end, ends, max_length, first, positions):  # type: ignore[no-untyped-def]
-    """Of each long record the places where ``split`` will cut it, where those are after a token that ends something."""
+    """Write where ``split`` will cut each long record, where that is after a token that ends something."""
     for i in range(len(begin)):
         n, at, length = first[i], 0, end[i] - begin[i]
         while length - at > max_length:
@@ -57,7 +57,7 @@ def split(lengths, max_length, offsets, positions, out):  # type: ignore[no-unty
             first, last = offsets[long], offsets[long + 1]
             long += 1
         while end - at > max_length:
-            # The most that may be taken: a block, less what the last piece must keep.
+            # At most a block, less what the last piece needs.
             cut = min(at + max_length, end - 2)
             while first < last and positions[first] <= at + max_length // 2:
                 first += 1
@@ -97,7 +97,7 @@ def _lowest(word):  # type: ignore[no-untyped-def]
 
 @kernel
 def _mark(tree, level_start, space, full):  # type: ignore[no-untyped-def]
-    """Say whether the stack of ``space`` holds rows."""
+    """Mark whether the stack of ``space`` holds rows."""
     for level in range(len(level_start) - 1):
         word = level_start[level] + (space >> 6)
         bit = _ONE << np.uint64(space & 63)
@@ -128,7 +128,7 @@ def _next(tree, level_start, space):  # type: ignore[no-untyped-def]
 
 @kernel
 def longest_first(lengths, max_length, begin, order):  # type: ignore[no-untyped-def]
-    """Write the pieces by falling length, equal ones in input order (counting sort; ``begin`` holds zeros)."""
+    """Write the pieces by descending length, stable (counting sort; ``begin`` holds zeros)."""
     for x in lengths:
         begin[max_length - x + 1] += 1
     for x in range(1, max_length + 2):
@@ -142,7 +142,7 @@ def longest_first(lengths, max_length, begin, order):  # type: ignore[no-untyped
 def choose_rows(lengths, max_length, order, tree_of_spaces, stacks, row_of):  # type: ignore[no-untyped-def]
     """Write the row of each piece, rows in order of opening; returns their number. ``order``: longest first.
 
-    A row with room for several pieces of one length takes them at once: after the first it is the best fit again.
+    A row with room for several pieces of a length takes them at once: after the first it is the best fit again.
     """
     tree, level_start = tree_of_spaces
     top, under = stacks
