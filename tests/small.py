@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from datamix.pipeline.progress import Screen
+
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "samples" / "tokenizer"
 
@@ -92,3 +94,14 @@ def fingerprint(out: Path) -> dict[str, str]:
         for p in sorted(out.rglob("*"))
         if p.is_file()
     }
+
+
+class Lines(Screen):
+    """A screen that remembers the lines it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)

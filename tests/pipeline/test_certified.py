@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small import GENERAL, TOKENIZER, alpaca, fingerprint, recipe
+from small import GENERAL, TOKENIZER, Lines, alpaca, fingerprint, recipe
 
 from datamix import Recipe
 from datamix.core.errors import DataError, RecipeError
@@ -160,15 +160,6 @@ def test_a_tokenizer_swapped_before_workers_load_it_is_refused(
     around_reading(monkeypatch, lambda: None, lambda: tokenizer.write_bytes(raw + b"\n") and None)
     with pytest.raises(RecipeError, match="changed while it was used"):
         run(path)
-
-
-class Lines(Screen):
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def damage(path: Path, kind: str) -> None:

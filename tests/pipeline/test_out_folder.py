@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import GENERAL, alpaca, datamix, fingerprint, recipe, write_jsonl
+from small import GENERAL, Lines, alpaca, datamix, fingerprint, recipe, write_jsonl
 
 from datamix import Recipe, verify
 from datamix.core.errors import RecipeError
@@ -20,17 +20,6 @@ from datamix.pipeline.progress import Screen
 from datamix.pipeline.state import Options
 
 Canary = dict[str, tuple[int, str]]
-
-
-class Lines(Screen):
-    """A screen that remembers what it was given to say."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def run(path: Path, out: Path, overwrite: bool = False, screen: Screen | None = None) -> dict[str, Any]:
