@@ -89,6 +89,6 @@ def _limited() -> Iterator[None]:
 
 def _stop(signum: int, frame: FrameType | None) -> None:
     raise RecipeError(
-        f"chat_template: one conversation took the template more than {LIMIT_SECONDS:.0f} seconds of processor "
-        "time. It loops; name another template with `chat_template`."
+        f"chat_template: one conversation took the template more than {LIMIT_SECONDS:.0f} seconds of "
+        "processor time. It loops; name another template with `chat_template`."
     )

@@ -33,7 +33,7 @@ class DocumentEncoder:
         self._middle = middle
 
     def encode(self, texts: list[str], has_control: NDArray[np.bool_], frame: Frame) -> FlatIds:
-        """The framed ids of each text, none for an empty one. ``has_control``: texts with control literals."""
+        """Framed ids of each text, none for an empty one; ``has_control``: which hold control literals."""
         if self._middle is not None or (self._allow and has_control.any()):
             flat = self._encode_parts([self._parts(text) for text in texts])
         else:

@@ -81,8 +81,8 @@ def _load_tokenizer(files: TokenizerFiles) -> _LoadedTokenizer:
         plain = PlainEncoder(spec, control)
     except Exception as error:  # the library raises nothing more exact
         raise RecipeError(
-            f"tokenizer: the tokenizer.json of {files.name} cannot be loaded: {error}. Save the tokenizer again "
-            "with `tokenizer.save_pretrained(folder)`, or name another."
+            f"tokenizer: the tokenizer.json of {files.name} cannot be loaded: {error}. Save the tokenizer "
+            "again with `tokenizer.save_pretrained(folder)`, or name another."
         ) from error
     return _LoadedTokenizer(control, plain, {"post_processor": spec.get("post_processor")})
 
@@ -284,9 +284,9 @@ class Encoder:
             return
         message = max(failed, key=lambda name: (failed[name], name)).removeprefix("template: ")
         raise RecipeError(
-            f"encode: the chat template of {self.spec.tokenizer.name} refuses every one of {num_rows} records of "
-            f"a batch; its message: {message}. Name another template with `chat_template`, or fix what it "
-            "objects to."
+            f"encode: the chat template of {self.spec.tokenizer.name} refuses every one of {num_rows} "
+            f"records of a batch; its message: {message}. Name another template with `chat_template`, or fix "
+            "what it objects to."
         )
 
     def _assembly(self) -> Assembly:
@@ -315,8 +315,8 @@ class Encoder:
 
 def _no_template(name: str, need: str) -> str:
     return (
-        f"tokenizer: {name} has no chat template, and {need} needs one. Name a Jinja file with `chat_template`, "
-        "or use a tokenizer that has one (chat_template.jinja beside tokenizer.json)."
+        f"tokenizer: {name} has no chat template, and {need} needs one. Name a Jinja file with "
+        "`chat_template`, or use a tokenizer that has one (chat_template.jinja beside tokenizer.json)."
     )
 
 
@@ -335,8 +335,8 @@ def _fill_middle(spec: EncodeSpec, control: ControlTokens) -> FillMiddle | None:
     if tokens is None:
         raise RecipeError(
             f"encode: the recipe asks for fill in the middle, but the tokenizer {spec.tokenizer.name} has no "
-            "tokens for it (<|fim_prefix|>, <|fim_suffix|>, <|fim_middle|> or the like). Remove `fim`, or use a "
-            "code tokenizer."
+            "tokens for it (<|fim_prefix|>, <|fim_suffix|>, <|fim_middle|> or the like). Remove `fim`, or "
+            "use a code tokenizer."
         )
     return FillMiddle(tokens, spec.fim_rate, spec.fim_seed)
 

@@ -140,7 +140,7 @@ class TurnFinder:
         return after if after <= first and self._full.text.startswith(self._traits.header, place) else place
 
     def _snap(self, low: int, place: int, first: int) -> int:
-        """The last natural border up to ``place``: of a control token, after white space; else the first slot."""
+        """The last border of a control token or after white space up to ``place``; else the first slot."""
         if place == first:
             return place
         matches = self._control.find(self._full.text[low:first])
@@ -169,7 +169,7 @@ class TurnFinder:
         return last + len(after[:tail].rstrip()), True
 
     def _tail_length(self, turn: int, last: int, after: str) -> int:
-        """The length of the text after a turn's last slot that the template also writes when the turn is last."""
+        """How much of the text after a turn's last slot the template also writes when the turn is last."""
         alone = self._placeholders.render(turn + 1, generation_prompt=False)
         if len(alone.text) >= last and self._full.text.startswith(alone.text):
             return min(len(alone.text) - last, len(after))

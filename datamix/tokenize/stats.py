@@ -44,7 +44,7 @@ class Fertility:
 
     @property
     def tokens_per_char(self) -> float:
-        """Tokens a character, 0 for no text. English is near 0.25; Chinese 0.6 to 0.8 with a tokenizer for it."""
+        """Tokens a character, 0 for no text. English is near 0.25, Chinese with its tokenizers 0.6 to 0.8."""
         return self.num_tokens / self.num_chars if self.num_chars else 0.0
 
     @property

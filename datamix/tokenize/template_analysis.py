@@ -216,7 +216,7 @@ class _TreeReader:
         return isinstance(node, nodes.Filter) and node.name == "tojson"
 
     def classify_names(self, tree: nodes.Template) -> None:
-        """Find the names that hold structure, JSON or parts of texts, by all that is ever assigned to them."""
+        """Find the names of structure, JSON and parts of texts, by all that is ever assigned to them."""
         self.macros = {macro.name for macro in tree.find_all(nodes.Macro)}
         values: dict[str, list[nodes.Node]] = {}
         for name, value in _assignments(tree):
@@ -291,7 +291,7 @@ def _is_constant(node: nodes.Node) -> bool:
 
 
 def _is_path(node: nodes.Node) -> bool:
-    """Whether a value is one of the record: ``message.content``, ``messages[0]['role']``, not ``content[0]``."""
+    """Whether a value is a field: ``message.content``, ``messages[0]['role']``, but not ``content[0]``."""
     if isinstance(node, nodes.Name):
         return True
     if isinstance(node, nodes.Filter) and node.name == "trim":

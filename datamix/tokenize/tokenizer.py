@@ -160,7 +160,7 @@ class PlainEncoder:
         return FlatIds(np.concatenate(lists), offsets)
 
     def _prove(self, texts: list[str]) -> None:
-        """Check the fast engine on the hard strings and the first texts of the data; drop it at any difference.
+        """Check the fast engine on the hard strings and the first texts of the data; drop it if ids differ.
 
         Not when it is loaded: engines that have run hold threads, which workers forked afterwards would miss.
         """
@@ -209,12 +209,15 @@ def slow_engine_notice(engines: Set[str] = frozenset()) -> str | None:
         if engines:
             return None  # the notice was printed before
         return (
-            "fastokens is not installed, so tokenizers encodes: the same ids, several times slower. `pip install fastokens` "
-            "where your platform has a wheel."
+            "fastokens is not installed, so tokenizers encodes: the same ids, several times slower. "
+            "`pip install fastokens` where your platform has a wheel."
         )
     if "tokenizers" not in engines:
         return None
-    return "fastokens cannot stand in for this tokenizer, so tokenizers encoded: the same ids, several times slower."
+    return (
+        "fastokens cannot stand in for this tokenizer, so tokenizers encoded: the same ids, "
+        "several times slower."
+    )
 
 
 def _dumped(spec: dict[str, Any]) -> str:

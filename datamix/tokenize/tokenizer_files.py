@@ -53,8 +53,8 @@ def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> To
     spec = _json(raw, folder / "tokenizer.json")
     if not isinstance(spec.get("model"), dict):
         raise RecipeError(
-            f"tokenizer: {name} has a tokenizer.json without a `model`; it was not written by the `tokenizers` "
-            "library. Save it again with `tokenizer.save_pretrained(folder)`."
+            f"tokenizer: {name} has a tokenizer.json without a `model`; it was not written by the "
+            "`tokenizers` library. Save it again with `tokenizer.save_pretrained(folder)`."
         )
     ids = _token_ids(spec)
     config, named = _config(folder)
@@ -79,8 +79,8 @@ def read_tokenizer_json(files: TokenizerFiles) -> bytes:
     raw = _read(path)
     if hashlib.sha256(raw).hexdigest() != files.sha256:
         raise RecipeError(
-            f"tokenizer: {path} changed while it was used. Nothing built from it can be trusted: wait until it is written, and "
-            "run the same command again."
+            f"tokenizer: {path} changed while it was used. Nothing built from it can be trusted: wait until "
+            "it is written, and run the same command again."
         )
     return raw
 
@@ -96,15 +96,15 @@ def decoder_of(files: TokenizerFiles) -> Any:
 
 
 def copy_tokenizer(files: TokenizerFiles, folder: Path) -> None:
-    """Write a tokenizer into an empty folder. Raises RecipeError where its files changed since it was found."""
+    """Write a tokenizer into an empty folder. Raises RecipeError where its files changed since then."""
     (folder / "tokenizer.json").write_bytes(read_tokenizer_json(files))
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (Path(files.folder) / name).is_file():
             (folder / name).write_bytes(_read(Path(files.folder) / name))
     if tuple(sorted(_config(folder)[1].items())) != files.named_tokens:
         raise RecipeError(
-            f"tokenizer: the special tokens named in {files.folder} changed while it was used. Nothing built from it can be "
-            "trusted: wait until it is written, and run the same command again."
+            f"tokenizer: the special tokens named in {files.folder} changed while it was used. Nothing built "
+            "from it can be trusted: wait until it is written, and run the same command again."
         )
     if files.chat_template is not None:
         (folder / "chat_template.jinja").write_text(files.chat_template, encoding="utf-8")
@@ -133,8 +133,9 @@ def _folder(name: str, base: Path) -> Path:
         return path
     if path.exists():
         raise RecipeError(
-            f"tokenizer: {name} was found at {path}, but there is no tokenizer.json in it. Only fast tokenizers are "
-            "read; write one with `AutoTokenizer.from_pretrained(...).save_pretrained(folder)`."
+            f"tokenizer: {name} was found at {path}, but there is no tokenizer.json in it. Only fast "
+            "tokenizers are read; write one with "
+            "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)`."
         )
     if name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
         raise RecipeError(
@@ -156,14 +157,14 @@ def _from_hub(name: str, path: Path) -> Path:
     except Exception as error:  # the library raises a dozen kinds: no network, no such repository, gated, ...
         reason = str(error).strip().splitlines()
         raise RecipeError(
-            f"tokenizer: {name} is neither a folder ({path} does not exist) nor could it be downloaded from the Hub: "
-            f"{type(error).__name__}: {reason[0] if reason else 'no reason given'}. Check the name, or download the "
-            "tokenizer and name its folder."
+            f"tokenizer: {name} is neither a folder ({path} does not exist) nor could it be downloaded from "
+            f"the Hub: {type(error).__name__}: {reason[0] if reason else 'no reason given'}. Check the name, "
+            "or download the tokenizer and name its folder."
         ) from error
     if not (Path(folder) / "tokenizer.json").is_file():
         raise RecipeError(
-            f"tokenizer: the Hub repository {name} holds no tokenizer.json (a slow tokenizer). Convert it with "
-            "`AutoTokenizer.from_pretrained(...).save_pretrained(folder)` and name the folder."
+            f"tokenizer: the Hub repository {name} holds no tokenizer.json (a slow tokenizer). Convert it "
+            "with `AutoTokenizer.from_pretrained(...).save_pretrained(folder)` and name the folder."
         )
     return Path(folder)
 

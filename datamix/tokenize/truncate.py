@@ -40,9 +40,9 @@ def fit(
 
 
 def fit_rows(encoder: Encoder, rows: TokenRows, max_length: int, overlong: str) -> pa.RecordBatch:
-    """Conversations of at most ``max_length`` tokens; ``drop_turns``, or ``truncate``, which cuts prompts first."""
+    """Conversations of at most ``max_length`` tokens; ``overlong`` is ``drop_turns`` or ``truncate``."""
     fitter = _Fitter(encoder, rows.reasons, max_length)
-    if overlong == "truncate":
+    if overlong == "truncate":  # prompts are cut before turns are dropped
         fitter.cut(rows.prompts)
     fitter.drop_exchanges(rows.prompts)
     fitter.cut([_without_oldest(prompt, len(_exchanges(prompt)) - 1) for prompt in rows.prompts])

@@ -142,7 +142,7 @@ def longest_first(lengths, max_length, begin, order):  # type: ignore[no-untyped
 def choose_rows(lengths, max_length, order, tree_of_spaces, stacks, row_of):  # type: ignore[no-untyped-def]
     """Write the row of each piece, rows in order of opening; returns their number. ``order``: longest first.
 
-    A row with room for several pieces of a length takes them at once: after the first it is the best fit again.
+    A row with room for several pieces of a length takes them at once: it stays the best fit.
     """
     tree, level_start = tree_of_spaces
     top, under = stacks
