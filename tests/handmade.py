@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from datamix import Recipe
 from datamix.core.content import ContentDigest, files_digest
-from datamix.core.hashing import digest
+from datamix.core.hashing import digest, mix64, salt
 from datamix.core.records import row_schema
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -90,6 +91,8 @@ def build(out: Path, kind: str, pack: str = "none") -> Path:
     used = [p for p in pieces if fates[p.file, p.record] == "used"]
     held_out = [p for p in pieces if fates[p.file, p.record] == "validation"]
     rows = {s: _packed([p for p in used if p.source == s], pack) for s in ASKED}
+    if pack == "none" and kind != "pretrain":
+        rows = {s: _ordered(r, s) for s, r in rows.items()}
     unit = "records" if kind in ("preference", "prompt") else "loss_tokens" if kind == "sft" else "tokens"
     order, unused, bound, worst = _mixed(rows, unit)
     emitted = {(p.file, p.record) for row in order for p in row}
@@ -168,7 +171,7 @@ def _inputs(folder: Path, kind: str) -> tuple[list[dict[str, Any]], dict[tuple[i
         3: "near",
         4: "dropped",
         7: "validation",
-        8: "not_needed",
+        8: "max_records",
     }
     for index, (source, name, count) in enumerate(files):
         lines = []
@@ -270,6 +273,12 @@ def _cost(row: list[Piece], unit: str) -> int:
     return sum(sum(p.trained) for p in row)
 
 
+def _ordered(rows: list[list[Piece]], source: str) -> list[list[Piece]]:
+    """Rows of whole records in the order that the seed gives."""
+    keys = mix64(np.arange(len(rows), dtype=np.uint64) ^ salt(42, "order", source, 0))
+    return [rows[n] for n in np.argsort(keys)]
+
+
 def _mixed(
     rows: dict[str, list[list[Piece]]], unit: str
 ) -> tuple[list[list[Piece]], list[list[Piece]], float, float]:
@@ -356,8 +365,8 @@ def _removal(fate: str) -> dict[str, Any]:
         return {"fate": "cleaned", "reason": "length"}
     if fate == "dropped":
         return {"fate": "dropped", "reason": "overlong"}
-    if fate in ("unused", "not_needed"):
-        return {"fate": "unused", "reason": "not_needed"}
+    if fate in ("unused", "max_records"):
+        return {"fate": "unused", "reason": "not_needed" if fate == "unused" else fate}
     return {"fate": "removed", "reason": fate, **keeper, "similarity": 1.0 if fate == "exact" else 0.875}
 
 
@@ -378,6 +387,7 @@ def _manifest(
     recipe = Recipe.model_validate({
         "name": "handmade", "kind": kind, "seed": 42, "tokenizer": "tokenizer",
         "sources": {s: {"path": [i["path"] for i in inputs if i["source"] == s], "weight": ASKED[s]} for s in ASKED},
+        "clean": [{"length": {"min_chars": 2}}], "dedupe": {"near": {"threshold": 0.8}}, "validation": {"share": 0.03},
         "encode": {"max_length": None if kind == "prompt" else MAX_LENGTH, "pack": pack, "loss_on": "assistant"},
         "mix": {"unit": unit, "size": max(1, total[unit] if unit != "rows" else 1), "on_short": "shrink"},
     }).published()  # fmt: skip
@@ -423,7 +433,7 @@ def _ledger(fates: list[str]) -> dict[str, Any]:
     records = {
         "read": len(fates), "rejected": count("rejected"), "cleaned": count("cleaned"), "removed": sum(removed.values()),
         "dropped": count("dropped"), "validation": count("validation"), "used": count("used"),
-        "unused": count("unused") + count("not_needed"),
+        "unused": count("unused") + count("max_records"),
     }  # fmt: skip
     return {
         "records": records,
@@ -431,7 +441,7 @@ def _ledger(fates: list[str]) -> dict[str, Any]:
         "cleaned_by": {"length": records["cleaned"]},
         "removed_by": removed,
         "dropped_by": {"overlong": records["dropped"]},
-        "unused_by": {"not_needed": records["unused"]},
+        "unused_by": {"not_needed": count("unused"), "max_records": count("max_records")},
     }
 
 

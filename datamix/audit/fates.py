@@ -4,7 +4,7 @@ The idea: an input file's records have ordinals, so all records of a set are one
 ``rejects/`` and ``removed/`` and each id in ``validation/`` and ``train/`` writes its fate there; a place that nobody
 wrote was lost silently, a place written twice was counted twice.
 
-Cost: one byte a record, and 12 bytes a piece emitted for the repeats.
+Cost: one byte a record, and 17 bytes a piece emitted for the repeats.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _REASONS = {
     "cleaned": "cleaned_by",
     "removed": "removed_by",
     "dropped": "dropped_by",
+    "unused": "unused_by",
 }
 
 
@@ -178,19 +179,25 @@ class Ledger:
 
 
 class Uses:
-    """How often each piece of each record is emitted; memory grows by 12 bytes a piece."""
+    """How often each piece of each record is emitted; memory grows by 17 bytes a piece."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
         self._keys: list[NDArray[np.int64]] = []
         self._lengths: list[NDArray[np.int32]] = []
+        self._loss: list[NDArray[np.int32]] = []
+        self._first: list[NDArray[np.bool_]] = []  # pieces that begin a row
 
-    def add(self, held: Pieces) -> None:
-        """Take the pieces of one batch; those of unknown records are told elsewhere."""
+    def add(self, held: Pieces, loss_tokens: NDArray[np.int64]) -> None:
+        """Take the pieces of one batch and what each trains; those of unknown records are told elsewhere."""
         numbers = self.inputs.number(held.file, held.record)
         known = (numbers >= 0) & (held.start >= 0)
         self._keys.append(numbers[known] << 31 | held.start[known])  # start < 2**31, records < 2**32
         self._lengths.append(held.length[known].astype(np.int32))
+        self._loss.append(loss_tokens[known].astype(np.int32))
+        first = np.zeros(len(numbers) + 1, np.bool_)
+        first[held.offsets[:-1]] = True
+        self._first.append(first[:-1][known])
 
     def count(self, max_epochs: Iterable[float]) -> UseCounts:
         """Repeats and overlaps over all pieces; ``max_epochs`` stands in the order of sources.
@@ -199,9 +206,11 @@ class Uses:
         """
         keys = np.concatenate([*self._keys, np.empty(0, np.int64)])
         lengths = np.concatenate([*self._lengths, np.empty(0, np.int32)])
-        self._keys, self._lengths = [], []
+        loss = np.concatenate([*self._loss, np.empty(0, np.int32)])
+        begins = np.concatenate([*self._first, np.empty(0, np.bool_)])
+        self._keys, self._lengths, self._loss, self._first = [], [], [], []
         order = np.argsort(keys, kind="stable")
-        keys, lengths = keys[order], lengths[order]
+        keys, lengths, loss, begins = keys[order], lengths[order], loss[order], begins[order]
         first = np.flatnonzero(np.diff(keys, prepend=-1) != 0)
         repeats = np.diff(np.append(first, len(keys)))
         numbers = keys[first] >> 31
@@ -221,7 +230,21 @@ class Uses:
             overlapping=np.unique(np.concatenate([overlap, resized])),
             cut=np.unique(np.concatenate([numbers[1:][follows], numbers[start > 0]])),
             most=int(repeats[single].max(initial=0)),
+            distinct=self._distinct(file, begins[first], lengths[first], loss[first]),
         )
+
+    def _distinct(
+        self,
+        file: NDArray[np.int64],
+        begins: NDArray[np.bool_],
+        lengths: NDArray[np.int32],
+        loss: NDArray[np.int32],
+    ) -> NDArray[np.int64]:
+        source = self.inputs.source[file]
+        table = np.zeros((len(self.inputs.names) + 1, 4), np.int64)
+        amounts = np.stack([begins, np.ones_like(lengths), lengths, loss], axis=1).astype(np.int64)
+        np.add.at(table, source, amounts)
+        return table[:-1]
 
 
 @dataclass(frozen=True)
@@ -233,6 +256,7 @@ class UseCounts:
     overlapping: NDArray[np.int64]  # whose pieces share tokens
     cut: NDArray[np.int64]  # that stand in more than one piece
     most: int  # the most often that any piece is emitted
+    distinct: NDArray[np.int64]  # [num_sources, 4] rows, records, tokens, loss tokens, each counted once
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

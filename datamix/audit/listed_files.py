@@ -49,6 +49,11 @@ def check_files(out: Path, manifest: dict[str, Any]) -> Check:
             found.add(f"{entry['path']} has other content than its sha256 in the manifest")
         elif entry["path"].split("/")[0] in _KEPT and (rows := _num_rows(path)) is not None:
             found.expect(f"the number of rows in {entry['path']}", entry["rows"], rows)
+    for entry in manifest["outputs"]:
+        expected = _format_and_split(entry, manifest)
+        found.expect(f"the format of {entry['path']}", entry["format"], expected[0])
+        if expected[1] is not None and entry["split"] != entry["path"].split("/")[0]:
+            found.expect(f"the split of {entry['path']}", entry["split"], expected[1])
     listed = [entry["path"] for entry in manifest["outputs"]]
     for path in (p for p in sorted(set(listed)) if listed.count(p) > 1):
         found.add(f"{path} is listed more than once")
@@ -76,6 +81,18 @@ def check_tokenizer(out: Path, manifest: dict[str, Any]) -> Check:
         held = file_sha256(template) if template.is_file() else "missing"
         found.expect("the sha256 of tokenizer/chat_template.jinja", claims["chat_template_sha256"], held)
     return found.check(f"{claims['name']}, {claims['vocab_size']:,} ids, stands beside the rows")
+
+
+def _format_and_split(entry: dict[str, Any], manifest: dict[str, Any]) -> tuple[str, str | None]:
+    """What the place of a file says of its format and split; of exports the split is None, unknown."""
+    folder, _, name = entry["path"].partition("/")
+    if folder == "validation":
+        sources = [s for s in manifest["sources"] if re.fullmatch(re.escape(s) + r"(-\d+)?\.parquet", name)]
+        return "parquet", f"validation/{max(sources, key=len)}" if sources else None
+    fixed = {"train": "parquet", "removed": "parquet", "rejects": "jsonl", "tokenizer": "tokenizer"}
+    if folder in fixed:
+        return fixed[folder], "" if folder == "tokenizer" else folder
+    return ("report", "report") if entry["path"] == "report.html" else (folder, None)
 
 
 def _vocab_size(path: Path) -> int:

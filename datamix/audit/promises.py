@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix.audit.available import check_available, gives_several
 from datamix.audit.fates import RECORD_FATES, Ledger, UseCounts
 from datamix.audit.findings import Check, Findings, first_line
 from datamix.audit.listed_files import check_files, check_manifest, check_tokenizer
 from datamix.audit.prefix import read_stages
-from datamix.audit.recipe_claims import check_claims, unchecked
+from datamix.audit.recipe_claims import check_claims
 from datamix.audit.recount import AMOUNTS, Recount, RowShard
 from datamix.audit.rederive import check_inputs
+from datamix.audit.unchecked import Unchecked, unchecked, unchecked_claims
 from datamix.core.content import files_digest
 from datamix.core.errors import RecipeError
 from datamix.pipeline.opening import built_set, refuse_newer
@@ -50,18 +52,27 @@ def verify(out: Path, inputs: float | None = None) -> list[Check]:
     first = check_manifest(manifest)
     if not first.ok:
         return [first]
-    return [
-        first,
+    checks, claims = checks_and_claims(out, manifest, inputs)
+    return [first, *checks, unchecked(claims)]
+
+
+def checks_and_claims(
+    out: Path, manifest: dict[str, Any], inputs: float | None = None
+) -> tuple[list[Check], list[Unchecked]]:
+    """Every check of a manifest that follows its schema, and the claims that none of them derived."""
+    claims: list[Unchecked] = []
+    checks = [
         check_files(out, manifest),
         check_tokenizer(out, manifest),
         *check_claims(out, manifest),
-        *_recounted(out, manifest),
-        *(check_inputs(out, manifest, inputs) if inputs is not None else []),
-        unchecked(manifest, with_inputs=inputs is not None),
+        *_recounted(out, manifest, claims),
     ]
+    if inputs is not None:
+        checks += check_inputs(out, manifest, inputs, claims)
+    return checks, unchecked_claims(manifest, inputs is not None, claims)
 
 
-def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
+def _recounted(out: Path, manifest: dict[str, Any], claims: list[Unchecked]) -> list[Check]:
     recount = Recount.of(manifest, out)
     for shard in _shards(out, manifest, "train"):
         recount.add_train(shard)
@@ -69,12 +80,15 @@ def _recounted(out: Path, manifest: dict[str, Any]) -> list[Check]:
     ledger = _read_ledger(out, manifest, recount, uses)
     counts = ledger.counts()
     order = recount.order.check(manifest, ledger)
+    available = Findings("counts")
+    claims += check_available(manifest, uses, available)
+    claims += [*recount.order.unchecked, *recount.unchecked()]
     return [
         _check_content(manifest, recount),
         recount.laws.check(f"{int(recount.by_source[:, 0].sum()):,} rows obey every law of their kind"),
         _check_masks(recount),
         recount.owners.check("every record belongs to the source of its row"),
-        _check_counts(manifest, recount),
+        _check_counts(manifest, recount, available),
         _check_shares(manifest, recount),
         *([recount.weights.check()] if recount.weights else []),
         _check_stages(manifest, recount),
@@ -103,13 +117,7 @@ def _piece_caps(manifest: dict[str, Any]) -> list[float]:
     """How often each piece of a source may stand in train/; infinite where one record gave several."""
     caps: list[float] = []
     for name, source in manifest["sources"].items():
-        pool = source["records"]["used"] + source.get("unused_by", {}).get(
-            "not_needed", source["records"]["unused"]
-        )
-        several = (
-            source["available"]["records"] > pool and manifest["kind"] != "pretrain"
-        )  # which cuts documents
-        caps.append(np.inf if several else _max_epochs(manifest, name))
+        caps.append(np.inf if gives_several(manifest, source) else _max_epochs(manifest, name))
     return caps
 
 
@@ -167,8 +175,7 @@ def _check_masks(recount: Recount) -> Check:
     return recount.masks.check(f"every row trains something{closed}")
 
 
-def _check_counts(manifest: dict[str, Any], recount: Recount) -> Check:
-    found = Findings("counts")
+def _check_counts(manifest: dict[str, Any], recount: Recount, found: Findings) -> Check:
     for index, name in enumerate(recount.inputs.names):
         claims = manifest["sources"][name]["emitted"]
         for column, unit in enumerate(AMOUNTS):

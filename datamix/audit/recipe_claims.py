@@ -1,7 +1,7 @@
 """The manifest against its own recipe: what the recipe asks is derived here by rules written a second time.
 
 Nothing of the build's translation is used: weights, groups, stages, replay and sizes are worked out from the recipe's plain
-values and from what the manifest says each source holds. What files and recipe cannot show is named by ``unchecked``.
+values and from what the manifest says each source holds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from datamix.audit.available import gives_several, live_records
 from datamix.audit.findings import Check, Findings, close, first_line
 from datamix.core.errors import DatamixError
 from datamix.core.hashing import digest
@@ -53,16 +54,54 @@ def check_recipe(out: Path, manifest: dict[str, Any]) -> Check:
         name = name if isinstance(name, str) else name.get("name", next(iter(name)))
         if name not in written and manifest["packing"]["rows"]:
             found.add(f"the recipe writes {name}, and no file of it is listed")
+    found.expect("virtual", manifest.get("virtual", False), not recipe["write"])
     known = set(recipe["sources"])
     unknown = [e["source"] for e in manifest["inputs"] if e["source"] not in manifest["sources"]]
     found.add(f"an input belongs to {unknown[0] if unknown else ''}, which is no source", len(unknown))
     missing = sorted(known - set(manifest["sources"]))
     found.add(f"source {missing[0] if missing else ''} of the recipe is not in the manifest", len(missing))
+    _check_fates(found, manifest)
     for key, token_id in _named_ids(out / "tokenizer").items():
         found.expect(f"tokenizer.{key}_id", manifest["tokenizer"][f"{key}_id"], token_id)
     return found.check(
         "fingerprint, seed, unit, packing, formats and named tokens as the recipe and the tokenizer say"
     )
+
+
+def _check_fates(found: Findings, manifest: dict[str, Any]) -> None:
+    """Nothing was cleaned, removed or held out that the recipe has no step for; as many held out as it says."""
+    recipe = manifest["recipe"]
+    for name, source in manifest["sources"].items():
+        removed, records = source.get("removed_by", {}), source["records"]
+        for reasons, key in (
+            (("exact", "near"), "dedupe"),
+            (("contaminated",), "decontaminate"),
+            (("leaked",), "validation"),
+        ):
+            count = sum(removed.get(reason, 0) for reason in reasons)
+            if count and not recipe.get(key):
+                found.add(
+                    f"{name}: {count:,} records are {' or '.join(reasons)}, and the recipe has no {key}"
+                )
+        if records["cleaned"] and not recipe["clean"]:
+            found.add(
+                f"{name}: {records['cleaned']:,} records were cleaned away, and the recipe cleans nothing"
+            )
+        _check_held_out(found, manifest, name)
+
+
+def _check_held_out(found: Findings, manifest: dict[str, Any], name: str) -> None:
+    rule, source = manifest["recipe"]["validation"], manifest["sources"][name]
+    held = source["records"]["validation"]
+    if rule is None:
+        found.expect(f"{name}: records of a validation that the recipe does not ask for", held, 0)
+    if rule is None or rule["path"] or gives_several(manifest, source):
+        return  # a file of its own, or siblings that stay together
+    alive = held + source["removed_by"].get("leaked", 0) + live_records(source)
+    asked = rule["records"] if rule["records"] is not None else round((rule["share"] or 0.0) * alive)
+    expected = min(max(1, asked), alive - 1) if alive > 1 else 0
+    if abs(held - expected) > 1:
+        found.add(f"{name}: {held:,} records are held out, the recipe asks for {expected:,} of {alive:,}")
 
 
 def _named_ids(folder: Path) -> dict[str, int | None]:
@@ -243,26 +282,3 @@ def _is_scaled(manifest: dict[str, Any]) -> bool:
     """Whether a sweep scaled the sources down: it says so in no field, but rows then are fewer than a pass holds."""
     stages = manifest["recipe"]["mix"]["stages"]
     return bool(stages) and stages[0]["name"] == "main" and not manifest["recipe"]["write"]
-
-
-UNCHECKED = (
-    "key",
-    "datamix_version",
-    "packages",
-    "sample",
-    "commands",
-    "outputs' keeps, and rows of exports",
-    "mixture.bound and packing.cut_records beyond what was emitted",
-    "sources' available, truncated, noticed, mended_by",
-)
-_WITH_INPUTS = "inputs' sha256, bytes, records, encoding and format"
-
-
-def unchecked(manifest: dict[str, Any], with_inputs: bool) -> Check:
-    """What the files of a set cannot show, by name."""
-    names = list(UNCHECKED)
-    if manifest["packing"]["strategy"] != "none" or manifest["kind"] == "pretrain" or manifest.get("virtual"):
-        names.append("seed's effect on the order")
-    if not with_inputs:
-        names.insert(0, _WITH_INPUTS + " (needs --inputs)")
-    return Check("not checked", True, "; ".join(names))

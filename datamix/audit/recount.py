@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from datamix.audit.fates import Inputs, Uses
 from datamix.audit.findings import Findings, first_line
 from datamix.audit.prefix import PrefixDeviation, read_stages
-from datamix.audit.row_laws import Shape, amounts, broken_laws, pieces
+from datamix.audit.row_laws import Pieces, Shape, amounts, broken_laws, piece_losses, pieces
 from datamix.audit.row_weights import RowWeights
 from datamix.audit.seeded_order import SeededOrder
 from datamix.audit.turn_ends import TurnEnds, control_ids
 from datamix.audit.turn_starts import TurnHeaders, TurnStarts
+from datamix.audit.unchecked import Unchecked
 from datamix.core.content import ContentDigest
 from datamix.core.contracts import UNITS
 from datamix.core.records import row_schema
@@ -97,6 +98,22 @@ class Recount:
             by_stage=np.zeros((len(names), len(AMOUNTS)), np.int64),
         )
 
+    def unchecked(self) -> list[Unchecked]:
+        """What the masks of these rows leave open."""
+        claims: list[Unchecked] = []
+        if self.shape.kind != "sft" or self.loss_on == "all":
+            return claims
+        if not self.starts.telling:
+            claims.append(Unchecked("where trained spans begin: the template opens turns with plain text"))
+        if not self.turns.telling:
+            claims.append(Unchecked("where trained spans end: the template ends turns with plain text"))
+        claims.append(
+            Unchecked(
+                "masks that begin within the answer in every row, and which of several answers are trained (needs --inputs)"
+            )
+        )
+        return claims
+
     def add_train(self, shard: RowShard) -> None:
         """Count one file of ``train/``; files come in the order of training."""
         content = ContentDigest()
@@ -104,7 +121,7 @@ class Recount:
             content.update(batch)
             source = self._owners(batch, shard, first)
             emitted = pieces(batch)
-            self.uses.add(emitted)
+            self.uses.add(emitted, _fitting(piece_losses(batch, self.shape.kind), emitted))
             self.order.add(source, self.inputs.number(emitted.file, emitted.record))
             held = amounts(batch, self.shape.kind)
             cost = held.of(self.unit)
@@ -220,6 +237,11 @@ def _has_whole_records(manifest: dict[str, Any]) -> bool:
     """Whether every row is one record, of sources that no sweep scaled down and no head was taken of."""
     whole = manifest["packing"]["strategy"] == "none" and manifest["kind"] != "pretrain"
     return whole and not manifest.get("virtual") and manifest.get("sample") is None
+
+
+def _fitting(losses: NDArray[np.int64], held: Pieces) -> NDArray[np.int64]:
+    """One number a piece, also of rows whose pieces are damaged, which another check tells."""
+    return losses if len(losses) == len(held.file) else np.zeros(len(held.file), np.int64)
 
 
 def _headers(out: Path, manifest: dict[str, Any]) -> TurnHeaders | None:

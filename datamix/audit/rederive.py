@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datamix.audit.findings import Check, Findings, first_line
+from datamix.audit.unchecked import Unchecked
 from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import DatamixError
 from datamix.core.hashing import file_sha256, mix64, salt
@@ -52,7 +53,7 @@ class _Piece:
     columns: dict[str, NDArray[Any]]
 
 
-def check_inputs(out: Path, manifest: dict[str, Any], share: float) -> list[Check]:
+def check_inputs(out: Path, manifest: dict[str, Any], share: float, claims: list[Unchecked]) -> list[Check]:
     """The inputs as listed, and a ``share`` of the rows (1: all) made again from them."""
     found, derived = Findings("inputs"), Findings("derived")
     base = _base(out, manifest)

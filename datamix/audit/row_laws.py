@@ -120,6 +120,16 @@ def amounts(batch: pa.RecordBatch, kind: Kind) -> Amounts:
     return Amounts(records, prompt + answers, answers)
 
 
+def piece_losses(batch: pa.RecordBatch, kind: Kind) -> NDArray[np.int64]:
+    """Loss tokens of each piece of each row; a row of the other kinds is one piece."""
+    if kind not in ("pretrain", "sft"):
+        return amounts(batch, kind).loss_tokens
+    trained = np.concatenate(([0], np.cumsum(lists(batch.column("labels")).values != IGNORE_INDEX)))
+    ends = np.clip(np.cumsum(pieces(batch).length), 0, len(trained) - 1)
+    losses: NDArray[np.int64] = np.diff(trained[np.concatenate(([0], ends))])
+    return losses
+
+
 def broken_laws(batch: pa.RecordBatch, shape: Shape) -> Iterator[Violation]:
     """Every law of section 4 of the contract that some row of the batch breaks."""
     columns = [n for n in batch.schema.names if n.endswith("_ids") and n != "position_ids"]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from datamix.audit.fates import RECORD_FATES, Ledger
 from datamix.audit.findings import Check, Findings
+from datamix.audit.unchecked import Unchecked
 from datamix.core.hashing import mix64, salt
 
 
@@ -22,7 +23,16 @@ class SeededOrder:
 
     def __init__(self, active: bool) -> None:
         self._active = active  # rows hold one record each
+        self.skipped: list[str] = []
         self._emitted: dict[int, list[NDArray[np.int64]]] = defaultdict(list)
+
+    @property
+    def unchecked(self) -> list[Unchecked]:
+        """The sources whose order no file shows."""
+        if self._active and not self.skipped:
+            return []
+        of = f" of {', '.join(self.skipped)}" if self._active else ""
+        return [Unchecked(f"seed's effect on the order{of}", () if self._active else ("seed", "recipe.seed"))]
 
     def add(self, source: NDArray[np.int64], number: NDArray[np.int64]) -> None:
         """Take rows: their sources and the numbers of their records, ``[num_rows]`` each."""
@@ -41,6 +51,8 @@ class SeededOrder:
                 name not in manifest["recipe"]["sources"]
                 or len(live) != manifest["sources"][name]["available"]["rows"]
             ):
+                if emitted_rows(manifest, name):
+                    self.skipped.append(name)
                 continue  # held out, or records that give several rows
             emitted = np.concatenate([*self._emitted[index], np.zeros(0, np.int64)])
             expected = _passes(live, manifest["seed"], name, len(emitted))
@@ -52,6 +64,8 @@ class SeededOrder:
                     len(wrong),
                 )
             num_checked += len(emitted)
+        if not num_checked and found.check("").ok:
+            return None
         return found.check(f"{num_checked:,} rows come in the order that seed {manifest['seed']} gives")
 
     def _live(self, ledger: Ledger, source: int) -> NDArray[np.int64]:
@@ -65,6 +79,11 @@ class SeededOrder:
         live |= np.isin(whole, np.fromiter(ledger.left_over, np.int64, len(ledger.left_over)))
         numbers_of_live: NDArray[np.int64] = whole[live]
         return numbers_of_live
+
+
+def emitted_rows(manifest: dict[str, Any], name: str) -> int:
+    """Rows of a source, by the manifest."""
+    return int(manifest["sources"][name]["emitted"]["rows"])
 
 
 def _passes(live: NDArray[np.int64], seed: int, name: str, num_rows: int) -> NDArray[np.int64]:
