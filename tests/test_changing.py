@@ -10,7 +10,10 @@ from small import recipe
 
 import datamix
 from datamix.core.errors import DataError, RecipeError
+from datamix.jobs.sweep import sweep
 from datamix.load import TrainingSet
+from datamix.pipeline.state import Options
+from datamix.recipe import Recipe
 
 
 def built(tmp_path: Path) -> Path:
@@ -81,3 +84,11 @@ def test_a_loader_goes_on_from_the_state_before_a_change_and_keeps_the_change_in
         loader.load_state_dict(kept)
     with pytest.raises(DataError, match="other changes of weights"):
         changed(tmp_path, (20, {"medical": 1.0})).torch(4).load_state_dict(state)
+
+
+def test_weights_of_a_scaled_set_do_not_change(tmp_path: Path) -> None:
+    path = recipe(tmp_path, encode={"max_length": 256, "pack": "none"})
+    options = Options(tmp_path / "rung", tmp_path / "cache", 1)
+    (out,) = sweep(Recipe.read(path), "general=0.5", options, scale=0.5)
+    with pytest.raises(RecipeError, match="weights change in whole sets only"):
+        datamix.open(out, cache=tmp_path / "cache", changes=[{"row": 20, "weights": {"general": 1.0}}])

@@ -111,3 +111,12 @@ def test_a_bug_and_a_failing_machine_have_their_exit_codes(
                 module.main(["build", str(tmp_path / "r.yaml")])
         assert stopped.value.code == code
         assert words in capsys.readouterr().err
+
+
+def test_a_wrong_option_is_named_on_stderr_with_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    from datamix.commands import cli as module
+
+    with pytest.raises(SystemExit) as stopped:
+        module.main(["build", "recipe.yaml", "--wrkers", "2"])
+    assert stopped.value.code == 2
+    assert "--wrkers" in capsys.readouterr().err
