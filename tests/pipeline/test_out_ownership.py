@@ -1,6 +1,7 @@
 """What counts as a file of the set in OUT, and what is refused, kept or repaired because of it."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -432,3 +433,32 @@ def test_a_build_killed_before_any_single_change_in_out_is_completed_by_the_next
             )
         run(path, out)
         assert fingerprint(out) == new, last
+
+
+def test_a_marker_that_an_ending_build_took_away_is_written_again_under_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, lock = tmp_path / "set" / building.BUILDING, fcntl.flock
+
+    def lock_late(*arguments: Any) -> None:
+        (folder / "datamix").unlink()
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with building.hold_folder(tmp_path / "set"):
+        (folder / "new").mkdir()
+        assert building.carries_marker(folder)
+
+
+def test_the_report_of_a_set_of_0_1_which_lists_none_is_set_aside(tmp_path: Path) -> None:
+    path, out = recipe(tmp_path), tmp_path / "set"
+    run(path, out)
+    manifest = json.loads((out / "manifest.json").read_bytes())
+    manifest["datamix_version"] = "0.1.0"
+    manifest["outputs"] = [e for e in manifest["outputs"] if e["path"] != "report.html"]
+    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (out / "report.html").write_text("annotated", encoding="utf-8")
+    write_jsonl(tmp_path / "general.jsonl", alpaca(GENERAL, 310))
+    run(path, out)
+    assert (out / "report.html.yours").read_text(encoding="utf-8") == "annotated"
+    assert all(check.ok for check in verify(out))
