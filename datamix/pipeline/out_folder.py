@@ -242,7 +242,7 @@ def switch(
     for name in new:
         _check_free(out, name, replaced)
     moved = listed_files([entry for entry in manifests[1]["outputs"] if entry["path"] in set(new)])
-    _write_json(out / BUILDING / OWNED, both(replaced, moved))
+    _write_json(out / BUILDING / OWNED, both(replaced, moved), out / BUILDING)
     if manifests[0] is None:
         (out / MANIFEST).unlink(missing_ok=True)
     else:
@@ -294,12 +294,15 @@ def _has_digest(path: Path, sha256: str) -> bool:
 
 
 def save_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write ``manifest.json`` atomically."""
-    _write_json(folder / MANIFEST, manifest, indent=2)
+    """Write ``manifest.json`` atomically; of a set, a kill leaves what is unfinished in ``.building``."""
+    building = folder / BUILDING
+    _write_json(folder / MANIFEST, manifest, building if building.is_dir() else folder, indent=2)
 
 
-def _write_json(path: Path, value: Mapping[str, Any], indent: int | None = None) -> None:
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+def _write_json(path: Path, value: Mapping[str, Any], beside: Path, indent: int | None = None) -> None:
+    """Write a file atomically, by way of one in the folder ``beside``, which is ours."""
+    partial = beside / f"{path.name}.partial-{os.getpid()}"
+    partial.unlink(missing_ok=True)  # of a killed process with the same pid, the usual thing in containers
     with partial.open("x", encoding="utf-8") as stream:
         stream.write(json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False) + "\n")
         stream.flush()
@@ -356,7 +359,7 @@ def _recorded(out: Path, key: str, cache: Path) -> dict[str, Any]:
 def _record(out: Path, key: str, cache: Path, states: Mapping[str, State]) -> None:
     path = _states_path(out, key, cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(path, states)
+    _write_json(path, states, path.parent)
 
 
 def mark_failed(out: Path) -> None:

@@ -462,3 +462,23 @@ def test_the_report_of_a_set_of_0_1_which_lists_none_is_set_aside(tmp_path: Path
     run(path, out)
     assert (out / "report.html.yours").read_text(encoding="utf-8") == "annotated"
     assert all(check.ok for check in verify(out))
+
+
+def test_a_kill_before_the_manifest_has_its_name_leaves_no_unfinished_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out, replace = recipe(tmp_path), tmp_path / "set", Path.replace
+
+    def stop(source: Path, target: Path) -> Path:
+        if target == out / "manifest.json":
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(path, out)
+    assert not [p for p in out.rglob("*.partial*") if p.parent.name != building.BUILDING]
+    run(path, out)  # in the same process, as the next one in a container may have the same pid
+    assert not list(out.rglob("*.partial*"))
+    assert all(check.ok for check in verify(out))
