@@ -120,7 +120,7 @@ def _manifest(packed: Path, **changes: Any) -> dict[str, Any]:
         ),
         (
             {"mixture__binding": "general"},
-            r"not needed: medical 34 \(64\.2 %\)\. general ran out first and sets the size\.",
+            r"not needed: medical 33 \(63\.5 %\)\. general ran out first and sets the size\.",
         ),
         ({"sources__general__truncated": 3}, r"^3 records lost tokens to max_length but stayed\.$"),
         ({"packing__cut_records": 2}, r"2 records had to be cut\."),

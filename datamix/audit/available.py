@@ -67,8 +67,8 @@ def check_available(manifest: dict[str, Any], uses: UseCounts, found: Findings) 
 
 def live_records(source: dict[str, Any]) -> int:
     """Records of a source that were used or could have been."""
-    records = source["records"]
-    return int(records["used"] + source.get("unused_by", {}).get("not_needed", records["unused"]))
+    records, unused_by = source["records"], source.get("unused_by")
+    return int(records["used"] + (records["unused"] if unused_by is None else unused_by.get("not_needed", 0)))
 
 
 def gives_several(manifest: dict[str, Any], source: dict[str, Any]) -> bool:
