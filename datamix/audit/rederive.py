@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from datamix.audit.available import gives_several, live_records
 from datamix.audit.findings import Check, Findings, first_line
 from datamix.audit.unchecked import Unchecked
 from datamix.core.arrays import IGNORE_INDEX
@@ -41,6 +42,7 @@ _PREFERENCE = {
     "rejected_completion_ids": "rejected",
 }
 _SIDES = {"preference": _PREFERENCE | {"completion_ids": "chosen"}, "prompt": {"prompt_ids": "prompt"}}
+_WITHOUT_TEXT = ("parquet", "arrow", "arrow_stream")  # containers with no character encoding
 RecordId = tuple[int, int]  # input file, ordinal in it
 
 
@@ -62,9 +64,9 @@ def check_inputs(out: Path, manifest: dict[str, Any], share: float, claims: list
         found.add(f"{first} is not below this folder or one above {out}: run verify where the recipe lies")
         return [found.check("")]
     for entry in manifest["inputs"]:
-        path = base / entry["path"]
         if "://" in entry["path"]:
-            continue
+            continue  # hashed as it is read
+        path = base / entry["path"]
         if not path.is_file():
             found.add(f"{entry['path']} is missing")
         elif path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
@@ -116,11 +118,22 @@ def _prepared(
 
 
 def _check_counts(found: Findings, manifest: dict[str, Any], sources: list[PreparedSource]) -> None:
-    records = [count for source in sources for count in source.file_records]
-    for entry, count in zip(manifest["inputs"], records, strict=False):
-        found.expect(f"{entry['path']}: records", entry["records"], count)
+    files = [(file, n) for source in sources for file, n in zip(source.found, source.file_records, strict=True)]
+    entries = manifest["inputs"]
+    found.expect("the number of input files", len(entries), len(files))
+    for entry, (file, count) in zip(entries, files, strict=False):
+        text = None if file.container in _WITHOUT_TEXT else file.encoding
+        for key, value in {
+            "source": file.source, "path": file.label, "bytes": file.num_bytes, "sha256": file.sha256, "records": count,
+            "encoding": text, "container": file.container, "compression": file.compression, "format": file.format,
+        }.items():  # fmt: skip
+            if key in entry:
+                found.expect(f"{entry['path']}: {key}", entry[key], value)
     for source in sources:
         claims = manifest["sources"][source.name]
+        ordinals = claims["records"]["read"] - claims["records"]["rejected"] - claims["records"]["cleaned"]
+        if gives_several(manifest, claims) and source.num_prepared <= ordinals:
+            found.expect(f"{source.name}: available records", claims["available"]["records"], live_records(claims))
         for reason in ("rejected_by", "mended_by"):
             found.expect(
                 f"{source.name}: {reason}", claims.get(reason, {}), dict(sorted(source.count(reason).items()))
