@@ -69,7 +69,7 @@ def checks_and_claims(
     ]
     if inputs is not None:
         checks += check_inputs(out, manifest, inputs, claims)
-    return checks, unchecked_claims(manifest, inputs is not None, claims)
+    return checks, unchecked_claims(manifest, inputs, claims)
 
 
 def _recounted(out: Path, manifest: dict[str, Any], claims: list[Unchecked]) -> list[Check]:

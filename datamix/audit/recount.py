@@ -107,11 +107,6 @@ class Recount:
             claims.append(Unchecked("where trained spans begin: the template opens turns with plain text"))
         if not self.turns.telling:
             claims.append(Unchecked("where trained spans end: the template ends turns with plain text"))
-        claims.append(
-            Unchecked(
-                "masks that begin within the answer in every row, and which of several answers are trained (needs --inputs)"
-            )
-        )
         return claims
 
     def add_train(self, shard: RowShard) -> None:

@@ -118,7 +118,9 @@ def _prepared(
 
 
 def _check_counts(found: Findings, manifest: dict[str, Any], sources: list[PreparedSource]) -> None:
-    files = [(file, n) for source in sources for file, n in zip(source.found, source.file_records, strict=True)]
+    files = [
+        (file, n) for source in sources for file, n in zip(source.found, source.file_records, strict=True)
+    ]
     entries = manifest["inputs"]
     found.expect("the number of input files", len(entries), len(files))
     for entry, (file, count) in zip(entries, files, strict=False):
@@ -133,7 +135,9 @@ def _check_counts(found: Findings, manifest: dict[str, Any], sources: list[Prepa
         claims = manifest["sources"][source.name]
         ordinals = claims["records"]["read"] - claims["records"]["rejected"] - claims["records"]["cleaned"]
         if gives_several(manifest, claims) and source.num_prepared <= ordinals:
-            found.expect(f"{source.name}: available records", claims["available"]["records"], live_records(claims))
+            found.expect(
+                f"{source.name}: available records", claims["available"]["records"], live_records(claims)
+            )
         for reason in ("rejected_by", "mended_by"):
             found.expect(
                 f"{source.name}: {reason}", claims.get(reason, {}), dict(sorted(source.count(reason).items()))

@@ -59,12 +59,22 @@ _FILES_ALONE = (
     ),
 )
 
+_MASKS = Unchecked(
+    "masks that begin within the answer in every row, and which of several answers are trained (needs --inputs)"
+)
+
 
 def unchecked_claims(
-    manifest: dict[str, Any], with_inputs: bool, met: Sequence[Unchecked]
+    manifest: dict[str, Any], share: float | None, met: Sequence[Unchecked]
 ) -> list[Unchecked]:
-    """All that no check derived; ``met`` is what the checks of this set could not."""
-    claims = [*([] if with_inputs else _FILES_ALONE), *met, *_ALWAYS]
+    """All that no check derived; ``share`` of the rows were made again, ``met`` is what the checks of this set could not."""
+    claims = [*met, *_ALWAYS]
+    if share is None:
+        claims = [*_FILES_ALONE, *claims]
+        if manifest["kind"] == "sft" and manifest["recipe"]["encode"]["loss_on"] != "all":
+            claims.append(_MASKS)
+    elif share < 1:
+        claims.append(Unchecked("rows outside of the sample made again"))
     if manifest["kind"] in ("preference", "prompt"):
         claims.append(Unchecked("texts beside the ids"))
     if manifest["recipe"]["mix"]["on_short"] == "reweigh":
