@@ -208,6 +208,13 @@ def test_claims_that_agree_with_each_other_are_held_against_the_files(
     assert check in failed(forged(built, tmp_path, both))
 
 
+def test_a_written_set_is_not_taken_for_a_virtual_one(built: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["virtual"] = True
+
+    assert "recipe" in failed(forged(built, built.parent, change))  # beside its cache, which holds the rows
+
+
 def test_what_a_sample_of_rows_leaves_open_is_named(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(built.parent)
     named = {
