@@ -53,6 +53,31 @@ def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
     assert any("line 8: mix.unit" in t and "tokens" in t for t in told)
 
 
+@pytest.mark.parametrize("name", ["int", "Near", "Epochs", "Temperature", "path"])
+def test_a_source_named_like_a_type_keeps_its_name_in_errors(name: str, tmp_path: Path) -> None:
+    text = GOOD.replace("a: {path: a.jsonl}", f"{name}: {{path: a.jsonl, wieght: 1, max_epochs: -1, zz: 1}}")
+    lines = error(tmp_path, text).splitlines()
+    assert any(f"line 5: sources.{name}.wieght" in t and "did you mean weight?" in t for t in lines)
+    assert any(f"line 5: sources.{name}.max_epochs: should be greater than 0" in t for t in lines)
+    assert any(f"line 5: sources.{name}.zz" in t and "the keys here are path, format" in t for t in lines)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("mix: {size: {epochs: {Epochs: -1}}}", "mix.size.epochs.Epochs: should be greater than 0"),
+        ("mix: {size: {epoch: {a: 1}}}", "mix.size.epoch: is not a key here; did you mean epochs?"),
+        ("mix: {weights: {temperature: -1}}", "mix.weights.temperature: should be greater than 0"),
+        ("dedupe: {near: {threshold: 4}}", "dedupe.near.threshold: should be less than or equal to 1"),
+        ("groups: {'a[b]': {weight: 1}}", "groups.a[b]: is 'a[b]'; a name takes letters"),
+        ("groups: {'[key]': {weight: 1, q: 1}}", "groups.[key].q: is not a key here"),
+        ("decontaminate: {against: [{path: x, '[key]': 1}]}", "decontaminate.against.0.[key]: is not a key"),
+    ],
+)
+def test_a_key_in_an_error_is_what_the_recipe_says(part: str, key: str, tmp_path: Path) -> None:
+    assert key in error(tmp_path, GOOD + part + "\n")
+
+
 @pytest.mark.parametrize(
     ("norm", "told"),
     [

@@ -63,6 +63,21 @@ def test_truncate_cuts_questions_before_it_drops_answers(tokenizers: dict[str, P
     assert texts_of(encoder, row) == texts_of(encoder, full)
 
 
+@pytest.mark.parametrize("num_turns", [1, 5, 25])
+def test_a_cut_that_frees_less_than_it_counts_is_made_deeper(
+    num_turns: int, tokenizers: dict[str, Path]
+) -> None:
+    # An emoji is several tokens and one character: a cut counts all but one of its tokens and removes none of them.
+    talk = [make.user("\U0001f600")] * num_turns + [make.user("question " * 200), make.assistant("so.")]
+    encoder = make.encoder(tokenizers["chatml"])
+    full = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    room = full["length"] - 5 * num_turns
+    row = fit(encoder, make.sft([talk]), "sft", room, "drop_turns").to_pylist()[0]
+    assert row["reason"] is None
+    assert row["length"] <= room
+    assert texts_of(encoder, row) == texts_of(encoder, full)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12)), min_size=1, max_size=5),
