@@ -1,7 +1,7 @@
 """``make mutants``: take out or negate one line at a time at the seams, and see that a test fails.
 
-Works in a copy of the checkout. A mutant is a statement replaced by ``pass`` or a condition replaced by its negation. First the tests of
-a seam run once as they are: they must pass, and a trace notes which of them run which lines. A mutant is then tried on the tests that
+Works in a copy of the checkout. A mutant is a statement replaced by ``pass`` or a condition replaced by its negation. First every
+file of tests runs once as it is: it must pass, and a trace notes which of its tests run which lines of the seams. A mutant is then tried on the tests that
 run its lines, the shortest first, until one fails; lines that no test runs in its own process are tried on all tests of the seam.
 
 Results are saved after each mutant under the digest of seam and tests: a stopped run continues, and a changed file is tried anew.
@@ -32,7 +32,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STATE = ROOT / ".mutants"
 COPY = STATE / "copy"
-TRACE = "DATAMIX_TRACE"  # of the plugin below: "seam file|result file"
+TRACE = "DATAMIX_TRACE"  # of the plugin below: the file that it writes
 WHOLE_BUILDS = ["tests/test_build.py", "tests/pipeline/test_fates.py"]
 FOLDERS = ["tests/pipeline/test_out_folder.py", "tests/pipeline/test_out_ownership.py"]
 SEAMS = {  # file -> tests that cover it
@@ -67,7 +67,7 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
     lines = source.splitlines()
     for function in (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)):
         for node in ast.walk(function):
-            if _can_go(node):
+            if isinstance(node, ast.stmt) and _can_go(node):
                 yield Mutant(file, node.lineno, node.end_lineno or 0, " " * node.col_offset + "pass")
             for test in _conditions(node):
                 if test.lineno == test.end_lineno:
@@ -77,7 +77,7 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
                     yield Mutant(file, test.lineno, test.lineno, text.decode())
 
 
-def _can_go(node: ast.AST) -> bool:
+def _can_go(node: ast.stmt) -> bool:
     """Statements without which a function still runs; docstrings and names that later lines need stay."""
     if isinstance(node, ast.Expr):
         return not isinstance(node.value, ast.Constant | ast.Yield)
@@ -93,21 +93,23 @@ def _conditions(node: ast.AST) -> list[ast.expr]:
 
 
 class _Tracer:
-    """A pytest plugin: which tests run which lines of one file, and how long each takes."""
+    """A pytest plugin: the seconds each test takes, and the lines of the seams that it runs."""
 
-    def __init__(self, file: str, result: str) -> None:
-        self._file, self._result = file, result
-        self._lines: dict[str, set[int]] = {}
-        self._seconds: dict[str, float] = {}
+    def __init__(self, result: str) -> None:
+        self._result = result
+        self._seams = {str(ROOT / "datamix" / file): file for file in SEAMS}
+        self._traced: list[tuple[str, float, dict[str, list[int]]]] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        lines, begin = self._lines.setdefault(item.nodeid, set()), time.monotonic()
+        lines: dict[str, set[int]] = {}
+        begin = time.monotonic()
 
         def trace(frame: Any, event: str, _: Any) -> Any:
-            if frame.f_code.co_filename != self._file:
+            file = self._seams.get(frame.f_code.co_filename)
+            if file is None:
                 return None
-            lines.add(frame.f_lineno)
+            lines.setdefault(file, set()).add(frame.f_lineno)
             return trace
 
         sys.settrace(trace)
@@ -116,17 +118,17 @@ class _Tracer:
             return (yield)
         finally:
             sys.settrace(None)
-            threading.settrace(None)  # type: ignore[arg-type]
-            self._seconds[item.nodeid] = time.monotonic() - begin
+            threading.settrace(None)
+            sorted_lines = {file: sorted(numbers) for file, numbers in lines.items()}
+            self._traced.append((item.nodeid, time.monotonic() - begin, sorted_lines))
 
     def pytest_sessionfinish(self) -> None:
-        saved = [[node, self._seconds[node], sorted(lines)] for node, lines in self._lines.items()]
-        Path(self._result).write_text(json.dumps(saved))
+        Path(self._result).write_text(json.dumps(self._traced))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if place := os.environ.get(TRACE):
-        config.pluginmanager.register(_Tracer(*place.split("|")))
+        config.pluginmanager.register(_Tracer(place))
 
 
 def run_tests(tests: list[str], trace: str = "", limit: float = 900) -> bool:
@@ -143,23 +145,25 @@ def run_tests(tests: list[str], trace: str = "", limit: float = 900) -> bool:
     return done.returncode == 0
 
 
-def trace_seam(file: str, key: str) -> list[tuple[str, float, list[int]]]:
-    """Every test of a seam: its name, its seconds, the lines it runs. Exits where the tests fail as they are."""
-    saved = STATE / f"{key}.json"
+def traced_tests(path: str) -> list[tuple[str, float, dict[str, list[int]]]]:
+    """The tests of a file: name, seconds, lines of each seam. Exits where one fails without any change."""
+    saved = STATE / f"{digest_of([path, *(f'datamix/{file}' for file in SEAMS)])}.json"
     if not saved.exists():
         partial = saved.with_suffix(".partial")
-        if not run_tests(SEAMS[file], f"{COPY / 'datamix' / file}|{partial}"):
-            sys.exit(f"The tests of {file} fail without any change: {' '.join(SEAMS[file])}")
+        if not run_tests([path], str(partial)):
+            sys.exit(f"{path} fails without any change")
         partial.rename(saved)
-    traced: list[tuple[str, float, list[int]]] = json.loads(saved.read_text())
+    traced: list[tuple[str, float, dict[str, list[int]]]] = json.loads(saved.read_text())
     return traced
 
 
-def is_killed(mutant: Mutant, key: str) -> bool:
+def is_killed(mutant: Mutant) -> bool:
     """Whether a test fails with the change in place."""
-    traced = trace_seam(mutant.file, key)
+    traced = [test for path in SEAMS[mutant.file] for test in traced_tests(path)]
     changed = range(mutant.start, mutant.stop + 1)
-    covering = sorted((s, node) for node, s, lines in traced if any(n in changed for n in lines))
+    covering = sorted(
+        (s, node) for node, s, lines in traced if any(n in changed for n in lines.get(mutant.file, ()))
+    )
     tests = [node for _, node in covering] or SEAMS[mutant.file]
     path = COPY / "datamix" / mutant.file
     whole = path.read_text(encoding="utf-8")
@@ -172,9 +176,9 @@ def is_killed(mutant: Mutant, key: str) -> bool:
         path.write_text(whole, encoding="utf-8")
 
 
-def digest_of(file: str) -> str:
-    """Of a seam and its tests: what the results hold for."""
-    paths = [COPY / "datamix" / file, *(COPY / test for test in SEAMS[file])]
+def digest_of(names: list[str]) -> str:
+    """Of files and folders of the copy: what results hold for."""
+    paths = [COPY / name for name in names]
     files = [p for path in paths for p in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
     return hashlib.sha256(b"\0".join(p.read_bytes() for p in files)).hexdigest()[:16]
 
@@ -188,7 +192,7 @@ def main() -> None:
     shutil.copytree(ROOT, COPY, ignore=shutil.ignore_patterns(".*", "__pycache__", "demo"))
     saved = STATE / "results.json"
     results: dict[str, bool] = json.loads(saved.read_text()) if saved.exists() else {}
-    keys = {file: digest_of(file) for file in SEAMS}
+    keys = {file: digest_of([f"datamix/{file}", *tests]) for file, tests in SEAMS.items()}
     sources = {file: (COPY / "datamix" / file).read_text(encoding="utf-8") for file in SEAMS}
     chosen = {f"{keys[f]} {m.name}": m for f in SEAMS for m in mutants(f, sources[f])}
     order = list(chosen)
@@ -198,7 +202,7 @@ def main() -> None:
         if time.monotonic() > end:
             break
         if name not in results:
-            results[name] = is_killed(chosen[name], keys[chosen[name].file])
+            results[name] = is_killed(chosen[name])
             saved.write_text(json.dumps(results, indent=1))
             print("killed  " if results[name] else "SURVIVED", chosen[name].name, flush=True)
     tried = [name for name in order if name in results]

@@ -32,9 +32,8 @@ _GOES_ON = re.compile(
     r"\b(?:however|but|instead|nevertheless|that said|here(?: is| are|['’]s))\b|但|不过|然而|以下|如下|(?:您|你)可以",
     re.IGNORECASE,
 )
-_SIGNATURE = re.compile(
-    r"[\"”'’」』] ?[-—–]+ ?[^\"”—–]{1,40}$|[#＃@]\w+$"
-)  # who said it, or a hashtag: a proper end
+# who said it, or a hashtag: a proper end
+_SIGNATURE = re.compile(r"[\"”'’」』] ?[-—–]+ ?[^\"”—–]{1,40}$|[#＃@]\w+$")
 _OPEN_ENDS = tuple(",，、;；:：(（[【{“‘「『《<-—=+&/\\")
 
 _MIN_OPEN_WORDS = 3  # "Ingredients:" alone may be all there is to say

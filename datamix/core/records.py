@@ -24,10 +24,8 @@ MESSAGE = pa.struct(
         ("role", pa.string()),  # system | user | assistant | tool
         ("content", pa.string()),  # null only where a turn is nothing but calls
         ("reasoning", pa.string()),  # assistant: what it thought before content
-        (
-            "tool_calls",
-            pa.string(),
-        ),  # assistant: JSON list of {"id"?, "type", "function": {"name", "arguments": object}}
+        # assistant: JSON list of {"id"?, "type", "function": {"name", "arguments": object}}
+        ("tool_calls", pa.string()),
         ("tool_call_id", pa.string()),  # tool
         ("name", pa.string()),  # tool: function name
         ("train", pa.bool_()),  # assistant: null = as the recipe says, false = never trained

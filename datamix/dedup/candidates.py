@@ -73,12 +73,10 @@ class Scratch(NamedTuple):
     scratch: ShingleScratch
     own: NDArray[np.uint64]  # [capacity] hash set of the record in hand
     other: NDArray[np.uint64]  # [capacity]
-    marks: NDArray[
-        np.uint32
-    ]  # [capacity + 1] slots of ``own`` that the other text has hit; at the end the last stamp
-    found: NDArray[
-        np.int32
-    ]  # [num, 2] kept records that share a bucket with the record in hand, and how many
+    # [capacity + 1] slots of ``own`` that the other text has hit; at the end the last stamp
+    marks: NDArray[np.uint32]
+    # [num, 2] kept records that share a bucket with the record in hand, and how many
+    found: NDArray[np.int32]
     heads: NDArray[np.int32]  # [num_bands] where the lists of kept records are being read
 
 

@@ -44,9 +44,8 @@ class Decision:
     fate: NDArray[np.uint8]  # [num_records] 0 stays, 1 exact, 2 near
     kept_source: NDArray[np.int16]  # [num_records] index of the source that holds the kept record, -1
     kept_record: NDArray[np.int64]  # [num_records] its ordinal there, -1
-    similarity: NDArray[
-        np.float32
-    ]  # [num_records] 1 for exact, Jaccard for near (estimated where not verified)
+    # [num_records] 1 for exact, Jaccard for near (estimated where not verified)
+    similarity: NDArray[np.float32]
 
 
 def decide(sources: Sequence[Signed], spec: DedupeSpec, *, threads: int | None = None) -> list[Decision]:

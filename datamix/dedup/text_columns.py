@@ -217,9 +217,8 @@ def contexts(batch: pa.RecordBatch, kind: RecordKind) -> pa.Array:
     lists = pa.ListArray.from_arrays(pa.array(offsets), turns.field("content").filter(system).fill_null(""))
     joined = pc.if_else(pc.equal(pc.list_value_length(lists), 0), None, pc.binary_join(lists, "\x1e"))
     tools = batch.column("tools")
-    some = pc.binary_join_element_wise(
-        joined, tools, "\x1d", null_handling="replace", null_replacement=""
-    )  # "skip" would drop rows in which both are null
+    # "skip" would drop rows in which both are null
+    some = pc.binary_join_element_wise(joined, tools, "\x1d", null_handling="replace", null_replacement="")
     return pc.if_else(pc.and_(joined.is_null(), tools.is_null()), None, some)
 
 

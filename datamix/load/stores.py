@@ -113,12 +113,10 @@ class _MappedLists:
     ) -> None:
         self._batches, self._names, self._starts = batches, columns, starts
         kinds = [batches[0].schema.field(name).type.value_type for name in columns]
-        self._sizes = np.array(
-            [kind.bit_width // 8 for kind in kinds], np.int64
-        )  # 4, or 1 of an attention mask
-        self._table = np.zeros(
-            (len(batches), len(columns), 2), np.int64
-        )  # offsets, numbers; 0: not yet needed
+        # 4, or 1 of an attention mask
+        self._sizes = np.array([kind.bit_width // 8 for kind in kinds], np.int64)
+        # offsets, numbers; 0: not yet needed
+        self._table = np.zeros((len(batches), len(columns), 2), np.int64)
         about = address(self._table), address(starts), len(batches), address(self._sizes), len(columns)
         self._lengths = _LENGTHS.bound(about, num_rest=3)
         self._fill = _FILL.bound(about, num_rest=5)

@@ -106,9 +106,8 @@ def _start_worker() -> None:
 
     import pyarrow as pa
 
-    gc.set_threshold(
-        100_000
-    )  # parsing allocates many objects and no cycles: the cyclic GC took 10 % of the time
+    # parsing allocates many objects and no cycles: the cyclic GC took 10 % of the time
+    gc.set_threshold(100_000)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"

@@ -48,9 +48,8 @@ class AddressTable:
         self.first = np.cumsum([0, *(len(group) for group in shards)])  # [num_sources + 1] shards
         begins = [np.cumsum([0, *(s.num_rows for s in group)])[:-1] for group in shards]
         self.begin = np.concatenate(begins).astype(np.int64)  # [num_shards] first record, in its source
-        self.shards = np.zeros(
-            (len(self._shards), 11), np.int64
-        )  # addresses; the last says that they are there
+        # addresses; the last says that they are there
+        self.shards = np.zeros((len(self._shards), 11), np.int64)
         source, row = order
         self._kept.append(order)
         self._order = (source.ctypes.data, row.ctypes.data) if len(row) else (0, 0)  # mapped, read only

@@ -41,6 +41,7 @@ REMOVED = pa.schema(
 NOT_NEEDED = "not_needed"
 _USED = len(select.FATE_CODES)
 _FATES = (*select.FATE_CODES, "used")
+# how far a part of a record came
 _FURTHER = (
     "cleaned",
     "removed",
@@ -48,7 +49,7 @@ _FURTHER = (
     "unused",
     "validation",
     "used",
-)  # how far a part of a record came
+)
 
 
 def write_rejects(out: Path, sources: Sequence[PreparedSource]) -> list[dict[str, Any]]:

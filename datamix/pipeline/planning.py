@@ -32,12 +32,13 @@ from datamix.tokenize import EncodeSpec
 _SAMPLE_RECORDS = 256
 _WORTH_A_LOOK_BYTES = 64 << 20
 _COMPRESSION = 3.0  # text bytes a stored byte, where a compressed file was not read whole
+# a token in OUT, compressed (measured)
 _ROW_BYTES = {
     "pretrain": 4.0,
     "sft": 4.0,
     "preference": 8.0,
     "prompt": 8.0,
-}  # a token in OUT, compressed (measured)
+}
 _CACHE_BYTES = 5.0  # a token in the cache
 
 

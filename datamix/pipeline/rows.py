@@ -88,9 +88,8 @@ class RowReader:
         if self._set.order is None:
             return None
         order = open_batch(self._set.order)
-        sources, rows = (
-            order.column(name).buffers()[1] for name in ("source", "row")
-        )  # to_numpy loads pandas
+        # to_numpy loads pandas
+        sources, rows = (order.column(name).buffers()[1] for name in ("source", "row"))
         return np.frombuffer(sources, np.uint16, len(order)), np.frombuffer(rows, np.int64, len(order))
 
     def __len__(self) -> int:

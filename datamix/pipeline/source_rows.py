@@ -99,9 +99,8 @@ class RowView:
                 pieces.start[rows],
                 pieces.length[rows],
             )
-        self.begin = np.concatenate(
-            [[0], np.cumsum(self.length, dtype=np.int64)]
-        )  # [num_pieces + 1] in the batch
+        # [num_pieces + 1] in the batch
+        self.begin = np.concatenate([[0], np.cumsum(self.length, dtype=np.int64)])
 
     def records(self) -> pa.Array:
         """The ``records`` column: which pieces of which records each row holds."""

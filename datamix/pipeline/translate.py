@@ -1,4 +1,7 @@
-"""Translate the recipe into the options each stage takes: what each phase is asked to do. Pure functions; nothing is read."""
+"""Translate the recipe into the options each stage takes: what each phase is asked to do.
+
+Pure functions; the only files read are packed rows, for their sizes (``available``).
+"""
 
 from __future__ import annotations
 

@@ -39,9 +39,8 @@ _ELEMENT = re.compile(
 )
 _LEADING = re.compile(_SPACE)
 _OUTSIDE = re.compile(rb'"|[\[{]++|[\]}]++|,')  # brackets in runs: nesting may be a gigabyte deep
-_INSIDE = re.compile(
-    rb'[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+'
-)  # up to the end of a string, or what interrupts it
+# up to the end of a string, or what interrupts it
+_INSIDE = re.compile(rb'[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+')
 
 
 class Element(NamedTuple):

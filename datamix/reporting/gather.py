@@ -40,9 +40,8 @@ class Picture:
     lengths: NDArray[np.int64]  # [num_sources, len(LENGTH_EDGES) - 1] records by tokens
     fills: NDArray[np.int64]  # [NUM_FILLS] rows by fill
     first_rows: dict[str, list[int]] = field(default_factory=dict)  # source -> numbers of its first rows
-    duplicates: Counter[tuple[str, str, str]] = field(
-        default_factory=Counter
-    )  # (reason, source, kept source)
+    # (reason, source, kept source)
+    duplicates: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
 
 def gather(

@@ -156,9 +156,8 @@ def _window_words(scratch, stop, last, alphabet, count):  # type: ignore[no-unty
         head, tail = eight_bytes(window, start), eight_bytes(window, start + 8)
         head &= _ALL >> uint64(64 - 8 * (length if length < 8 else 8))
         tail &= _ALL >> uint64(64 - 8 * (length - 8 if 8 < length < 16 else 8))
-        longer = uint64(0) - uint64(
-            length > 8
-        )  # all bits or none: a branch would be guessed wrong one time in six
+        # all bits or none: a branch would be guessed wrong one time in six
+        longer = uint64(0) - uint64(length > 8)
         if length > 16 or (head | (tail & longer)) & _HIGH_BITS:
             count = _long_run(window, start, end, alphabet, scratch, count)
             continue

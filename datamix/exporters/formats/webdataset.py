@@ -39,9 +39,8 @@ class WebDataset:
         name = shard_name(self.split, index, ".tar")
         with make_room(folder, name).open("wb") as tar:
             num_bytes = write_parts(tar, _members(batches, index))
-            tar.write(
-                bytes(1024 + -(num_bytes + 1024) % _RECORD_BYTES)
-            )  # two empty blocks, then whole records
+            # two empty blocks, then whole records
+            tar.write(bytes(1024 + -(num_bytes + 1024) % _RECORD_BYTES))
         return [name]
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
@@ -111,9 +110,8 @@ def _tar_fields(key_bytes: int, suffix: str, size: int) -> tuple[bytes, bytes, i
         + b"00000000000\0"
     )
     end = (b"\0 0" + bytes(100) + b"ustar\x0000").ljust(_BLOCK_BYTES - 154, b"\0")
-    spaces = sum(b" " * 6) + sum(
-        b" "
-    )  # the checksum's eight bytes count as spaces, two of them stand in `end`
+    # the checksum's eight bytes count as spaces, two of them stand in `end`
+    spaces = sum(b" " * 6) + sum(b" ")
     return middle, end, sum(middle) + sum(end) + spaces
 
 
