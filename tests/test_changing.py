@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,19 @@ def built(tmp_path: Path) -> Path:
     made = recipe(tmp_path, mix={"unit": "records", "size": 300}, encode={"max_length": 256, "pack": "none"})
     datamix.build(made, tmp_path / "set", cache=tmp_path / "cache", workers=1)
     return tmp_path / "set"
+
+
+def staged(tmp_path: Path, *stages: dict[str, Any]) -> None:
+    """A set of 300 general and 200 medical records, one a row, mixed by ``stages``."""
+    made = recipe(
+        tmp_path,
+        sources={"general": {"path": "general.jsonl"}, "medical": {"path": "medical.jsonl"}},
+        mix={"unit": "records", "stages": list(stages)},
+        encode={"max_length": 256, "pack": "none"},
+        dedupe=None,
+        validation=None,
+    )
+    datamix.build(made, tmp_path / "set", cache=tmp_path / "cache", workers=1)
 
 
 def changed(tmp_path: Path, *changes: tuple[int, dict[str, float]]) -> TrainingSet:
@@ -92,3 +106,30 @@ def test_weights_of_a_scaled_set_do_not_change(tmp_path: Path) -> None:
     (out,) = sweep(Recipe.read(path), "general=0.5", options, scale=0.5)
     with pytest.raises(RecipeError, match="weights change in whole sets only"):
         datamix.open(out, cache=tmp_path / "cache", changes=[{"row": 20, "weights": {"general": 1.0}}])
+
+
+def test_a_source_that_is_used_up_takes_no_weight_any_more(tmp_path: Path) -> None:
+    staged(
+        tmp_path,
+        {"name": "first", "size": 200, "weights": {"medical": 1}},
+        {"name": "then", "size": 100, "weights": {"general": 1}},
+    )
+    with pytest.raises(RecipeError, match=r"medical is used up \(max_epochs 1\)\. Give it weight 0"):
+        changed(tmp_path, (250, {"general": 0.5, "medical": 0.5}))
+    rest = changed(tmp_path, (250, {"general": 1.0, "medical": 0}))
+    assert {rest.source_of(i) for i in range(250, len(rest))} == {"general"}
+    assert len(rest) == 300
+
+
+def test_a_change_within_a_later_stage_keeps_the_stages_before_it(tmp_path: Path) -> None:
+    staged(
+        tmp_path,
+        {"name": "broad", "size": 100, "weights": {"general": 0.8, "medical": 0.2}},
+        {"name": "sharp", "size": 100, "weights": {"general": 0.5, "medical": 0.5}},
+    )
+    rows = changed(tmp_path, (150, {"medical": 1.0}))
+    names = [rows[place]["stage"] for place in range(200)]
+    assert names == ["broad"] * 100 + ["sharp"] * 50 + ["from row 150"] * 50
+    assert {rows.source_of(place) for place in range(150, 200)} == {"medical"}
+    before = datamix.open(tmp_path / "set", cache=tmp_path / "cache")
+    assert identities(rows)[:150] == identities(before)[:150]

@@ -1,0 +1,114 @@
+"""Finished work by its key: what is visible is whole and on the disk, whatever stops a worker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamix.core.contracts import Task
+from datamix.core.errors import DataError, MachineError
+from datamix.pipeline.store import Store, carry
+
+KEY = "ab" + "0" * 62
+
+
+def write(spec: str, folder: Path) -> dict[str, Any]:
+    (folder / "data.bin").write_text(spec)
+    (folder / "inner").mkdir()
+    (folder / "inner" / "more.bin").write_text(spec * 2)
+    return {"length": len(spec)}
+
+
+def task(home: Path, call: Any = write) -> Task:
+    return Task("a task", KEY, call, "content", home)
+
+
+def test_files_and_folders_are_flushed_before_the_result_is_visible_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(handle: int) -> None:
+        events.append(("flush", os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        events.append(("rename", str(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    folder = carry(task(tmp_path)).folder
+    place = events.index(("rename", str(folder)))
+    before = {Path(name).name for kind, name in events[:place] if kind == "flush"}
+    assert {"data.bin", "inner", "more.bin", "receipt.json"} < before
+    assert ("flush", str(folder.parent)) in events[place:]
+    num_open = len(os.listdir("/proc/self/fd"))
+    Store(tmp_path).remove(KEY)
+    carry(task(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == num_open
+
+
+def test_a_task_that_is_done_is_not_done_again(tmp_path: Path) -> None:
+    first = carry(task(tmp_path))
+
+    def never(spec: str, folder: Path) -> dict[str, Any]:
+        raise AssertionError
+
+    assert carry(task(tmp_path, never)) == first
+    assert Store(tmp_path).finished() == [KEY]
+    assert first.counts == {"length": 7}
+
+
+def test_a_task_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def fails(spec: str, folder: Path) -> dict[str, Any]:
+        write(spec, folder)
+        raise DataError("broken input")
+
+    with pytest.raises(DataError, match="broken input"):
+        carry(task(tmp_path, fails))
+    assert not list((tmp_path / "partial").iterdir())
+    assert Store(tmp_path).finished() == []
+
+
+@pytest.mark.parametrize("number", [28, 122])
+def test_a_full_disk_is_said_with_the_task_and_the_place(number: int, tmp_path: Path) -> None:
+    def full(spec: str, folder: Path) -> dict[str, Any]:
+        raise OSError(number, "full")
+
+    with pytest.raises(MachineError, match=f"No space left while working on a task below {tmp_path}"):
+        carry(task(tmp_path, full))
+
+
+def test_another_fault_of_the_disk_is_passed_on(tmp_path: Path) -> None:
+    def breaks(spec: str, folder: Path) -> dict[str, Any]:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        carry(task(tmp_path, breaks))
+
+
+def test_two_workers_at_one_task_end_with_one_result(tmp_path: Path) -> None:
+    def slower(spec: str, folder: Path) -> dict[str, Any]:
+        carry(task(tmp_path))  # another worker is first
+        return write(spec, folder)
+
+    made = carry(task(tmp_path, slower))
+    assert made == Store(tmp_path).find(KEY)
+    assert not list((tmp_path / "partial").iterdir())
+
+
+def test_what_killed_workers_left_is_swept_and_what_is_done_stays(tmp_path: Path) -> None:
+    done = carry(task(tmp_path))
+    (tmp_path / "partial" / "half").mkdir(parents=True)
+    store = Store(tmp_path)
+    store.sweep()
+    assert not (tmp_path / "partial").exists()
+    assert store.find(KEY) == done
+    assert store.num_bytes() == sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) > 21
+    store.remove(KEY)
+    assert store.find(KEY) is None
