@@ -43,7 +43,11 @@ SEAMS = {  # file -> tests that cover it
     "pipeline/building.py": FOLDERS,
     "pipeline/reweigh.py": ["tests/test_changing.py"],
     "pipeline/cache_contents.py": ["tests/test_cache.py"],
-    "pipeline/store.py": ["tests/pipeline/test_certified.py", "tests/test_faults.py"],
+    "pipeline/store.py": [
+        "tests/pipeline/test_store.py",
+        "tests/pipeline/test_certified.py",
+        "tests/test_faults.py",
+    ],
     "commands/cli.py": ["tests/commands"],
 }
 

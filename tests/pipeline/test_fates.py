@@ -77,6 +77,18 @@ def test_deduplication_that_removes_too_much_of_a_source_stops_the_build(
     assert not (tmp_path / "set/manifest.json").exists()
 
 
+def test_a_source_of_which_nothing_is_left_is_named_with_what_took_its_records(tmp_path: Path) -> None:
+    dedupe = {"exact": True, "max_removed_share": 1, "prefer": ["general"]}
+    path = recipe(tmp_path, **{**PLAIN, "dedupe": dedupe, "max_reject_share": 0.5})
+    with (tmp_path / "medical.jsonl").open("w") as stream:
+        stream.write("not json\n" * 3)
+    write_jsonl(tmp_path / "copies.jsonl", alpaca(GENERAL, 300)[:20])
+    with (tmp_path / "medical.jsonl").open("a") as stream:
+        stream.write((tmp_path / "copies.jsonl").read_text())
+    with pytest.raises(DataError, match=r"medical is left to train on: 3 rejected, 20 removed\. "):
+        run(path)
+
+
 def test_contaminated_records_leave_training_with_the_share_that_was_found(tmp_path: Path) -> None:
     items = [words(n, 20) for n in range(4)]
     parts = [

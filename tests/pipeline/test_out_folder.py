@@ -368,3 +368,26 @@ def test_an_export_stopped_anywhere_leaves_a_set_that_verifies(
     assert all((out / e["path"]).is_file() for e in manifest["outputs"])
     export(out, [("jsonl", ())], tmp_path / ".datamix", 1)
     assert [c.detail for c in verify(out) if not c.ok] == []
+
+
+def test_a_cache_that_is_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    options = Options(tmp_path / "set", tmp_path / "notes", 1)
+    with pytest.raises(RecipeError, match=r"The cache .*notes is a file\. Name a folder"):
+        build(Recipe.read(recipe(tmp_path)), options)
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+def test_the_manifest_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append(f"-> {b}"), replace(a, b)))
+    out_folder.save_manifest(tmp_path, {"name": "x"})
+    flushed, named, folder = events
+    assert Path(flushed).name.startswith("manifest.json.partial")
+    assert (named, folder) == (f"-> {tmp_path / 'manifest.json'}", str(tmp_path))
