@@ -38,7 +38,13 @@ FOLDERS = ["tests/pipeline/test_out_folder.py", "tests/pipeline/test_out_ownersh
 SEAMS = {  # file -> tests that cover it
     "pipeline/select.py": [*WHOLE_BUILDS, "tests/pipeline/test_contradictions.py"],
     "pipeline/prepare_sources.py": [*WHOLE_BUILDS, "tests/pipeline/test_certified.py"],
-    "pipeline/publish.py": [*WHOLE_BUILDS, *FOLDERS, "tests/test_weights.py", "tests/test_virtual.py"],
+    "pipeline/publish.py": [
+        *WHOLE_BUILDS,
+        *FOLDERS,
+        "tests/test_kept.py",
+        "tests/test_weights.py",
+        "tests/test_virtual.py",
+    ],
     "pipeline/out_folder.py": FOLDERS,
     "pipeline/building.py": FOLDERS,
     "pipeline/reweigh.py": ["tests/test_changing.py"],

@@ -11,7 +11,7 @@ import pytest
 from small import GENERAL, MEDICAL, alpaca, recipe, write_jsonl
 
 from datamix.audit import verify
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, RecipeError
 from datamix.jobs.build import build
 from datamix.pipeline import prepare_sources as inputs
 from datamix.pipeline.state import Options
@@ -113,6 +113,30 @@ def test_contaminated_records_leave_training_with_the_share_that_was_found(tmp_p
     assert "exam.jsonl record 1" in removed[1]["detail"]
     assert {(0, 0), (0, 1)}.isdisjoint(records(tmp_path / "set/train"))
     assert {(0, 2), (0, 3)} <= set(records(tmp_path / "set/train"))
+
+
+def test_near_duplicates_are_listed_with_their_similarity_and_what_stays(tmp_path: Path) -> None:
+    text = words(1, 60)
+    pair = [{"instruction": " ".join([*text, *more]), "output": "done"} for more in ([], ["end"])]
+    path = recipe(tmp_path, **{**PLAIN, "dedupe": {"exact": True, "near": {"threshold": 0.8}}})
+    write_jsonl(tmp_path / "general.jsonl", [*alpaca(GENERAL, 100), *pair])
+    run(path)
+    (removed,) = [
+        row
+        for row in pq.read_table(tmp_path / "set/removed/general.parquet").to_pylist()
+        if row["reason"] == "near"
+    ]
+    assert (removed["record"], removed["kept_source"], removed["kept_record"]) == (101, "general", 100)
+    assert 0.9 < removed["similarity"] < 1
+
+
+def test_records_that_the_kind_cannot_use_are_refused_by_file(tmp_path: Path) -> None:
+    path = recipe(tmp_path, **PLAIN)
+    write_jsonl(tmp_path / "medical.jsonl", [{"text": "only text"}] * 5)
+    with pytest.raises(
+        RecipeError, match=r"sources\.medical: medical\.jsonl holds text records .*kind: pretrain"
+    ):
+        run(path)
 
 
 def scored(number: int) -> dict[str, Any]:

@@ -92,6 +92,12 @@ def test_another_fault_of_the_disk_is_passed_on(tmp_path: Path) -> None:
         carry(task(tmp_path, breaks))
 
 
+def test_a_result_that_does_not_arrive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "rename", lambda source, target: None)
+    with pytest.raises(DataError, match="The result of a task vanished"):
+        carry(task(tmp_path))
+
+
 def test_two_workers_at_one_task_end_with_one_result(tmp_path: Path) -> None:
     def slower(spec: str, folder: Path) -> dict[str, Any]:
         carry(task(tmp_path))  # another worker is first
