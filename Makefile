@@ -17,7 +17,7 @@ test-torch: .venv-torch/ready  ## run the loader's tests with torch, and train f
 	@.venv-torch/bin/python -m pytest tests/load tests/test_virtual.py tests/test_changing.py tests/test_training.py tests/test_weights.py
 
 test-formats: .venv-formats/ready  ## read our files with the formats' own readers
-	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/exporters/test_readers.py tests/exporters/test_readers_of_trainers.py
+	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/exporters/test_readers.py tests/exporters/test_readers_of_trainers.py tests/tokenize/test_masks_of_trl.py
 
 test-trainers: .venv/ready .venv-formats/ready .venv-llamafactory/ready .venv-axolotl/ready .venv-swift/ready  ## train two steps with every trainer from our folders
 	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/trainers/test_trl.py tests/trainers/test_transformers.py tests/exporters/test_trl_trains.py

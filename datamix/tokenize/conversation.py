@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import orjson
 import pyarrow as pa
@@ -25,6 +25,7 @@ from datamix.core.errors import DataError
 StringMap = Callable[[str], str]
 
 _THINK = re.compile(r"\s*<think>(.*?)</think>\n*", re.DOTALL)
+_UNOPENED_THINK = re.compile(r"((?:(?!<think>).)*?)</think>\n*", re.DOTALL)
 _CALL = re.compile(r"\s*<tool_call>(.*?)</tool_call>\s*", re.DOTALL)
 
 
@@ -45,6 +46,18 @@ class InlineParse(NamedTuple):
 
     reasoning: bool
     calls: bool
+    unopened: bool = False  # also reasoning that ends with </think> and has no <think>
+
+
+class MessageForm(NamedTuple):
+    """How a record's fields are handed to a template; templates differ in what they can read."""
+
+    arguments_as_text: bool = False  # arguments of calls as JSON text, not as an object
+    missing_content: Literal["absent", "null", "empty"] = "absent"  # of a turn that is nothing but calls
+    content_parts: bool = False  # content as [{"type": "text", "text": ...}]
+
+
+USUAL_FORM = MessageForm()
 
 
 class Conversation:
@@ -126,25 +139,39 @@ def _turn_shape(turn: ChatTurn) -> tuple[Any, ...]:
     )
 
 
-def to_message(turn: ChatTurn, slot: StringMap, exact: StringMap) -> dict[str, Any]:
-    """The message dict of a turn; null fields are left out, as transformers does.
+def to_message(
+    turn: ChatTurn, slot: StringMap, exact: StringMap, form: MessageForm = USUAL_FORM
+) -> dict[str, Any]:
+    """The message dict of a turn; null fields are left out unless ``form`` says otherwise.
 
     ``slot`` maps each free text (content, then reasoning, then those of the calls), ``exact`` the data's
     other strings.
     """
     message: dict[str, Any] = {"role": turn.role}
     if turn.content is not None:
-        message["content"] = _map_text(turn.content, slot)
+        content = _map_text(turn.content, slot)
+        message["content"] = [{"type": "text", "text": content}] if form.content_parts else content
+    elif form.missing_content != "absent":
+        message["content"] = None if form.missing_content == "null" else ""
     if turn.reasoning is not None:
         message["reasoning_content"] = _map_text(turn.reasoning, slot)
         message["thinking"] = message["reasoning_content"]
     if turn.calls is not None:
         message["tool_calls"] = map_calls(turn.calls, slot, exact)
+        if form.arguments_as_text:
+            _write_arguments_as_text(message["tool_calls"])
     if turn.tool_call_id is not None:
         message["tool_call_id"] = exact(turn.tool_call_id)
     if turn.name is not None:
         message["name"] = exact(turn.name)
     return message
+
+
+def _write_arguments_as_text(calls: Any) -> None:
+    functions = [call.get("function") for call in calls if isinstance(call, dict)]
+    for function in functions:
+        if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
 
 
 def map_calls(calls: Any, slot: StringMap, exact: StringMap) -> Any:
@@ -244,6 +271,8 @@ def parse_inline(turn: ChatTurn, parse: InlineParse) -> ChatTurn:
         return turn
     if parse.reasoning and turn.reasoning is None and "</think>" in content:
         match = _THINK.match(content)
+        if match is None and parse.unopened:
+            match = _UNOPENED_THINK.match(content)
         if match is not None:
             content = content[match.end() :]
             turn = turn._replace(reasoning=match.group(1).strip("\n"), content=content)

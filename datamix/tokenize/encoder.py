@@ -30,7 +30,7 @@ from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of, read_to
 
 _MIN_REFUSED = 32  # a template that refuses a whole batch of at least so many records is the recipe's mistake
 _PURPOSES: dict[str, Purpose] = {"all": "all", "assistant": "assistant", "last_assistant": "last_assistant"}
-_VERSION = 1  # raised by hand where equal inputs give other tokens
+_VERSION = 2  # raised by hand where equal inputs give other tokens
 
 
 @dataclass(frozen=True)
@@ -306,7 +306,11 @@ class Encoder:
         """Inline tags are parsed where the recipe asks for it and the template can write the fields."""
         traits = self._renderer.traits
         is_asked = self.spec.inline_tags == "parse"
-        return InlineParse(is_asked and traits.writes_reasoning, is_asked and traits.writes_calls)
+        return InlineParse(
+            is_asked and traits.writes_reasoning,
+            is_asked and traits.writes_calls,
+            is_asked and traits.splits_thoughts,
+        )
 
     @cached_property
     def _decoder(self) -> Any:

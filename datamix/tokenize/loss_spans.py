@@ -1,29 +1,35 @@
-"""The trained span of each assistant turn, located in the rendering of its conversation.
+"""The trained spans of each assistant turn, located in the rendering of its conversation.
 
-A turn is trained from where its generation prompt ends (the model is given the turn's header) to the token
-that ends the turn, included; the newline after it is not. Three cases have no such token. If the next turn
-opens with a control token at once (ChatGLM4's ``<|user|>``), that token is the stop and is trained. At the
-end of the conversation the tokenizer's EOS is added. Otherwise (Alpaca's text headers) nothing is.
+The rule: what the model must produce, to its stop, and nothing else. A turn is trained from where its
+generation prompt ends (the model is given the turn's header) to the token that ends the turn, included; the
+newline after it is not. ``template_traits`` knows which tokens end a turn. If a turn has none of its own and
+the next turn opens with a control token at once (GLM's ``<|user|>`` and ``<|observation|>``), that token is
+the stop and is trained; at the end of the conversation it is added. Where no token stops an answer (Alpaca's
+text headers) EOS is added at the end and nothing elsewhere.
+
+A turn has one span; two where a template writes the results of its calls before its content.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
 from datamix.tokenize.chat_template import TemplateFailure
-from datamix.tokenize.placeholders import SENTINEL, Piece, PlaceholderRender, Rendering, TemplateTraits
+from datamix.tokenize.placeholders import SENTINEL, PlaceholderRender, Rendering
 from datamix.tokenize.special_tokens import ControlTokens
+from datamix.tokenize.template_traits import TemplateTraits, common_prefix
 
 
 @dataclass(frozen=True)
 class LossSpan:
-    """A trained span ``[start, end)`` of a rendering; ``stops`` is False where EOS must be added after it."""
+    """A trained span ``[start, end)`` of a rendering; ``ending``: a token to add after it where none stops it."""
 
     start: int
     end: int
-    stops: bool
+    ending: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class _TurnBorders:
     header: str  # the text between the two
     end: int  # from the start of the first control token after its last text
     gap: str  # the text between the two
-    stops: bool
+    ending: int | None
 
 
 class TurnFinder:
@@ -58,32 +64,60 @@ class TurnFinder:
         self._traits = traits
         self._borders: dict[Any, _TurnBorders] = {}
         self._slots = full.slots()
+        self._starts = [piece.start for piece in self._slots]
         self._places: dict[int, list[int]] = {}  # the places of each turn's slots in self._slots
         for place, piece in enumerate(self._slots):
             self._places.setdefault(piece.turn, []).append(place)
 
-    def span(self, turn: int) -> LossSpan | None:
-        """The span of one assistant turn; None where the template wrote nothing of it.
+    def spans(self, turn: int) -> list[LossSpan]:
+        """The spans of one assistant turn; none where the template wrote nothing of it.
 
-        Raises TemplateFailure where the turn is written but its borders cannot be determined.
+        Raises TemplateFailure where the turn is written but its borders cannot be determined, and where its
+        calls, or its content in a turn without calls, are not written.
         """
-        slots, places = self._slots, self._places.get(turn, [])
-        self._require_written(turn, [slots[place] for place in places])
-        if not places:
-            return None
-        first, last = places[0], places[-1]
-        if last - first >= len(places):
-            raise TemplateFailure("the template mixes an assistant turn with others")
-        low = slots[first - 1].end if first else 0
-        high = slots[last + 1].start if last + 1 < len(slots) else len(self._full.text)
-        return self._between(turn, (low, slots[first].start), (slots[last].end, high))
+        spans: list[LossSpan] = []
+        slots = self._slots
+        for run in _runs(self._written_places(turn)):
+            first, last = run[0], run[-1]
+            low = slots[first - 1].end if first else 0
+            high = slots[last + 1].start if last + 1 < len(slots) else len(self._full.text)
+            before, after = (low, slots[first].start), (slots[last].end, high)
+            spans.append(self._between(turn, before, after, continues=bool(spans)))
+        spans = spans or self._span_without_text(turn)
+        self._require_written(turn, "".join(self._full.text[span.start : span.end] for span in spans))
+        return spans
 
-    def _between(self, turn: int, before: tuple[int, int], after: tuple[int, int]) -> LossSpan:
-        """The span of a turn that begins in the constant text ``before`` and ends in that of ``after``."""
+    def _written_places(self, turn: int) -> list[int]:
+        """The places of a turn's slots that belong to the turn.
+
+        A template may repeat a call's name in the header of its result, or write results inside the turn:
+        the places are those that it also writes when the turn is the last, in their order.
+        """
+        places = self._places.get(turn, [])
+        indices = [piece.slot.index for place in places if (piece := self._slots[place]).slot is not None]
+        is_plain = len(set(indices)) == len(indices) and len(_runs(places)) == 1
+        if is_plain or not places or turn + 1 == len(self._placeholders.messages):
+            return places
+        alone = self._placeholders.render(turn + 1, generation_prompt=False)
+        expected = [piece.slot.index for piece in alone.slots() if piece.slot and piece.turn == turn]
+        written = []
+        for place, index in zip(places, indices, strict=True):
+            if index in expected:
+                written.append(place)
+                expected = expected[expected.index(index) + 1 :]
+        return written
+
+    def _between(
+        self, turn: int, before: tuple[int, int], after: tuple[int, int], continues: bool
+    ) -> LossSpan:
+        """The span of a turn that begins in the constant text ``before`` and ends in that of ``after``.
+
+        ``continues``: the turn had a span before it, and goes on after what the template wrote between.
+        """
         text = self._full.text
         left = before[0] + max((match.end for match in self._control.find(text[slice(*before)])), default=0)
         right = after[0] + min((match.start for match in self._control.find(text[slice(*after)])), default=0)
-        kinds = tuple(map(self._kind, range(turn - 1, turn + 2)))
+        kinds = (*map(self._kind, range(turn - 1, turn + 2)), self._next_role(after[1]), continues)
         context = (kinds, text[before[0] : left], text[right : after[1]])
         borders = self._borders.get(context)
         if borders is not None:
@@ -91,32 +125,54 @@ class TurnFinder:
             header, gap = text[left : max(start, left)], text[min(end, right) : right]
             is_equal = header == borders.header and gap == borders.gap
             if is_equal and start <= before[1] and end >= after[0]:
-                return LossSpan(start, end, borders.stops)
-        end, stops = self._end(turn, *after)
-        start = self._start(turn, *before)
+                return LossSpan(start, end, borders.ending)
+        end, ending = self._end(turn, *after)
+        start = left if continues else self._start(turn, *before)
         header, gap = text[left : max(start, left)], text[min(end, right) : right]
-        self._borders[context] = _TurnBorders(start - left, header, end - right, gap, stops)
-        return LossSpan(start, end, stops)
+        self._borders[context] = _TurnBorders(start - left, header, end - right, gap, ending)
+        return LossSpan(start, end, ending)
+
+    def _span_without_text(self, turn: int) -> list[LossSpan]:
+        """The span of a turn without a slot: empty content, or calls without a free text."""
+        low = max((piece.end for piece in self._slots if piece.turn < turn), default=0)
+        starts = (piece.start for piece in self._slots if piece.turn > turn and piece.start >= low)
+        high = next(starts, len(self._full.text))
+        between = self._full.text[low:high]
+        tail = len(between)
+        if turn + 1 < len(self._placeholders.messages):
+            tail = self._tail_length(turn, low, between)
+        start = self._start(turn, low, high)
+        if start > low + tail:  # also where the template writes nothing for such a turn
+            return []
+        end, ending = self._stop(turn, (start, high), low + tail - start)
+        return [LossSpan(start, start + end, ending)] if end else []
 
     def _kind(self, turn: int) -> tuple[Any, ...] | None:
         """Role and fields of a turn, and whether its content is blank; None where there is no such turn."""
         if not 0 <= turn < len(self._placeholders.messages):
             return None
         message = self._placeholders.messages[turn]
-        return (message["role"], *message, not (message.get("content") or "").strip())
+        return (message["role"], *message, not _content(message).strip())
 
-    def _require_written(self, turn: int, slots: list[Piece]) -> None:
-        """Content and calls of a trained turn must be in the rendering (its reasoning may be dropped)."""
+    def _require_written(self, turn: int, written: str) -> None:
+        """Raise where the template wrote nothing of a call, or dropped the content of a turn without calls."""
         message = self._placeholders.messages[turn]
-        written = "".join(piece.text for piece in slots)
-        content = message.get("content")
-        if content and not content.isspace() and content.strip() not in written:
+        content, calls = _content(message).strip(), message.get("tool_calls")
+        if not calls and content and content not in written:
             raise TemplateFailure("the template does not write the content of an assistant turn")
-        calls = message.get("tool_calls")
-        names = SENTINEL.findall(json.dumps(calls, ensure_ascii=False)) if calls else []
-        indices = {str(piece.slot.index) for piece in slots if piece.slot is not None}
-        if names and names[0][0] not in indices:
-            raise TemplateFailure("the template does not write the tool calls of an assistant turn")
+        present = set(SENTINEL.findall(written))
+        for call in calls if isinstance(calls, list) else []:
+            function = call.get("function") if isinstance(call, dict) else None
+            arguments = function.get("arguments") if isinstance(function, dict) else call
+            texts = {match[0] for match in SENTINEL.findall(json.dumps(arguments, ensure_ascii=False))}
+            is_named = {m[0] for m in SENTINEL.findall(json.dumps(call, ensure_ascii=False))} & {
+                match[0] for match in present
+            }
+            identity = call.get("id") if isinstance(call, dict) else None
+            if not texts <= {match[0] for match in present} or not (
+                is_named or (isinstance(identity, str) and identity in written)
+            ):
+                raise TemplateFailure("the template does not write the tool calls of an assistant turn")
 
     def _start(self, turn: int, low: int, first: int) -> int:
         """Where the generation prompt for a turn ends, in the constant text before its first slot."""
@@ -127,64 +183,90 @@ class TurnFinder:
             return first
         if low <= len(prompt.text) <= first and text.startswith(prompt.text):
             return self._after_header(len(prompt.text), first)
-        slots = prompt.slots()  # the template rewrote earlier turns: compare only what follows the last slot
-        tail = prompt.text[slots[-1].end :] if slots else prompt.text
-        shared = low + _common_prefix(tail, text[low:first])
+        tail = _after_last_slot(prompt)  # the template rewrote earlier turns: compare only what follows
+        shared = low + common_prefix(tail, text[low:first])
         if shared == low + len(tail):
             return self._after_header(shared, first)
-        return self._snap(low, shared, first)
+        return self._snap(low, shared, first, self._end_of_earlier_turns(turn, low, first))
+
+    def _end_of_earlier_turns(self, turn: int, low: int, first: int) -> int:
+        """Where the turns before end and this one begins: behind its header, or by their own rendering."""
+        header = self._full.text.rfind(self._traits.header, low, first) if self._traits.header else -1
+        if header >= 0:
+            return header + len(self._traits.header)
+        tail = _after_last_slot(self._placeholders.render(turn, generation_prompt=False))
+        return low + len(tail) if self._full.text.startswith(tail, low) else first
 
     def _after_header(self, place: int, first: int) -> int:
-        """Behind the turn's header, where the template has no generation prompt that would include it."""
+        """Behind the turn's header, where the generation prompt at ``place`` did not include it."""
         after = place + len(self._traits.header)
         return after if after <= first and self._full.text.startswith(self._traits.header, place) else place
 
-    def _snap(self, low: int, place: int, first: int) -> int:
-        """The last border of a control token or after white space up to ``place``; else the first slot."""
+    def _snap(self, low: int, place: int, first: int, fallback: int) -> int:
+        """The last border of a control token or after white space up to ``place``; else ``fallback``."""
         if place == first:
             return place
         matches = self._control.find(self._full.text[low:first])
         edges = [low + edge for match in matches for edge in (match.start, match.end)]
-        borders = [edge for edge in edges if edge <= place]
+        borders = [edge for edge in edges if low < edge <= place]
         borders += [at for at in range(low + 1, place + 1) if self._full.text[at - 1].isspace()]
         inside = {at for match in matches for at in range(low + match.start + 1, low + match.end)}
-        return max((at for at in borders if at not in inside), default=first)
+        return max((at for at in borders if at not in inside), default=fallback)
 
-    def _end(self, turn: int, last: int, high: int) -> tuple[int, bool]:
-        """Where a turn ends, in the constant text after its last slot, and whether a stop token ends it."""
+    def _end(self, turn: int, last: int, high: int) -> tuple[int, int | None]:
+        """Where a turn ends, in the constant text after its last slot, and the token to add after it."""
         after = self._full.text[last:high]
         tail = len(after)
         if turn + 1 < len(self._placeholders.messages):
             tail = self._tail_length(turn, last, after)
+        end, ending = self._stop(turn, (last, high), tail)
+        return last + end, ending
+
+    def _stop(self, turn: int, between: tuple[int, int], tail: int) -> tuple[int, int | None]:
+        """Where the stop of a turn ends in the text ``between``, of which ``tail`` characters are the turn's.
+
+        The second value is the token to add after it, where the template writes none.
+        """
+        messages, after = self._placeholders.messages, self._full.text[slice(*between)]
+        is_last = turn + 1 == len(messages)
+        continues = self._next_role(between[1]) == "assistant"
         matches = self._control.find(after)
-        in_tail = [match for match in matches if match.end <= tail]
-        if in_tail:
-            ending = next((m for m in in_tail if m.token.text == self._traits.ending), in_tail[-1])
-            return last + ending.end, True
-        if tail == len(after) and high == len(self._full.text):
-            return last + len(after), False
-        following = next((match for match in matches if match.start >= tail), None)
-        if following is not None and not after[tail : following.start].strip():
-            return last + following.end, True
-        return last + len(after[:tail].rstrip()), True
+        tail = min((match.start for match in matches if match.start < tail < match.end), default=tail)
+        stop = self._traits.stop_end(after, tail, matches, is_last, continues)
+        if stop is not None:
+            return stop, None
+        if not is_last:
+            return len(after[:tail].rstrip()), None
+        has_calls = bool(messages[turn].get("tool_calls"))
+        return len(after), self._traits.end_of_call if has_calls else self._traits.end_of_answer
+
+    def _next_role(self, place: int) -> str | None:
+        """The role of the turn whose text comes next at or after ``place``."""
+        at = bisect_left(self._starts, place)
+        return (
+            self._placeholders.messages[self._slots[at].turn].get("role") if at < len(self._slots) else None
+        )
 
     def _tail_length(self, turn: int, last: int, after: str) -> int:
         """How much of the text after a turn's last slot the template also writes when the turn is last."""
         alone = self._placeholders.render(turn + 1, generation_prompt=False)
         if len(alone.text) >= last and self._full.text.startswith(alone.text):
             return min(len(alone.text) - last, len(after))
-        index = next(piece.slot.index for piece in self._slots if piece.slot and piece.end == last)
+        index = next((piece.slot.index for piece in self._slots if piece.slot and piece.end == last), None)
+        if index is None:  # no text comes before the turn
+            return common_prefix(alone.text, after)
         ends = [piece.end for piece in alone.slots() if piece.slot and piece.slot.index == index]
         if not ends:
             raise TemplateFailure("the template does not write an assistant turn when it is the last")
-        return _common_prefix(alone.text[ends[-1] :], after)
+        return common_prefix(alone.text[ends[-1] :], after)
 
 
 class RealTurnFinder:
     """Finds trained spans from the real texts alone, for records whose texts change what the template writes.
 
-    A turn begins where the rendering of the turns before it, with generation prompt, ends. It ends at the
-    template's first control token after it that ends an answer. Anything less certain is a TemplateFailure.
+    A turn begins where the rendering of the turns before it, with generation prompt, ends. It ends at its
+    stop, within what the template also writes when the turn is the last. Anything less certain is a
+    TemplateFailure.
     """
 
     def __init__(
@@ -199,29 +281,44 @@ class RealTurnFinder:
         self._control = control
         self._traits = traits
 
-    def span(self, turn: int) -> LossSpan | None:
+    def spans(self, turn: int) -> list[LossSpan]:
         """The span of one assistant turn. Raises TemplateFailure where it cannot be determined."""
-        prompt = self._placeholders.render(turn, generation_prompt=True).text + self._traits.header
-        if not self._full.text.startswith(prompt):
+        full, is_last = self._full.text, turn + 1 == len(self._placeholders.messages)
+        prompt = self._placeholders.render(turn, generation_prompt=True).text
+        if full.startswith(prompt + self._traits.header):
+            prompt += self._traits.header
+        if not full.startswith(prompt):
             raise TemplateFailure(
                 "the template reacts to the text of a turn and rewrites the turns before it"
             )
-        matches = self._control.find(self._full.text[len(prompt) :])
-        ending = next((match for match in matches if match.token.text == self._traits.ending), None)
-        if ending is None:
+        alone = full if is_last else self._placeholders.render(turn + 1, generation_prompt=False).text
+        after = full[len(prompt) :]
+        tail = common_prefix(alone[len(prompt) :], after) if alone.startswith(prompt) else 0
+        stop = self._traits.stop_end(after, tail, self._control.find(after), is_last)
+        if stop is None or not tail:
             raise TemplateFailure(
                 "the template reacts to the text of a turn and has no token that ends a turn"
             )
-        return LossSpan(len(prompt), len(prompt) + ending.end, True)
+        return [LossSpan(len(prompt), len(prompt) + stop)]
 
 
-def _common_prefix(a: str, b: str) -> int:
-    """The number of leading characters that two texts share."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # bisect on equality of slices: compares in C
-        middle = (low + high + 1) // 2
-        if a[:middle] == b[:middle]:
-            low = middle
+def _runs(places: list[int]) -> list[list[int]]:
+    """Consecutive numbers together: ``[1, 2, 5]`` -> ``[[1, 2], [5]]``."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and runs[-1][-1] + 1 == place:
+            runs[-1].append(place)
         else:
-            high = middle - 1
-    return low
+            runs.append([place])
+    return runs
+
+
+def _after_last_slot(rendering: Rendering) -> str:
+    slots = rendering.slots()
+    return rendering.text[slots[-1].end :] if slots else rendering.text
+
+
+def _content(message: dict[str, Any]) -> str:
+    """The text of a message's content."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)

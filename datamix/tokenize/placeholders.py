@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from datamix.tokenize.chat_template import ChatTemplate, TemplateFailure
-from datamix.tokenize.conversation import ChatTurn, Conversation, map_strings, to_message
+from datamix.tokenize.conversation import USUAL_FORM, Conversation, MessageForm, map_strings, to_message
 from datamix.tokenize.special_tokens import RESERVED, ControlTokens, unescape
 
 _NEWLINES = 7  # more than any template writes in a row
@@ -97,10 +97,11 @@ class PlaceholderRender:
         template: ChatTemplate,
         control: ControlTokens,
         slots: bool,
+        form: MessageForm = USUAL_FORM,
         cache: dict[Any, Rendering] | None = None,
     ) -> None:
         self._template = template
-        self._shape = conversation.shape() if slots and cache is not None else None
+        self._shape = (*conversation.shape(), form) if slots and cache is not None else None
         self._cache = cache if cache is not None else {}
         slot_turns: list[int] = []
 
@@ -115,7 +116,7 @@ class PlaceholderRender:
 
         self.messages: list[dict[str, Any]] = []
         for turn in conversation.turns:
-            self.messages.append(to_message(turn, sentinel if slots else exact, exact))
+            self.messages.append(to_message(turn, sentinel if slots else exact, exact, form))
         self._tools = map_strings(conversation.tools, exact)
         self._kwargs = map_strings(conversation.kwargs, exact)
         self._slot_turns = slot_turns
@@ -124,8 +125,8 @@ class PlaceholderRender:
         """The rendering of the first turns. Raises TemplateFailure where the template refuses them."""
         key = None
         if self._shape is not None:
-            turns, tools, kwargs = self._shape
-            key = (turns[:num_turns], tools, kwargs, generation_prompt)
+            turns, tools, kwargs, form = self._shape
+            key = (turns[:num_turns], tools, kwargs, form, generation_prompt)
             if key in self._cache:
                 return self._cache[key]
         text = self._template.render(self.messages[:num_turns], self._tools, self._kwargs, generation_prompt)
@@ -181,52 +182,3 @@ def _padding_after(text: str, place: int, is_json: bool) -> tuple[str | None, in
     if text.startswith(padding, place):
         return "", len(padding)
     return ("\n", 1) if text.startswith("\u2003", place) else (None, 0)
-
-
-@dataclass(frozen=True)
-class TemplateTraits:
-    """What a template does with an ordinary question and answer."""
-
-    ending: str | None  # the control token after an answer
-    header: str  # the text before an answer, where the template has no generation prompt
-    writes_reasoning: bool
-    writes_calls: bool  # of calls without an id: those parsed from inline tags have none
-
-
-def template_traits(template: ChatTemplate, control: ControlTokens) -> TemplateTraits:
-    """Derive a template's traits from five renderings of short conversations."""
-    question = ChatTurn("user", "q")
-    plain = _rendered(template, control, (question, ChatTurn("assistant", "a")))
-    prompt = _rendered(template, control, (question,), generation_prompt=True)
-    bare = _rendered(template, control, (question,))
-    ending, header = None, ""
-    if plain is not None and plain.slots() and plain.slots()[-1].turn == 1:
-        answer = plain.slots()[-1]
-        matches = control.find(plain.text[answer.end :])
-        ending = matches[0].token.text if matches else None
-        if prompt is not None and bare is not None and prompt.text == bare.text:
-            written = plain.text[len(prompt.text) : answer.start]
-            header = written if plain.text.startswith(prompt.text) and written.strip() else ""
-    thought = _rendered(template, control, (question, ChatTurn("assistant", "a", reasoning="r")))
-    calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": "y"}}}]
-    called = _rendered(template, control, (question, ChatTurn("assistant", None, calls=calls)))
-    return TemplateTraits(ending, header, _writes(thought, 2), _writes(called, 1))
-
-
-def _rendered(
-    template: ChatTemplate,
-    control: ControlTokens,
-    turns: tuple[ChatTurn, ...],
-    generation_prompt: bool = False,
-) -> Rendering | None:
-    try:
-        placeholders = PlaceholderRender(Conversation(turns, None, None), template, control, slots=True)
-        return placeholders.render(len(turns), generation_prompt)
-    except TemplateFailure:
-        return None
-
-
-def _writes(rendering: Rendering | None, slot: int) -> bool:
-    if rendering is None:
-        return False
-    return any(piece.slot is not None and piece.slot.index == slot for piece in rendering.slots())

@@ -9,18 +9,19 @@ the spans stay uncertain.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
 from datamix.tokenize.chat_template import ChatTemplate, TemplateFailure
-from datamix.tokenize.conversation import Conversation, to_message
+from datamix.tokenize.conversation import Conversation, MessageForm, to_message
 from datamix.tokenize.loss_spans import LossSpan, RealTurnFinder, TurnFinder
-from datamix.tokenize.placeholders import PlaceholderRender, Rendering, template_traits
+from datamix.tokenize.placeholders import PlaceholderRender, Rendering
 from datamix.tokenize.segments import Layout, build_layout, with_ending
 from datamix.tokenize.special_tokens import ControlTokens, unescape
 from datamix.tokenize.template_analysis import text_dependence
+from datamix.tokenize.template_traits import template_traits
 
 Purpose = Literal["all", "assistant", "last_assistant", "prompt", "completion", "document"]
 _MAX_SHAPES = 1024
@@ -42,6 +43,7 @@ class _ShapePlan:
 
     rendering: Rendering
     layout: Layout
+    form: MessageForm
     leaves_out: bool
     is_confirmed: bool = False  # a record of this shape was rendered too, and was equal
 
@@ -68,7 +70,7 @@ class ChatRenderer:
         self._dependence = text_dependence(template.tree)
         self._eos = eos_token_id
         self._restarts = restarts  # see ``build_layout``
-        self.traits = template_traits(template, control)
+        self.traits = template_traits(template, control, eos_token_id)
         self._plans: dict[Any, _ShapePlan | str] = {}  # or why the template fails
         self._renderings: dict[Any, Rendering] = {}
         self._trained_parts: dict[
@@ -86,10 +88,10 @@ class ChatRenderer:
             raise TemplateFailure(plan)
         if plan.is_confirmed and self._dependence.ignores(texts):
             return RenderedChat(plan.layout, texts, plan.leaves_out)
-        if plan.rendering.fill(texts) == self._render_text(conversation, purpose):
+        if plan.rendering.fill(texts) == self._render_text(conversation, purpose, plan.form):
             plan.is_confirmed = True
             return RenderedChat(plan.layout, texts, plan.leaves_out)
-        return RenderedChat(self._render_alone(conversation, purpose, num_prompt_turns), [])
+        return RenderedChat(self._render_alone(conversation, purpose, num_prompt_turns, plan.form), [])
 
     def trained_part(self, layout: Layout) -> Layout:
         """Only the trained entries of a layout: of a completion, what follows the prompt."""
@@ -98,8 +100,8 @@ class ChatRenderer:
             cached = self._trained_parts[id(layout)] = (layout, layout.part(trained=True))
         return cached[1]
 
-    def _render_text(self, conversation: Conversation, purpose: Purpose) -> str:
-        messages = [to_message(turn, str, str) for turn in conversation.turns]
+    def _render_text(self, conversation: Conversation, purpose: Purpose, form: MessageForm) -> str:
+        messages = [to_message(turn, str, str, form) for turn in conversation.turns]
         return self._template.render(messages, conversation.tools, conversation.kwargs, purpose == "prompt")
 
     def _plan(self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int) -> _ShapePlan | str:
@@ -109,95 +111,118 @@ class ChatRenderer:
             if len(self._plans) >= _MAX_SHAPES:
                 self._plans.clear()
                 self._trained_parts.clear()
-            try:
-                plan = self._analyse(conversation, purpose, num_prompt_turns)
-            except TemplateFailure as failure:
-                plan = str(failure)
-            self._plans[key] = plan
+            failures: list[str] = []
+            for form in self._forms(conversation):
+                try:
+                    plan = self._analyse(conversation, purpose, num_prompt_turns, form)
+                    break
+                except TemplateFailure as failure:
+                    failures.append(str(failure))
+            self._plans[key] = plan = failures[0] if plan is None else plan
         return plan
 
-    def _analyse(self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int) -> _ShapePlan:
+    def _forms(self, conversation: Conversation) -> Iterator[MessageForm]:
+        """The forms in which the template may be able to read a conversation, the usual one first."""
+        usual = self.traits.form
+        answers = [turn for turn in conversation.turns if turn.role == "assistant"]
+        as_text = (False, True) if any(turn.calls for turn in answers) else (False,)
+        lacks_content = any(turn.content is None for turn in answers)
+        missing: tuple[Literal["absent", "null", "empty"], ...] = ("absent", "null", "empty")
+        for content in missing if lacks_content else missing[:1]:
+            for arguments in as_text:
+                yield usual._replace(arguments_as_text=arguments, missing_content=content)
+
+    def _analyse(
+        self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int, form: MessageForm
+    ) -> _ShapePlan:
         if len(self._renderings) >= _MAX_RENDERINGS:
             self._renderings.clear()
         placeholders = PlaceholderRender(
-            conversation, self._template, self._control, slots=True, cache=self._renderings
+            conversation, self._template, self._control, True, form, self._renderings
         )
         full = placeholders.render(len(conversation.turns), purpose == "prompt")
-        find = TurnFinder(placeholders, full, self._control, self.traits).span
+        find = TurnFinder(placeholders, full, self._control, self.traits).spans
         layout = self._layout(_LayoutInput(conversation, purpose, num_prompt_turns, placeholders, full), find)
-        return _ShapePlan(full, layout, placeholders.leaves_out(full))
+        return _ShapePlan(full, layout, form, placeholders.leaves_out(full))
 
-    def _render_alone(self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int) -> Layout:
+    def _render_alone(
+        self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int, form: MessageForm
+    ) -> Layout:
         """The layout of one conversation by its real texts."""
-        escaped = PlaceholderRender(conversation, self._template, self._control, slots=False)
+        escaped = PlaceholderRender(conversation, self._template, self._control, False, form)
         full = escaped.render(len(conversation.turns), purpose == "prompt")
-        if unescape(full.text) != self._render_text(conversation, purpose):
-            raise TemplateFailure("the template reacts to control tokens inside the text of a turn")
-        find = RealTurnFinder(escaped, full, self._control, self.traits).span
+        if unescape(full.text) != self._render_text(conversation, purpose, form):
+            has_thought = any("</think>" in (turn.content or "") for turn in conversation.turns)
+            raise TemplateFailure(_CUTS_THOUGHTS if has_thought and self.traits.cuts_thoughts else _REACTS)
+        find = RealTurnFinder(escaped, full, self._control, self.traits).spans
         return self._layout(_LayoutInput(conversation, purpose, num_prompt_turns, escaped, full), find)
 
-    def _layout(self, source: _LayoutInput, find: FindSpan) -> Layout:
-        spans, stops = _SPANS[source.purpose](source, find)
+    def _layout(self, source: _LayoutInput, find: FindSpans) -> Layout:
+        spans, ending = _SPANS[source.purpose](source, find)
         layout = build_layout(source.full.pieces, spans, self._control, self._restarts)
-        if self._eos is None or stops or (source.purpose == "document" and self._eos in layout.entries[-2:]):
-            return layout
-        return with_ending(layout, self._eos, trained=True)
+        if source.purpose == "document":
+            ending = None if self._eos in layout.entries[-2:] else self._eos
+        return layout if ending is None else with_ending(layout, ending, trained=True)
 
 
-FindSpan = Callable[[int], LossSpan | None]
-TrainedSpans = tuple[
-    list[tuple[int, int]], bool
-]  # [start, end) of each, and whether a stop token ends the last
+_REACTS = "the template reacts to control tokens inside the text of a turn"
+_CUTS_THOUGHTS = (
+    "the template cuts the thought (what is before </think>) out of the answer; name one that keeps it with "
+    "`chat_template`"
+)
+
+FindSpans = Callable[[int], list[LossSpan]]
+TrainedSpans = tuple[list[tuple[int, int]], int | None]  # [start, end) of each; a token to add at the end
 
 
-def _prompt_spans(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
-    return [], True
+def _prompt_spans(source: _LayoutInput, find: FindSpans) -> TrainedSpans:
+    return [], None
 
 
-def _document_spans(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
-    return [(0, len(source.full.text))], False
+def _document_spans(source: _LayoutInput, find: FindSpans) -> TrainedSpans:
+    return [(0, len(source.full.text))], None
 
 
-def _answer_spans(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
+def _answer_spans(source: _LayoutInput, find: FindSpans) -> TrainedSpans:
     """Every assistant turn, or only the last, except those that the data marks as not trained."""
     turns = [at for at, turn in enumerate(source.conversation.turns) if turn.role == "assistant"]
     if source.purpose == "last_assistant":
         turns = turns[-1:]
-    candidates = [find(at) for at in turns if source.conversation.turns[at].train is not False]
-    spans = [span for span in candidates if span is not None]
+    spans = [span for at in turns if source.conversation.turns[at].train is not False for span in find(at)]
     if any(first.end > second.start for first, second in pairwise(spans)):
         raise TemplateFailure("the template writes assistant turns out of order")
-    return [(span.start, span.end) for span in spans], not spans or spans[-1].stops
+    return [(span.start, span.end) for span in spans], spans[-1].ending if spans else None
 
 
-def _all_spans(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
+def _all_spans(source: _LayoutInput, find: FindSpans) -> TrainedSpans:
     """Everything except the assistant turns that the data marks as not trained."""
     turns = source.conversation.turns
-    spans, at, stops = [], 0, True
+    trained: list[tuple[int, int]] = []
+    at, ending = 0, None
     for place, turn in enumerate(turns):
         if turn.role != "assistant" or (turn.train is not False and place + 1 < len(turns)):
             continue
-        span = find(place)
-        if span is not None and turn.train is False:
-            spans.append((at, span.start))
-            at = span.end
-        elif span is not None:
-            stops = span.stops
-    return [*spans, (at, len(source.full.text))], stops
+        for span in find(place):
+            if turn.train is False:
+                trained.append((at, span.start))
+                at = span.end
+            else:
+                ending = span.ending
+    return [*trained, (at, len(source.full.text))], ending
 
 
-def _completion_span(source: _LayoutInput, find: FindSpan) -> TrainedSpans:
+def _completion_span(source: _LayoutInput, find: FindSpans) -> TrainedSpans:
     """From the end of the prompt to the end of the last turn."""
     prompt = source.placeholders.render(source.num_prompt_turns, generation_prompt=True)
     if not source.full.text.startswith(prompt.text):
         raise TemplateFailure("the rendering of prompt and completion does not begin with that of the prompt")
     last = find(len(source.conversation.turns) - 1)
-    if last is None or last.end <= len(prompt.text):
+    if not last or last[-1].end <= len(prompt.text):
         raise TemplateFailure("the template writes nothing of a completion")
-    return [(len(prompt.text), last.end)], last.stops
+    return [(len(prompt.text), last[-1].end)], last[-1].ending
 
 
-_SPANS: dict[Purpose, Callable[[_LayoutInput, FindSpan], TrainedSpans]] = {
+_SPANS: dict[Purpose, Callable[[_LayoutInput, FindSpans], TrainedSpans]] = {
     "prompt": _prompt_spans,
     "document": _document_spans,
     "assistant": _answer_spans,

@@ -42,8 +42,7 @@ def test_the_worked_example_shows_what_the_code_does() -> None:
     full = placeholders.render(2, generation_prompt=False)
     assert written(list(full.pieces)) == rendering
 
-    found = TurnFinder(placeholders, full, encoder.control, chat.traits).span(1)
-    assert found is not None
+    found = TurnFinder(placeholders, full, encoder.control, chat.traits).spans(1)[0]
     prompt = placeholders.render(1, generation_prompt=True)
     assert found.start == len(prompt.text)
     *_, trained_slot, ending = full.pieces

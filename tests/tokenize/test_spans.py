@@ -46,9 +46,9 @@ conversations = st.tuples(st.booleans(), st.lists(exchanges, min_size=1, max_siz
 )
 
 
-def found(finder: TurnFinder, turn: int) -> LossSpan | str | None:
+def found(finder: TurnFinder, turn: int) -> list[LossSpan] | str:
     try:
-        return finder.span(turn)
+        return finder.spans(turn)
     except TemplateFailure as failure:
         return str(failure)
 
@@ -79,8 +79,8 @@ def test_a_long_conversation_costs_a_few_renderings(
 ) -> None:
     one: Any = encoder(tokenizers["qwen2.5"])
     turns = [turn for number in range(100) for turn in (ASK, *_call(number, says=number % 3 == 0), ANSWER)]
-    counted = []
+    chat, counted = one._renderer, []
     render = ChatTemplate.render
     monkeypatch.setattr(ChatTemplate, "render", lambda *given: counted.append(1) or render(*given))
-    one._renderer.render(Conversation(turns, None, None), "assistant")
+    chat.render(Conversation(turns, None, None), "assistant")
     assert len(counted) < 25

@@ -29,11 +29,11 @@ ANSWERS: dict[str, Callable[[str, bool], str]] = {
     "mistral-tekken": lambda text, _: text + "</s>",
     "gemma2": lambda text, _: text.strip() + "<end_of_turn>",
     "gemma3": lambda text, _: text.strip() + "<end_of_turn>",
-    "phi3": lambda text, _: text + "<|end|>",
+    "phi3": lambda text, last: text + ("<|end|> \n<|endoftext|>" if last else "<|end|>"),
     "phi4": lambda text, _: text + IM_END,
     "deepseek-v3": lambda text, _: text + DEEPSEEK_END,
     "deepseek-r1": lambda text, _: text + DEEPSEEK_END,
-    "chatglm4": lambda text, last: "\n" + text + ("<|endoftext|>" if last else "<|user|>"),
+    "chatglm4": lambda text, _: "\n" + text + "<|user|>",
     "vicuna": lambda text, _: " " + text.strip() + "</s>",
     "alpaca": lambda text, last: text + "\n\n</s>" if last else text,
 }
@@ -128,7 +128,7 @@ def test_the_text_is_what_transformers_renders(
     encoder = make.encoder(tokenizers[name])
     tokens, _ = encoder.encode(make.sft(batch), "sft")
     for messages, row in zip(batch, tokens.to_pylist(), strict=True):
-        added = "<|endoftext|>" if name == "chatglm4" else ""
+        added = "<|user|>" if name == "chatglm4" else ""
         assert encoder.decode(row["ids"]) == make.rendered(tokenizers[name], messages) + added
 
 
@@ -169,7 +169,8 @@ def test_ids_equal_encoding_the_whole_rendering_at_once(name: str, tokenizers: d
     row = encoder.encode(make.sft([conversation]), "sft")[0].to_pylist()[0]
     text = make.rendered(tokenizers[name], conversation)
     whole = make.reference(tokenizers[name])(text, add_special_tokens=False)["input_ids"]
-    added = [encoder.spec.tokenizer.eos_token_id] if name in ("chatglm4", "alpaca") else []
+    user = {token.text: token.id for token in encoder.control.tokens}.get("<|user|>")
+    added = {"chatglm4": [user], "alpaca": [encoder.spec.tokenizer.eos_token_id]}.get(name, [])
     assert row["ids"] == [*whole, *added]
 
 
