@@ -1,8 +1,10 @@
-"""Keep the texts of some languages, told by an offline detector: py3langid, a naive Bayes over byte n-grams.
+"""Keep the texts of some languages, recognised by an offline detector: py3langid, a naive Bayes over byte
+n-grams.
 
 It comes as the extra ``language`` (a wheel of 4.6 MB with its model inside; nothing is downloaded). Wu,
-Cantonese and classical Chinese count as Chinese. Short texts are not judged: a few words look like many languages.
-About 8 MB/s a core. Source: Lui and Baldwin, 2012, "langid.py: An Off-the-shelf Language Identification Tool".
+Cantonese and classical Chinese count as Chinese. Short texts are not judged: a few words look like many
+languages. About 8 MB/s a core. Source: Lui and Baldwin, 2012, "langid.py: An Off-the-shelf Language
+Identification Tool".
 """
 
 from __future__ import annotations
@@ -32,20 +34,20 @@ def require_detector() -> None:
     if importlib.util.find_spec("py3langid") is None:
         raise RecipeError(
             "clean: the step `language` needs a language detector that is not installed. "
-            'In the checkout of datamix: `pip install ".[language]"`; or take the step out.'
+            'In the checkout of datamix: `pip install ".[language]"`; or remove the step.'
         )
 
 
 def judge_language(texts: pa.Array, options: Language) -> pa.Array:
-    """``language_CODE`` of each text that is in another language, else null: a French text -> ``language_fr``."""
+    """``language_CODE`` of each text that is in another language, else null: a French text ->
+    ``language_fr``.
+    """
     require_detector()
-    keep = frozenset(options.keep)
-    wanted = keep | _CHINESE if "zh" in keep else keep
-    verdicts = [None if t is None or len(t) < options.min_chars else _code(t) for t in texts.to_pylist()]
-    return pa.array([None if v is None or v in wanted else f"language_{v}" for v in verdicts], pa.string())
-
-
-def _code(text: str) -> str:
-    detector = importlib.import_module("py3langid")
-    code: str = detector.classify(text[:_HEAD_CHARS])[0]
-    return code
+    classify = importlib.import_module("py3langid").classify  # heavy: loads its model
+    keep = {*options.keep, *(_CHINESE if "zh" in options.keep else ())}
+    reasons: list[str | None] = []
+    for text in texts.to_pylist():
+        judged = text is not None and len(text) >= options.min_chars
+        code = classify(text[:_HEAD_CHARS])[0] if judged else None
+        reasons.append(None if code is None or code in keep else f"language_{code}")
+    return pa.array(reasons, pa.string())

@@ -1,21 +1,23 @@
-"""Take out what a scraper left behind: HTML remains, and the lines that stand on every page.
+"""Remove what a scraper left behind: HTML remains, and the lines that every page has.
 
-Code is not markup: fenced and inline code stays as it is, and only names that are HTML elements count as tags, so
-``<think>``, ``<|im_end|>`` and ``a < b`` stay. Boilerplate goes by whole short lines with a known pattern, English and
-Chinese; a sentence that merely speaks of cookies stays. Python sees only the texts, or the lines, in which a columnar search
-found a tag, an entity or a word of boilerplate.
+Code is not markup: fenced and inline code stays as it is, and only names that are HTML elements count as
+tags, so ``<think>``, ``<|im_end|>`` and ``a < b`` stay. Boilerplate is removed by whole short lines with a
+known pattern, English and Chinese; a sentence that merely speaks of cookies stays. Python reads only the
+texts, or the lines, in which a columnar search matches a tag, an entity or a word of boilerplate.
 """
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from datamix.clean.fields import parents, replace_matching
+from datamix.core.arrays import offsets_from_lengths
 
 _BLOCKS = (
     "address|article|aside|blockquote|body|br|caption|center|dd|div|dl|dt|fieldset|figcaption|figure|"
@@ -41,8 +43,9 @@ _LINES = re.compile(r"\n{3,}")
 _MAX_LINE_CHARS = 160  # a longer line is a paragraph that happens to name something
 # What a line must hold before the patterns are tried (RE2).
 _KEYWORD = (
-    "(?i)cookie|javascript|©|\\(c\\)|copyright|rights reserved|privacy|terms|contact us|about us|skip to|back to top|read more"
-    "|click here|advertisement|sponsored|share|follow us|newsletter|home|首页|主页|版权|著作权|转载|编辑|责编|审核|来源|作者"
+    "(?i)cookie|javascript|©|\\(c\\)|copyright|rights reserved|privacy|terms|contact us|about us|skip to|back to top"
+    "|read more|click here|advertisement|sponsored|share|follow us|newsletter|home"
+    "|首页|主页|版权|著作权|转载|编辑|责编|审核|来源|作者"
     "|一篇|一页|点击|扫描|扫码|长按|分享|转发到|顶部|网站地图|友情链接|ICP|公网安备|相关|热门推荐|猜你喜欢|延伸阅读|关注|免责声明"
 )
 _BOILERPLATE = re.compile(
@@ -85,7 +88,18 @@ class Boilerplate:
 
 def strip_html(texts: pa.Array, options: Html) -> pa.Array:
     """``"<p>Fish &amp; chips</p><script>x()</script>"`` -> ``"Fish & chips"``; null stays null."""
-    return _mend(texts, _SUSPECT, lambda text: _strip(text, options))
+
+    def strip(text: str) -> str:
+        parts = _CODE.split(text)  # prose, code, prose, ...
+        for i in range(0, len(parts), 2):
+            if options.tags:
+                parts[i] = _SPAN.sub("", _BLOCK.sub("\n", _HIDDEN.sub("", parts[i])))
+            if options.entities:
+                parts[i] = _ENTITY.sub(lambda m: html.unescape(m[0]).replace("\u00a0", " "), parts[i])
+        stripped = "".join(parts)
+        return stripped if stripped == text else _LINES.sub("\n\n", stripped).strip("\n")
+
+    return replace_matching(texts, _SUSPECT, strip)
 
 
 def drop_boilerplate(texts: pa.Array, _: Boilerplate) -> pa.Array:
@@ -95,40 +109,10 @@ def drop_boilerplate(texts: pa.Array, _: Boilerplate) -> pa.Array:
     suspects = pc.and_(
         pc.less_equal(pc.utf8_length(flat), _MAX_LINE_CHARS), pc.match_substring_regex(flat, pattern=_KEYWORD)
     )
-    rows = np.flatnonzero(suspects.to_numpy(zero_copy_only=False))
-    found = [
-        _BOILERPLATE.fullmatch(line.strip()) is not None for line in flat.take(pa.array(rows)).to_pylist()
-    ]
-    keep = np.ones(len(flat), bool)
-    keep[rows[np.array(found, bool)]] = False
-    parents = pc.list_parent_indices(lines).to_numpy(zero_copy_only=False)
-    offsets = np.zeros(len(texts) + 1, np.int32)
-    np.cumsum(np.bincount(parents[keep], minlength=len(texts)), out=offsets[1:])
-    kept = pa.ListArray.from_arrays(pa.array(offsets), flat.filter(pa.array(keep)))
-    return pc.if_else(texts.is_null(), texts, pc.binary_join(kept, "\n"))
-
-
-def _mend(texts: pa.Array, candidate: str, mend: Callable[[str], str]) -> pa.Array:
-    """Apply ``mend`` to the texts that match ``candidate`` (RE2)."""
-    suspects = pc.fill_null(pc.match_substring_regex(texts, pattern=candidate), False)
-    if not pc.any(suspects).as_py():
-        return texts
-    rows = pa.array(np.flatnonzero(suspects.to_numpy(zero_copy_only=False)))
-    mended = [mend(text) for text in texts.take(rows).to_pylist()]
-    return pc.replace_with_mask(texts, suspects, pa.array(mended, texts.type))
-
-
-def _strip(text: str, options: Html) -> str:
-    parts = _CODE.split(text)  # prose, code, prose, ...
-    for i in range(0, len(parts), 2):
-        parts[i] = _strip_prose(parts[i], options)
-    mended = "".join(parts)
-    return mended if mended == text else _LINES.sub("\n\n", mended).strip("\n")
-
-
-def _strip_prose(text: str, options: Html) -> str:
-    if options.tags:
-        text = _SPAN.sub("", _BLOCK.sub("\n", _HIDDEN.sub("", text)))
-    if options.entities:
-        text = _ENTITY.sub(lambda found: html.unescape(found[0]).replace("\u00a0", " "), text)
-    return text
+    stays = np.ones(len(flat), bool)
+    for row in np.flatnonzero(suspects.to_numpy(zero_copy_only=False)):
+        stays[row] = _BOILERPLATE.fullmatch(flat[row].as_py().strip()) is None
+    counts = np.bincount(parents(lines)[stays], minlength=len(texts))
+    offsets = pa.array(offsets_from_lengths(counts, np.int32))
+    rest = pa.ListArray.from_arrays(offsets, flat.filter(pa.array(stays)))
+    return pc.if_else(texts.is_null(), texts, pc.binary_join(rest, "\n"))

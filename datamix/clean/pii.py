@@ -1,10 +1,10 @@
 """Replace what points at a person: e-mail, identity card, bank card, phone number, IP address.
 
-Each find becomes a fixed word such as ``[PHONE]``, the same for all: nothing of it is kept, so nobody can turn it back.
-Numbers are checked, not only matched: an identity card by its date and its check character (GB 11643, ISO 7064 MOD
-11-2), a bank card by its issuer's digits and Luhn's sum (ISO/IEC 7812), an address by being public. Full-width digits
-count as digits. A rule of this sort finds the common forms, not every one. Columnar search first; Python only sees
-texts that hold a candidate.
+Each match becomes a fixed word such as ``[PHONE]``, the same for all: nothing of it is saved, so nobody can
+turn it back. Numbers are checked, not only matched: an identity card by its date and its check character (GB
+11643, ISO 7064 MOD 11-2), a bank card by its issuer's digits and Luhn's sum (ISO/IEC 7812), an address by
+being public. Full-width digits count as digits. Rules of this sort match the common forms, not every one.
+Columnar search first; Python only reads texts that hold a candidate.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from datamix.clean.fields import Pass
+from datamix.clean.fields import Pass, replace_matching
 
 _DASH = r"[-\u2010-\u2015 ]"
 _EMAIL = re.compile(
@@ -41,7 +40,7 @@ _PHONE = re.compile(rf"(?<![A-Za-z_\d.])(?:{'|'.join(_PHONES)})(?!\d|\.\d)")
 _IPV4 = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.]?\d)")
 _IPV6 = re.compile(r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{1,4}:){3,7}(?::?[0-9A-Fa-f]{1,4}){1,4}(?![0-9A-Za-z:])")
 
-# The same forms for a search over a whole column (RE2), without what may stand around them.
+# The same forms for a search over a whole column (RE2), without what may surround them.
 _CARD_LIKE = r"\p{Nd}{4}(?:[-\x{2010}-\x{2015} ]?\p{Nd}{4}){2}[-\x{2010}-\x{2015} ]?\p{Nd}{3}"
 _PHONE_LIKE = "|".join(_PHONES).replace(r"\d", r"\p{Nd}").replace(r"\u2010-\u2015", r"\x{2010}-\x{2015}")
 _IP_LIKE = r"\p{Nd}\.\p{Nd}+\.\p{Nd}+\.\p{Nd}|[0-9A-Fa-f]:[0-9A-Fa-f]{1,4}:[0-9A-Fa-f]{1,4}:"
@@ -61,40 +60,9 @@ class Pii:
     ip: bool = True  # public addresses only; 127.0.0.1 and 192.168.* point at nobody
 
 
-def passes(options: Pii) -> list[Pass]:
-    """One pass per sort of find, counted under its own name; the stricter go first."""
-    return [_pass(sort) for sort in _SORTS if getattr(options, sort.name)]
-
-
-@dataclass(frozen=True)
-class _Sort:
-    name: str
-    candidate: str  # RE2: what a text must hold before Python looks at it
-    redact: Callable[[str], str]
-
-
-def _pass(sort: _Sort) -> Pass:
-    def text(texts: pa.Array, _: Pii) -> pa.Array:
-        return _mend(texts, sort.candidate, sort.redact)
-
-    def in_json(texts: pa.Array, _: Pii) -> pa.Array:
-        return _mend(texts, sort.candidate, lambda t: redact_json(t, sort.redact))
-
-    return Pass(f"pii_{sort.name}", text, in_json)
-
-
-def _mend(texts: pa.Array, candidate: str, redact: Callable[[str], str]) -> pa.Array:
-    """Apply ``redact`` to the texts that match ``candidate``; null stays null."""
-    suspects = pc.fill_null(pc.match_substring_regex(texts, pattern=candidate), False)
-    if not pc.any(suspects).as_py():
-        return texts
-    rows = pa.array(np.flatnonzero(suspects.to_numpy(zero_copy_only=False)))
-    mended = [redact(text) for text in texts.take(rows).to_pylist()]
-    return pc.replace_with_mask(texts, suspects, pa.array(mended, texts.type))
-
-
 def redact_json(text: str, redact: Callable[[str], str]) -> str:
-    """Redact the strings and whole numbers inside a JSON text; names, and texts without a find, stay as they are.
+    """Redact the strings and whole numbers inside a JSON text; names, and texts without a match, stay as they
+    are.
 
     ``'{"phone": 13812345678}'`` -> ``'{"phone": "[PHONE]"}'``.
     """
@@ -117,7 +85,9 @@ def _walk(value: Any, redact: Callable[[str], str]) -> Any:
 
 
 def is_id_card(number: str) -> bool:
-    """Whether 18 characters are an identity card number: a date that exists, and the right check character."""
+    """Whether 18 characters are an identity card number: a date that exists, and the right check
+    character.
+    """
     digits = [int(c) for c in number[:17]]
     text = "".join(map(str, digits))
     try:
@@ -135,51 +105,61 @@ def is_id_card(number: str) -> bool:
 def is_bank_card(number: str) -> bool:
     """Whether the digits are a card number: an issuer's first digits, 15 to 19 of them, and Luhn's sum."""
     digits = [int(c) for c in number if c.isdigit()]
-    if not 15 <= len(digits) <= 19 or not _issued(digits):
+    if not 15 <= len(digits) <= 19:
         return False
-    doubled = [d * 2 - 9 * (d > 4) if i % 2 else d for i, d in enumerate(reversed(digits))]
-    return sum(doubled) % 10 == 0
-
-
-def _issued(digits: list[int]) -> bool:
-    """The issuers whose cards have so many digits: UnionPay and Discover 16 to 19, American Express 15, others 16."""
     start, length = digits[0] * 10 + digits[1], len(digits)
-    if start in (60, 62, 64, 65):
-        return length >= 16
-    if start in (34, 37):
-        return length == 15
-    return length == 16 and (digits[0] == 4 or 51 <= start <= 55 or 22 <= start <= 27 or start == 35)
+    if start in (60, 62, 64, 65):  # UnionPay and Discover
+        issued = length >= 16
+    elif start in (34, 37):  # American Express
+        issued = length == 15
+    else:  # Visa, Mastercard, JCB
+        issued = length == 16 and (digits[0] == 4 or 51 <= start <= 55 or 22 <= start <= 27 or start == 35)
+    doubled = [d * 2 - 9 * (d > 4) if i % 2 else d for i, d in enumerate(reversed(digits))]
+    return issued and sum(doubled) % 10 == 0
 
 
-def _id_card(found: re.Match[str]) -> str:
-    return "[ID_CARD]" if is_id_card(found[0]) else found[0]
+def is_phone(number: str) -> bool:
+    """Whether a phone-like text has as many digits as a phone number."""
+    return 9 <= sum(c.isdigit() for c in number) <= 17
 
 
-def _bank_card(found: re.Match[str]) -> str:
-    return "[BANK_CARD]" if is_bank_card(found[0]) else found[0]
+def _replace(pattern: re.Pattern[str], word: str, is_valid: Callable[[str], bool], text: str) -> str:
+    return pattern.sub(lambda match: word if is_valid(match[0]) else match[0], text)
 
 
-def _phone(found: re.Match[str]) -> str:
-    digits = sum(c.isdigit() for c in found[0])
-    return "[PHONE]" if 9 <= digits <= 17 else found[0]
+def _replace_addresses(text: str) -> str:
+    def is_public(address: str) -> bool:
+        try:
+            digits = "".join(str(int(c)) if c.isdecimal() else c for c in address)
+            return ipaddress.ip_address(digits).is_global
+        except ValueError:
+            return False
+
+    return _replace(_IPV6, "[IP]", is_public, _replace(_IPV4, "[IP]", is_public, text))
 
 
-def _address(found: re.Match[str]) -> str:
-    try:
-        is_public = ipaddress.ip_address("".join(_ascii(c) for c in found[0])).is_global
-    except ValueError:
-        return found[0]
-    return "[IP]" if is_public else found[0]
+# Option -> what a text must hold before Python reads it (RE2), and how it is redacted; the stricter come first.
+_RULES: dict[str, tuple[str, Callable[[str], str]]] = {
+    "email": (r"[A-Za-z0-9_.+%-]@[A-Za-z0-9]", lambda text: _EMAIL.sub("[EMAIL]", text)),
+    "id_card": (r"\p{Nd}{17}", partial(_replace, _ID_CARD, "[ID_CARD]", is_id_card)),
+    "bank_card": (_CARD_LIKE, partial(_replace, _BANK_CARD, "[BANK_CARD]", is_bank_card)),
+    "phone": (_PHONE_LIKE, partial(_replace, _PHONE, "[PHONE]", is_phone)),
+    "ip": (_IP_LIKE, _replace_addresses),
+}
 
 
-def _ascii(character: str) -> str:
-    return str(int(character)) if character.isdecimal() else character
+def passes(options: Pii) -> list[Pass]:
+    """One pass per sort of personal data, counted under its own name."""
+    return [
+        Pass(
+            f"pii_{name}",
+            partial(_redact, pattern, redact),
+            partial(_redact, pattern, partial(redact_json, redact=redact)),
+        )
+        for name, (pattern, redact) in _RULES.items()
+        if getattr(options, name)
+    ]
 
 
-_SORTS = (
-    _Sort("email", r"[A-Za-z0-9_.+%-]@[A-Za-z0-9]", lambda text: _EMAIL.sub("[EMAIL]", text)),
-    _Sort("id_card", r"\p{Nd}{17}", lambda text: _ID_CARD.sub(_id_card, text)),
-    _Sort("bank_card", _CARD_LIKE, lambda text: _BANK_CARD.sub(_bank_card, text)),
-    _Sort("phone", _PHONE_LIKE, lambda text: _PHONE.sub(_phone, text)),
-    _Sort("ip", _IP_LIKE, lambda text: _IPV6.sub(_address, _IPV4.sub(_address, text))),
-)
+def _redact(pattern: str, redact: Callable[[str], str], texts: pa.Array, _: Pii) -> pa.Array:
+    return replace_matching(texts, pattern, redact)

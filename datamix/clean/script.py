@@ -1,8 +1,9 @@
 """Words in a text of any script, so that rules made for English hold for Chinese too.
 
-Chinese and Japanese put no blanks between words. A word there is about two characters long (1.6 to 1.8 in running
-Chinese by the usual segmenters), and an English one about six letters with its blank. So one *dense* character counts
-as half a word, and as three letters where a rule counts characters. No dictionary, no model: the same on every machine.
+Chinese and Japanese put no blanks between words. A word there is about two characters long (1.6 to 1.8 in
+running Chinese by the usual segmenters), and an English one about six letters with its blank. So one *dense*
+character counts as half a word, and as three letters where a rule counts characters. No dictionary, no model:
+the same on every machine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _KANA_ONLY = re.compile(f"[{_KANA}]")
 
 @dataclass(frozen=True)
 class Words:
-    """The tokens of a text: blank-separated words, and dense characters one by one; marks of their own left out."""
+    """The tokens of a text: blank-separated words, and dense characters one by one; marks of their own left
+    out.
+    """
 
     tokens: list[str]
     num_spaced: int

@@ -6,8 +6,7 @@ import pyarrow as pa
 import pytest
 
 from datamix.clean import Step, clean
-from datamix.clean.preference_checks import PreferenceChecks
-from datamix.clean.sft_checks import SftChecks, is_cut, is_refusal
+from datamix.clean.record_checks import PreferenceChecks, SftChecks, is_cut, is_refusal
 from datamix.core.records import SCHEMAS
 
 Turns = list[tuple[str, str | None]]

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from datamix.clean import STEPS, Step, clean
-from datamix.clean.length import Length
 from datamix.clean.normalize import Normalize
+from datamix.clean.record_checks import Length
 from datamix.core.records import SCHEMAS, Fields
 
 

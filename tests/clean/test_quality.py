@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamix.clean import STEPS, Step, clean, script
-from datamix.clean.gopher import _dup_share, _token_arrays, _top_share
+from datamix.clean.web_quality import dup_share, token_arrays, top_share
 from datamix.core.records import SCHEMAS
 
 ENGLISH = (
@@ -88,15 +88,15 @@ def test_repetition_is_found_in_both_languages(text: str, expected: str) -> None
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=40), st.integers(1, 6))
 def test_ngram_shares_equal_counting_by_hand(tokens: list[str], n: int) -> None:
     words = [t * (ord(t) - 96) for t in tokens]  # a, bb, ccc, dddd: lengths differ
-    ids, lengths = _token_arrays(words)
+    ids, lengths = token_arrays(words)
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     again = [i for i, g in enumerate(grams) if grams.count(g) > 1]
     inside = {j for i in again for j in range(i, i + n)}
     total = sum(map(len, words))
-    assert np.isclose(_dup_share(ids, lengths, n), sum(len(words[j]) for j in inside) / total)
+    assert np.isclose(dup_share(ids, lengths, n), sum(len(words[j]) for j in inside) / total)
     most = max(map(grams.count, grams), default=0)
     top = max((sum(map(len, g)) for g in grams if grams.count(g) == most), default=0) * most / total
-    assert np.isclose(_top_share(ids, lengths, n), top if most > 1 else 0.0)
+    assert np.isclose(top_share(ids, lengths, n), top if most > 1 else 0.0)
 
 
 @pytest.mark.parametrize(
