@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamix.mix import Available, MixStage, Quota, deviation, epoch_order, schedule, solve
-from datamix.mix.passes import Passes, PassRows, Stretch
+from datamix.mix.passes import Passes
+from datamix.mix.rule import PassRows, StageRunner
 from datamix.mix.schedule import make_track
 
 NUM_SAMPLES = 60_000
@@ -97,9 +98,9 @@ def time_rule(costs: list[NDArray[np.int32]], quota: Quota, names: list[str]) ->
         passes.refill(i)
     rows = PassRows(sum(len(c) for c in costs))
     rows.source[:], rows.row[:] = 0, 0
-    stretch = Stretch(make_track(quota.stages, 0.0), np.arange(len(costs)), passes, rows)
+    runner = StageRunner(make_track(quota.stages, 0.0), np.arange(len(costs)), passes, rows)
     half = max(int(c.max()) for c in costs) / 2
-    return timed(lambda: stretch.run(0, (quota.total, quota.total, half)))
+    return timed(lambda: runner.run(0, (quota.total, quota.total, half)))
 
 
 def timed(call: Callable[[], Any]) -> float:

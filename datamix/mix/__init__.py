@@ -1,7 +1,6 @@
 """Mixing: quotas, weights, the schedule and its recount. Integers only: this room never sees a token."""
 
 from datamix.mix.advice import ladder
-from datamix.mix.deviation import Deviation, deviation
 from datamix.mix.loss_weights import (
     LossNorm,
     effective_cost,
@@ -13,7 +12,7 @@ from datamix.mix.loss_weights import (
 )
 from datamix.mix.passes import caps, epoch_order
 from datamix.mix.quota import Available, LadderStep, MixStage, Quota, Scarcity, StagePlan, quantity
-from datamix.mix.schedule import schedule
+from datamix.mix.schedule import Deviation, deviation, schedule
 from datamix.mix.solve import solve
 from datamix.mix.weights import MixGroup, replay, source_weights, stage_weights, vary
 

@@ -1,4 +1,7 @@
-"""Messages for sizes that cannot be met, and the ladder for scarce sources. Every fix in a message is computed and tried first."""
+"""Messages for sizes that cannot be met, and the ladder for scarce sources.
+
+Every fix in a message is computed and tried first.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,10 @@ from datamix.mix.quota import (
     stage_plans,
 )
 
+LADDER_EPOCHS = (1, 2, 4, 8)
+_UNUSED_WORTH_REPORTING = 0.5
+_TIE = 1e-6  # of a total: sizes are rounded to whole units before shares are made of them
+
 
 @dataclass(frozen=True)
 class Short:
@@ -48,36 +55,31 @@ def too_large(short: Short, limit: float) -> str:
         f"{quantity(short.sources[i].cost)} with max_epochs {short.sources[i].max_epochs:g}"
         for i in lacking
     )
-    fixes = [f"raise {_epochs_fix(short, need, most, lacking)}", _size_fix(short, limit)]
+    epochs = [
+        f"max_epochs of {s.name} to {math.ceil((need[i] + s.most - most[i] - ROUNDING) / s.cost)}"
+        for i, s in enumerate(short.sources)
+        if i in lacking
+    ]
+    if isinstance(short.size, int):
+        size = f"lower size to {quantity(limit)}"
+    elif short.size is not None:
+        size = f"give size as a number of at most {quantity(limit)}"
+    else:
+        size = f"multiply the sizes of the stages by {math.floor(limit / short.asked * 1000) / 1000:g}"
+    fixes = [f"raise {' and '.join(epochs)}", size]
     # A size in epochs of the short source asks for the same amount of it whatever its weight.
     by_weight = len(lacking) == 1 and not isinstance(short.size, Mapping)
     if by_weight and (weights := _weight_fix(short, lacking[0])):
         fixes.append(f"lower {weights}")
     return (
-        f"mix.size: {quantity(short.asked, up=True)} {short.unit} were asked for, the caps allow {quantity(limit)}: "
-        f"{lacks}. Either {', or '.join(fixes)}; or let the mixer choose with on_short: shrink or reweigh."
+        f"mix.size: {quantity(short.asked, up=True)} {short.unit} were asked for, the caps allow "
+        f"{quantity(limit)}: {lacks}. Either {', or '.join(fixes)}; or let the mixer choose with on_short: "
+        f"shrink or reweigh."
     )
 
 
-def _epochs_fix(short: Short, need: Floats, most: Floats, lacking: Sequence[int]) -> str:
-    fixes = []
-    for i in lacking:
-        source = short.sources[i]
-        room = source.most - most[i]
-        fixes.append(f"max_epochs of {source.name} to {math.ceil((need[i] + room - ROUNDING) / source.cost)}")
-    return " and ".join(fixes)
-
-
-def _size_fix(short: Short, limit: float) -> str:
-    if isinstance(short.size, int):
-        return f"lower size to {quantity(limit)}"
-    if isinstance(short.size, Mapping):
-        return f"give size as a number of at most {quantity(limit)}"
-    return f"multiply the sizes of the stages by {math.floor(limit / short.asked * 1000) / 1000:g}"
-
-
 def _weight_fix(short: Short, lacking: int) -> str | None:
-    """The largest weights of the short source, in the recipe's own scale, with which every cap holds."""
+    """The largest weights of the short source, in the scale of the recipe, with which every cap holds."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -127,7 +129,10 @@ def check_rows(sources: Sequence[Available], plans: Sequence[StagePlan], taken: 
     for i, source in enumerate(sources):
         if taken[i] >= source.smallest_row - ROUNDING:
             continue
-        enough = rounded(_enough(sources, float(taken[i] / total), i), up=True)
+        # Rows end at the latest half a row after they are due; where all are alike, totals are whole rows.
+        sizes = {s.largest_row for s in sources} | {s.smallest_row for s in sources}
+        margin = max(sizes) / 2 if len(sizes) > 1 else 0
+        enough = rounded(source.largest_row / float(taken[i] / total) + margin, up=True)
         need, most = taken / total * enough, allowed(sources, plans)
         raised = [
             f"max_epochs of {s.name} at {math.ceil((need[j] + s.most - most[j] - ROUNDING) / s.cost)}"
@@ -135,24 +140,12 @@ def check_rows(sources: Sequence[Available], plans: Sequence[StagePlan], taken: 
             if need[j] > most[j] + ROUNDING
         ]
         raise RecipeError(
-            f"mix: source {source.name} is asked for {taken[i] / total:.3g} of {quantity(total)} {unit}; that is "
-            f"{taken[i]:.3g}, less than its smallest row ({source.smallest_row}), so that it would stay out. The smallest "
-            f"size that works is {quantity(enough)}{' with ' + ' and '.join(raised) if raised else ''}; or give "
-            f"{source.name} a larger weight, or remove it."
+            f"mix: source {source.name} is asked for {taken[i] / total:.3g} of {quantity(total)} {unit}; "
+            f"that is {taken[i]:.3g}, less than its smallest row ({source.smallest_row}), so that it would "
+            "stay out. The smallest size that works is "
+            f"{quantity(enough)}{' with ' + ' and '.join(raised) if raised else ''}; or give {source.name} a "
+            f"larger weight, or remove it."
         )
-
-
-def _enough(sources: Sequence[Available], share: float, index: int) -> float:
-    """A total at which source ``index`` surely gets a row: rows end at the latest half a row after they are due."""
-    rows = {s.largest_row for s in sources} | {s.smallest_row for s in sources}
-    if len(rows) == 1:  # totals are whole rows then, and half a row is none
-        return max(rows) / share
-    return sources[index].largest_row / share + max(rows) / 2
-
-
-LADDER_EPOCHS = (1, 2, 4, 8)
-_UNUSED_WORTH_REPORTING = 0.5
-_TIE = 1e-6  # of a total: sizes are rounded to whole units before shares are made of them
 
 
 def first_met(totals: Floats) -> tuple[int, ...]:
@@ -182,7 +175,9 @@ def ladder(sources: Sequence[Available], stages: Sequence[MixStage]) -> tuple[La
 def scarcity(
     sources: Sequence[Available], stages: Sequence[MixStage], epochs: Sequence[float]
 ) -> Scarcity | None:
-    """The ladder, where caps set the size and leave more than half of a source unused; ``epochs``: as it is now."""
+    """The ladder, where caps set the size and leave more than half of a source unused (``epochs``: used
+    now).
+    """
     if all(1 - used <= _UNUSED_WORTH_REPORTING for used in epochs):
         return None
     asked = fixed_total(stages)

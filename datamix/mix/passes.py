@@ -1,18 +1,19 @@
-"""Passes over the sources: the seeded order of rows within each epoch, and the rows drawn from it until a cap.
+"""Passes over the sources: the seeded order of rows within each epoch, and the rows drawn from it until a
+cap.
 
-Seeds go by name, so a source that is added or removed moves no other's order. An epoch takes 16 bytes a row while it is
-sorted and 4 afterwards.
+Seeds go by name, so a source that is added or removed moves no other's order. An epoch takes 16 bytes a row
+while it is sorted and 4 afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamix.core.hashing import mix64, salt
-from datamix.mix import rule
 
 Costs = NDArray[np.int32] | NDArray[np.int64]  # [num_rows] of one source, each at least 1
 
@@ -20,7 +21,7 @@ _BLOCK_ROWS = 1 << 20
 
 
 def epoch_order(num_rows: int, seed: int, name: str, epoch: int) -> NDArray[np.int32]:
-    """Rows of source ``name`` in the order of its pass number ``epoch`` (from 0): a permutation of ``0..num_rows-1``."""
+    """Rows of source ``name`` in the order of its pass ``epoch`` (from 0), a permutation."""
     key = salt(seed, "order", name, epoch)
     ranks = np.empty(num_rows, np.uint64)
     for first in range(0, num_rows, _BLOCK_ROWS):  # ``hashing.permutation`` in blocks: half the memory
@@ -36,7 +37,7 @@ def rotated_if_equal(order: NDArray[np.int32], previous: NDArray[np.int32]) -> N
     return np.roll(order, 1) if np.array_equal(order, previous) else order
 
 
-def num_allowed(num_rows: int, max_epochs: float) -> int:
+def rows_allowed(num_rows: int, max_epochs: float) -> int:
     """Rows that ``max_epochs`` passes hold: 2.5 passes over 4 rows -> 10."""
     return int(np.floor(num_rows * max_epochs + 1e-9))
 
@@ -47,7 +48,7 @@ def caps(
     """The exact cost that ``max_epochs`` allows each source: whole passes and the first rows of one more."""
     out = []
     for cost, epochs, name in zip(costs, max_epochs, names, strict=True):
-        whole, rest = divmod(num_allowed(len(cost), epochs), max(1, len(cost)))
+        whole, rest = divmod(rows_allowed(len(cost), epochs), max(1, len(cost)))
         total = whole * int(cost.sum(dtype=np.int64))
         if rest:
             total += int(cost[pass_order(len(cost), seed, name, whole)[:rest]].sum(dtype=np.int64))
@@ -56,11 +57,21 @@ def caps(
 
 
 def pass_order(num_rows: int, seed: int, name: str, epoch: int) -> NDArray[np.int32]:
-    """The order of pass ``epoch`` as a schedule uses it: ``epoch_order``, rotated where it equals the pass before."""
+    """``epoch_order`` as a schedule uses it: rotated where it equals the pass before."""
     order = epoch_order(num_rows, seed, name, 0)
     for later in range(1, epoch + 1):
         order = rotated_if_equal(epoch_order(num_rows, seed, name, later), order)
     return order
+
+
+class Supply(NamedTuple):
+    """The current pass over each source: its rows in order and their costs."""
+
+    begin: NDArray[np.int64]  # [num_sources] where its rows are in ``row`` and ``cost``
+    size: NDArray[np.int64]  # [num_sources] rows of this pass that may be used
+    at: NDArray[np.int64]  # [num_sources] rows of it used
+    row: NDArray[np.int32]
+    cost: NDArray[np.int32]  # or int64
 
 
 class Passes:
@@ -72,7 +83,7 @@ class Passes:
         sizes = np.array([len(c) if left else 0 for c, left in zip(costs, num_left, strict=True)], np.int64)
         wide = any(int(c.max()) >= 2**31 for c in costs if len(c))
         zeros = np.zeros(len(costs), np.int64)
-        self.supply = rule.Supply(
+        self.supply = Supply(
             begin=np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64),
             size=zeros,
             at=zeros.copy(),
@@ -115,62 +126,3 @@ class Passes:
         """Rows of the source chosen so far, repeats counted."""
         before = (self.epoch[source] - 1) * len(self.costs[source]) if self.epoch[source] else 0
         return before + int(self.supply.at[source])
-
-
-class PassRows:
-    """The rows chosen so far, in arrays that grow."""
-
-    def __init__(self, expected: int) -> None:
-        self.source, self.row = np.empty(expected, np.uint16), np.empty(expected, np.int64)
-        self.num_rows = 0
-
-    def grow(self) -> None:
-        room = len(self.source) // 4 + 1024
-        self.source = np.concatenate([self.source, np.empty(room, np.uint16)])
-        self.row = np.concatenate([self.row, np.empty(room, np.int64)])
-
-    def arrays(self) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        source, row = self.source[: self.num_rows], self.row[: self.num_rows]
-        spare = len(self.source) - self.num_rows
-        return (source.copy(), row.copy()) if spare > self.num_rows // 8 else (source, row)
-
-
-class StageRunner:
-    """Stages with the same sources, run by the rule; totals are counted from its beginning."""
-
-    def __init__(self, track: rule.Track, active: NDArray[np.int64], passes: Passes, out: PassRows) -> None:
-        self.track, self.passes, self.out = track, passes, out
-        self.begun = False
-        self.state = rule.State(
-            source=active.astype(np.int64),
-            given=np.zeros(len(active), np.int64),
-            piece=np.zeros(len(active), np.int64),
-            begin=np.zeros(len(active)),
-            end=np.zeros(len(active)),
-        )
-
-    def run(self, total: int, span: tuple[float, float, float]) -> tuple[int, bool]:
-        """Choose rows until the total reaches ``span[0]``; returns the total and whether more can follow.
-
-        ``span``: (stop, length of the run, half the largest row), in cost.
-        """
-        if not self.begun and total < span[0]:
-            self.begun = True
-            for a in range(len(self.state.source)):
-                self._emit(total, (-1.0, *span[1:]), a)
-        why, given = self._emit(total, span, -1)
-        while why not in (rule.DONE, rule.USED_UP):
-            if why == rule.FULL:
-                self.out.grow()
-            why, given = self._emit(given, span, why)
-        return given, why == rule.DONE
-
-    def _emit(self, total: int, span: tuple[float, float, float], renewed: int) -> tuple[int, int]:
-        """Run the rule once; where ``renewed`` is a source, load its next pass first."""
-        if renewed >= 0:
-            self.passes.refill(int(self.state.source[renewed]))
-        out = self.out.source, self.out.row, self.out.num_rows
-        why, self.out.num_rows, total = rule.emit(
-            self.track, self.passes.supply, self.state, (total, *span), out, renewed
-        )
-        return int(why), int(total)

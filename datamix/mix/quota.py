@@ -1,10 +1,11 @@
 """How much of each source, and when: a recipe's stages and caps become quotas.
 
-A quota is a function Q_s(T): how much of source s should stand among the first T units. It is the integral of the
-shares asked for, so shares that ramp make it a parabola and nothing has to be cut into steps. All that the mixer
-promises is measured against it. Costs nothing: a few numbers a stage and source.
+A quota is a function Q_s(T): how much of source s should be among the first T units. It is the integral of
+the shares asked for, so shares that ramp make it a parabola and nothing has to be cut into steps. All that
+the mixer promises is measured against it. Costs nothing: a few numbers a stage and source.
 
-Totals: the largest total that breaks no cap is T* = min over s of cap_s / W_s, where W_s is the share of s in the whole.
+Totals: the largest total that breaks no cap is T* = min over s of cap_s / W_s, where W_s is the share of s in
+the whole.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Available:
     max_epochs: float
     largest_row: int
     smallest_row: int
-    cap: int | None = None  # exact cost allowed where max_epochs is not whole; see ``order.caps``
+    cap: int | None = None  # exact cost allowed where max_epochs is not whole; see ``passes.caps``
 
     @property
     def most(self) -> float:
@@ -44,7 +45,7 @@ class Available:
 
 @dataclass(frozen=True)
 class MixStage:
-    """A stage as asked for: its part of the whole (``share``) or its length (``size``), and a weight a source."""
+    """A stage as asked for: its part of the whole (``share``) or its length, and a weight a source."""
 
     name: str
     share: float | None
@@ -116,7 +117,7 @@ def mean_shares(stages: Sequence[StagePlan]) -> Floats:
 
 
 def stage_plans(stages: Sequence[MixStage], total: float) -> tuple[StagePlan, ...]:
-    """Give each stage its length and normalise its weights; stages sized in shares fill what the others leave."""
+    """Give each stage its length and normalise its weights; shares fill what stages with sizes leave."""
     plans = []
     for stage in stages:
         length = float(stage.size) if stage.size is not None else (stage.share or 0.0) * total
@@ -131,7 +132,8 @@ def stage_plans(stages: Sequence[MixStage], total: float) -> tuple[StagePlan, ..
 def _normalised(weights: Sequence[float], stage: str) -> tuple[float, ...]:
     if any(not math.isfinite(w) or w < 0 for w in weights):
         raise RecipeError(
-            f"mix.stages {stage}: weights must be numbers of at least 0, found {list(weights)}; 0 means absent there"
+            f"mix.stages {stage}: weights must be numbers of at least 0, not {list(weights)}; 0 means absent "
+            f"there"
         )
     total = math.fsum(weights)
     if total <= 0:
@@ -162,7 +164,8 @@ def fixed_total(stages: Sequence[MixStage]) -> float | None:
         return float(sizes)
     if shares >= 1:
         raise RecipeError(
-            f"mix.stages: shares sum to {shares:g} and leave no room for the stages given by size; lower the shares"
+            f"mix.stages: shares sum to {shares:g} and leave no room for the stages given by size; lower the "
+            f"shares"
         )
     return sizes / (1 - shares)
 
@@ -191,7 +194,8 @@ def limits(most: Floats, shares: Floats) -> Floats:
 
 
 def fill(base: Floats, most: Floats, total: float) -> Floats:
-    """Share ``total`` in proportion to ``base`` with nobody above its cap: what the capped leave, the others take.
+    """Share ``total`` in proportion to ``base`` with no source above its cap: what the capped leave, the
+    others take.
 
     Water filling in one pass by rising ``most / base``; sums to ``min(total, sum of most)``.
     """
@@ -207,7 +211,7 @@ def fill(base: Floats, most: Floats, total: float) -> Floats:
 
 @dataclass(frozen=True)
 class StageRun:
-    """Consecutive stages with the same sources: deficits are carried inside it, and the one-row bound holds."""
+    """Consecutive stages with the same sources: inside, deficits are carried and the one-row bound holds."""
 
     first: int  # stage
     last: int  # stage, exclusive
@@ -232,8 +236,8 @@ def stage_runs(stages: Sequence[StagePlan]) -> tuple[StageRun, ...]:
 def allowed(sources: Sequence[Available], plans: Sequence[StagePlan]) -> Floats:
     """Cost each source may give, less one row for each later stage run that it has a part in.
 
-    Deficits are not carried over a place where a source enters or leaves, so that a source can stand one row over its
-    quota after each; the room keeps it under its cap to the end.
+    Deficits are not carried over a place where a source enters or leaves, so that a source can be one row
+    over its quota after each; the room keeps it under its cap to the end.
     """
     largest = max(s.largest_row for s in sources)
     parts = np.zeros(len(sources))

@@ -1,8 +1,8 @@
 """The schedule: one order of all rows in which every prefix holds the mixture within one row.
 
 Goes run by run (consecutive stages with the same sources) and lets the rule (``rule.py``) choose the rows.
-Cursors, passes and caps go on across stages; deficits too, except where a source enters or leaves: there they are
-dropped, so that a source that left owes no row.
+Cursors, passes and caps go on across stages; deficits too, except where a source enters or leaves: there they
+are dropped, so that a source that left owes no row.
 
 Cost: 10 bytes a row for the result and 8 a row of the sources while it runs; 5 to 15 million rows a second.
 """
@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from datamix.core.contracts import Schedule
 from datamix.core.errors import RecipeError
-from datamix.mix import rule
-from datamix.mix.passes import Costs, Passes, PassRows, StageRunner, num_allowed
-from datamix.mix.quota import Floats, Quota, StagePlan, mean_shares, quantity, rounded, stage_runs
+from datamix.core.kernels import Kernel
+from datamix.mix.passes import Costs, Passes, rows_allowed
+from datamix.mix.quota import Quota, StagePlan, mean_shares, quantity, rounded, stage_runs
+from datamix.mix.rule import PassRows, StageRunner, Track
 
 _MAX_SOURCES = 1 << 16
+_recount = Kernel("mix", "schedule", "recount")
 
 
 def schedule(
@@ -33,25 +36,33 @@ def schedule(
 ) -> Schedule:
     """Order the rows of all sources so that after each one every source is within one row of its quota.
 
-    ``costs``: what each row of each source counts in the mixture's unit, ``[num_rows]`` a source, at least 1. The run
-    ends with the first row that reaches ``quota.total``; where a cap is used up just there, with the last row that fits;
-    before a row that a cap forbids. The order depends on costs, quota, caps, seed and names; with the same stages a
-    smaller total is a prefix of a larger one.
+    ``costs``: what each row of each source counts in the mixture's unit, ``[num_rows]`` a source, at least 1.
+    The run ends with the first row that reaches ``quota.total``; where a cap is used up just there, with the
+    last row that fits; before a row that a cap forbids. The order depends on costs, quota, caps, seed and
+    names; with the same stages a smaller total is a prefix of a larger one.
 
-    ``used``: rows of each source that an earlier part of the training took, repeats counted; the order goes on behind
-    them and caps count them. That is how weights change at a step: a new schedule for what comes.
+    ``used``: rows of each source that an earlier part of the training took, repeats counted; the order goes
+    on behind them and caps count them. That is how weights change at a step: a new schedule for what comes.
 
     Raises:
         RecipeError: a source that has a share would get no row.
         ValueError: a row of cost 0, or arguments that do not fit each other.
     """
     _check(costs, quota, max_epochs, names)
-    shares = np.array(quota.shares)
-    passes = Passes(costs, num_weighed_rows(costs, shares, max_epochs), seed, names)
+    shares = quota.shares
+    num_allowed = [
+        rows_allowed(len(c), e) if w > 0 else 0 for c, e, w in zip(costs, max_epochs, shares, strict=True)
+    ]
+    num_expected = sum(
+        min(most, w * quota.total / c.mean() * 1.02 + 16)
+        for c, w, most in zip(costs, shares, num_allowed, strict=True)
+        if most
+    )
+    passes = Passes(costs, num_allowed, seed, names)
     for i, num_rows in enumerate(used or ()):
         passes.skip(i, num_rows)
     half = max(int(c.max()) for c, w in zip(costs, shares, strict=True) if w > 0) / 2
-    out = PassRows(_expected_rows(costs, shares, quota.total, max_epochs))
+    out = PassRows(int(num_expected) + 16)
     nominal, total, stage_ends, more = 0.0, 0, [], True
     for run in stage_runs(quota.stages):
         stages = quota.stages[run.first : run.last]
@@ -68,8 +79,8 @@ def schedule(
     return Schedule(source, row, np.array(stage_ends, np.int64))
 
 
-def make_track(stages: Sequence[StagePlan], late: float) -> rule.Track:
-    """Quotas of consecutive stages, begun ``late`` units into them: what the run before took too much (or too little)."""
+def make_track(stages: Sequence[StagePlan], late: float) -> Track:
+    """Quotas of consecutive stages, begun ``late`` units into them: what the run before took too much."""
     knot, weight, slope, quota = [0.0], [], [], [np.zeros(len(stages[0].weights))]
     start = end = np.array(stages[0].weights)
     for stage in stages:
@@ -88,22 +99,7 @@ def make_track(stages: Sequence[StagePlan], late: float) -> rule.Track:
         quota.append(quota[-1] + (start + end) / 2 * length)
     weight.append(end)
     slope.append(np.zeros(len(end)))
-    return rule.Track(np.array(knot), np.array(weight), np.array(slope), np.array(quota))
-
-
-def num_weighed_rows(costs: Sequence[Costs], shares: Floats, max_epochs: Sequence[float]) -> list[int]:
-    """Rows that the caps allow each source; none where it has no share."""
-    return [num_allowed(len(c), e) if w > 0 else 0 for c, e, w in zip(costs, max_epochs, shares, strict=True)]
-
-
-def _expected_rows(costs: Sequence[Costs], shares: Floats, total: int, max_epochs: Sequence[float]) -> int:
-    """About how many rows the total takes; never far more than the caps allow."""
-    allowed = num_weighed_rows(costs, shares, max_epochs)
-    rows = [
-        min(left, w * total / c.mean() * 1.02 + 16) if left else 0
-        for c, w, left in zip(costs, shares, allowed, strict=True)
-    ]
-    return int(sum(rows)) + 16
+    return Track(np.array(knot), np.array(weight), np.array(slope), np.array(quota))
 
 
 def _check(costs: Sequence[Costs], quota: Quota, max_epochs: Sequence[float], names: Sequence[str]) -> None:
@@ -136,8 +132,8 @@ def _check_none_at_zero(
             raise RecipeError(
                 f"mix: source {name} would get no row: its share of {quantity(quota.total)} {quota.unit} is "
                 f"{quota.taken[i]:.3g} and its rows hold up to {largest}. A size that works is "
-                f"{quantity(enough, up=True)}{_raised(passes, quota, max_epochs, rounded(enough, up=True))}; or give {name} "
-                f"a larger weight, or remove it."
+                f"{quantity(enough, up=True)}{_raised(passes, quota, max_epochs, rounded(enough, up=True))}; "
+                f"or give {name} a larger weight, or remove it."
             )
 
 
@@ -153,7 +149,9 @@ def _raised(passes: Passes, quota: Quota, max_epochs: Sequence[float], total: fl
 
 
 def _enough(quota: Quota, source: int, row: int, half: float) -> float:
-    """A total at which the source surely gets a row: in some run its quota, half a row before the end, holds one."""
+    """A total that surely gives the source a row: in some run its quota, half a row before the end, holds
+    one.
+    """
     best = np.inf
     for run in stage_runs(quota.stages):
         if source in run.active:
@@ -162,3 +160,39 @@ def _enough(quota: Quota, source: int, row: int, half: float) -> float:
             steepest = max(max(s.weights[source], (s.ramp_to or s.weights)[source]) for s in stages)
             best = min(best, (row + steepest * half) / part)
     return float(best)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The largest distance of a source from its quota over every prefix, in the mixture's unit."""
+
+    bound: float  # the largest row: what is promised
+    max_prefix: float
+    per_source: tuple[float, ...]  # largest distance of each source
+    bounds: tuple[float, ...]  # of each source: max(its largest row, half the largest row of all)
+    place: int  # row after which (or before which) the largest distance is
+
+
+def deviation(schedule: Schedule, costs: Sequence[Costs], quota: Quota) -> Deviation:
+    """Largest ``|emitted_s - Q_s(emitted)|`` over every prefix of the schedule and every source."""
+    flat = np.concatenate(list(costs))
+    begin = np.cumsum([0, *(len(c) for c in costs)])[:-1].astype(np.int64)
+    worst, places = np.zeros(len(costs)), np.zeros(len(costs), np.int64)
+    nominal, total, first = 0.0, 0, 0
+    for run in stage_runs(quota.stages):
+        stages = quota.stages[run.first : run.last]
+        last = int(schedule.stage_ends[run.last - 1])
+        rows = schedule.source[first:last], schedule.row[first:last], first
+        given = np.zeros(len(costs), np.int64)
+        total += _recount(make_track(stages, total - nominal), rows, (flat, begin), given, worst, places)
+        nominal += sum(s.length for s in stages)
+        first = last
+    largest = [int(c.max()) if w > 0 else 0 for c, w in zip(costs, quota.shares, strict=True)]
+    at = int(np.argmax(worst))
+    return Deviation(
+        bound=float(max(largest)),
+        max_prefix=float(worst[at]),
+        per_source=tuple(float(w) for w in worst),
+        bounds=tuple(max(float(x), max(largest) / 2) for x in largest),
+        place=int(places[at]),
+    )

@@ -1,13 +1,12 @@
-"""Solve for a quota: from what the sources hold and what the recipe asks to amounts that the caps allow, or an error whose
-advice works.
+"""Solve for a quota: amounts that the caps allow, or an error with advice.
 
-Every fix in a message is computed and tried before it is printed. Cost: a few passes over a table of stages x sources.
+Every fix in a message is computed and tried first. Cost: a few passes over a table of stages x sources.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +17,6 @@ from datamix.mix.loss_weights import WORTH_REPEATING, effective_cost
 from datamix.mix.quota import (
     ROUNDING,
     Available,
-    Floats,
     MixStage,
     Quota,
     StagePlan,
@@ -41,12 +39,13 @@ def solve(
 ) -> Quota:
     """Settle how much each source gives to each stage.
 
-    ``size``: a total in ``unit``; or epochs by source (the total at which the first of them is used that often); or
-    None for the most that breaks no cap. Where the caps cannot give the size, ``on_short`` decides: ``error``,
-    ``shrink`` (a smaller total, same shares) or ``reweigh`` (same total, the others take what the short source lacks).
+    ``size``: a total in ``unit``; or epochs by source (the total at which the first of them is used that
+    often); or None for the most that breaks no cap. Where the caps cannot give the size, ``on_short``
+    decides: ``error``, ``shrink`` (a smaller total, same shares) or ``reweigh`` (same total, the others take
+    what the short source lacks).
 
-    Raises:
-        RecipeError: sources or stages that do not fit, caps that cannot give the size, a source too small for one row.
+    Raises RecipeError: sources or stages that do not fit, a size that the caps cannot give, a source too small
+    for one row.
     """
     _check(sources, stages)
     asked = _asked(sources, stages, size)
@@ -70,9 +69,7 @@ def solve(
     taken = mean_shares(plans) * total
     check_rows(sources, plans, taken, unit)
     epochs = tuple(float(t / s.cost) for t, s in zip(taken, sources, strict=True))
-    notes = _repeat_notes(sources, epochs)
-    if asked is not None and len(sources) > 1 and max(epochs) > 1 + ROUNDING:
-        notes += _unimax_note(sources, total)
+    notes = tuple(_notes(sources, epochs, None if asked is None else total))
     scarce = scarcity(sources, stages, epochs) if binding else None
     return Quota(total, plans, tuple(float(t) for t in taken), epochs, binding, notes, unit, scarce)
 
@@ -83,59 +80,53 @@ def _check(sources: Sequence[Available], stages: Sequence[MixStage]) -> None:
     for source in sources:
         if source.rows < 1 or source.cost < 1:
             raise RecipeError(
-                f"mix: source {source.name} has no row that counts; remove it or look at why all were dropped"
+                f"mix: source {source.name} has no row that counts; remove it or check why all were dropped"
             )
         if not source.max_epochs > 0:
-            raise RecipeError(
-                f"sources.{source.name}.max_epochs: must be above 0, found {source.max_epochs:g}"
-            )
+            raise RecipeError(f"sources.{source.name}.max_epochs: must be above 0, not {source.max_epochs:g}")
     for stage in stages:
         if len(stage.weights) != len(sources):
             raise ValueError(f"stage {stage.name} weighs {len(stage.weights)} of {len(sources)} sources")
     for i, source in enumerate(sources):
         if all(s.weights[i] == 0 and (s.ramp_to is None or s.ramp_to[i] == 0) for s in stages):
             raise RecipeError(
-                f"mix: no stage gives source {source.name} a weight above 0, so it would never be used; weigh it in a "
-                f"stage or remove it from sources"
+                f"mix: no stage gives source {source.name} a weight above 0, so it would never be used; "
+                f"weigh it in a stage or remove it from sources"
             )
 
 
 def _asked(
     sources: Sequence[Available], stages: Sequence[MixStage], size: int | Mapping[str, float] | None
 ) -> float | None:
+    """The total asked for, None for the most that breaks no cap."""
     fixed = fixed_total(stages)
-    if size is None:
-        return None if fixed is None else float(round(fixed))
     if isinstance(size, Mapping):
-        total = _total_for_epochs(sources, stages, size)
+        by_name = {s.name: i for i, s in enumerate(sources)}
+        shares = mean_shares(stage_plans(stages, fixed or 1.0))
+        totals = []
+        for name, epochs in size.items():
+            if name not in by_name:
+                raise RecipeError(
+                    f"mix.size.epochs: there is no source {name}; sources are {', '.join(by_name)}"
+                )
+            if not epochs > 0:
+                raise RecipeError(f"mix.size.epochs.{name}: must be above 0, not {epochs:g}")
+            totals.append(sources[by_name[name]].cost * epochs / shares[by_name[name]])
+        if not totals:
+            raise RecipeError("mix.size.epochs: names no source")
+        total = float(math.floor(min(totals) + ROUNDING))
+    elif size is None:
+        return None if fixed is None else float(round(fixed))
     else:
         total = float(size)
     if total < 1:
-        raise RecipeError(f"mix.size: must be at least 1, found {total:g}")
+        raise RecipeError(f"mix.size: must be at least 1, not {total:g}")
     if fixed is not None and abs(fixed - total) > 0.5 + 1e-3 * total:
         raise RecipeError(
-            f"mix.size asks for {total:.0f} and the sizes in mix.stages make {fixed:.0f}; leave one of them out, or give "
-            f"the stages shares"
+            f"mix.size asks for {total:.0f} and the sizes in mix.stages make {fixed:.0f}; leave one of them "
+            f"out, or give the stages shares"
         )
     return total if fixed is None else float(round(fixed))
-
-
-def _total_for_epochs(
-    sources: Sequence[Available], stages: Sequence[MixStage], size: Mapping[str, float]
-) -> float:
-    names = [s.name for s in sources]
-    shares = mean_shares(stage_plans(stages, fixed_total(stages) or 1.0))
-    totals = []
-    for name, epochs in size.items():
-        if name not in names:
-            raise RecipeError(f"mix.size.epochs: there is no source {name}; sources are {', '.join(names)}")
-        i = names.index(name)
-        if not epochs > 0:
-            raise RecipeError(f"mix.size.epochs.{name}: must be above 0, found {epochs:g}")
-        totals.append(sources[i].cost * epochs / shares[i])
-    if not totals:
-        raise RecipeError("mix.size.epochs: names no source")
-    return float(math.floor(min(totals) + ROUNDING))
 
 
 def _with_length(plans: Sequence[StagePlan], total: float) -> tuple[StagePlan, ...]:
@@ -160,52 +151,43 @@ def _reweighed(
             return current
         if capped.all():
             break
-        scaled = [_scaled(p, factor) for p in current]
-        if any(p is None for p in scaled):
+        scaled = []
+        for plan in current:
+            start = np.array(plan.weights) * factor
+            end = start if plan.ramp_to is None else np.array(plan.ramp_to) * factor
+            if start.sum() > 0 and end.sum() > 0:
+                ramp = None if plan.ramp_to is None else tuple((end / end.sum()).tolist())
+                scaled.append(replace(plan, weights=tuple((start / start.sum()).tolist()), ramp_to=ramp))
+        if len(scaled) < len(current):  # a stage with nothing left
             break
-        current = tuple(p for p in scaled if p is not None)
+        current = tuple(scaled)
     need = mean_shares(current) * total
     if np.all(need <= most * (1 + 1e-9) + ROUNDING):
         return current
     limit = float(limits(most, mean_shares(plans)).min())
     raise RecipeError(
-        f"mix: on_short: reweigh cannot help: at a total of {quantity(total)} some stage has no source left to take over "
-        f"what {', '.join(s.name for s, c in zip(sources, capped, strict=True) if c)} lack. Lower size to "
-        f"{quantity(limit)}, raise their max_epochs, or set on_short: shrink."
+        f"mix: on_short: reweigh cannot help: at a total of {quantity(total)} some stage has no source left "
+        f"to take over what {', '.join(s.name for s, c in zip(sources, capped, strict=True) if c)} lack. "
+        f"Lower size to {quantity(limit)}, raise their max_epochs, or set on_short: shrink."
     )
 
 
-def _scaled(plan: StagePlan, factor: Floats) -> StagePlan | None:
-    """The stage with each source's weight times its factor; None where nothing is left."""
-    start = np.array(plan.weights) * factor
-    end = None if plan.ramp_to is None else np.array(plan.ramp_to) * factor
-    if start.sum() <= 0 or (end is not None and end.sum() <= 0):
-        return None
-    ramp = None if end is None else tuple(float(x) for x in end / end.sum())
-    return replace(plan, weights=tuple(float(x) for x in start / start.sum()), ramp_to=ramp)
-
-
-def _repeat_notes(sources: Sequence[Available], epochs: Sequence[float]) -> tuple[str, ...]:
-    notes = []
+def _notes(sources: Sequence[Available], epochs: Sequence[float], total: int | None) -> Iterator[str]:
+    """What repeats are worth; and what UniMax would make of a ``total`` that needs repeats."""
     for source, used in zip(sources, epochs, strict=True):
         if used > WORTH_REPEATING:
             worth = effective_cost(source.cost, used) / source.cost
-            notes.append(
-                f"{source.name} is used {used:.3g} times. Up to {WORTH_REPEATING} epochs repeats are nearly as good as "
-                f"fresh data (Muennighoff et al. 2023); {used:.3g} are worth about {worth:.3g}."
+            yield (
+                f"{source.name} is used {used:.3g} times. Up to {WORTH_REPEATING} epochs repeats are nearly "
+                f"as good as fresh data (Muennighoff et al. 2023); {used:.3g} are worth about {worth:.3g}."
             )
-    return tuple(notes)
-
-
-def _unimax_note(sources: Sequence[Available], total: int) -> tuple[str, ...]:
-    """What UniMax would make of a size that needs repeats, where it can give the size."""
     most = np.array([s.most for s in sources])
-    if most.sum() < total:
-        return ()
+    if total is None or len(sources) == 1 or max(epochs) <= 1 + ROUNDING or most.sum() < total:
+        return
     amounts = fill(np.ones(len(sources)), most, total)
     parts = ", ".join(f"{a / total:.0%} {s.name}" for a, s in zip(amounts, sources, strict=True))
     used = max(float(a) / s.cost for a, s in zip(amounts, sources, strict=True))
-    return (
-        f"This size repeats records. mix.weights: unimax (an equal share for all, up to their caps) would make it {parts}, "
-        f"with at most {used:.3g} epochs.",
+    yield (
+        "This size repeats records. mix.weights: unimax (an equal share for all, up to their caps) would "
+        f"make it {parts}, with at most {used:.3g} epochs."
     )

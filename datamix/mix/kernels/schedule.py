@@ -1,4 +1,6 @@
-"""Kernel: the rule that chooses the rows. See ``mix/rule.py``."""
+"""Kernels: the rule that chooses the rows (``mix/rule.py``), and the recount of a schedule
+(``mix/schedule.py``).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ _AT_CAP, _AT_CAP_EARLY = -2.0, -1.0  # instead of when the next row is due to en
 
 @kernel
 def emit(track, supply, state, span, out, renewed, reached):  # type: ignore[no-untyped-def]
-    """See ``rule.emit``; writes (rows, total) to ``reached`` and returns the reason."""
+    """See ``StageRunner``; writes (rows, total) to ``reached`` and returns the reason."""
     total, stop, length, half = span
     out_source, out_row, n = out
     # Plain arrays and no calls: passing the tuples on costs reference counts, more than the work of the rule.
@@ -71,3 +73,35 @@ def emit(track, supply, state, span, out, renewed, reached):  # type: ignore[no-
         if at[s] == size[s]:
             reached[0], reached[1] = n, total
             return best
+
+
+@kernel
+def _quota(track, piece, source, total):  # type: ignore[no-untyped-def]
+    x = total - track.knot[piece]
+    return (
+        track.quota[piece, source] + (track.weight[piece, source] + track.slope[piece, source] * x / 2.0) * x
+    )
+
+
+@kernel
+def recount(track, rows, supply, given, worst, places):  # type: ignore[no-untyped-def]
+    """Raise ``worst`` by what the rows of one run show; returns their total. ``given`` holds zeros."""
+    source, row, first = rows
+    cost, begin = supply
+    total, piece = 0, 0
+    for n in range(len(source)):
+        s = source[n]
+        for after in range(2):
+            if after:
+                given[s] += cost[begin[s] + row[n]]
+                total += cost[begin[s] + row[n]]
+                while piece + 1 < len(track.knot) and total >= track.knot[piece + 1]:
+                    piece += 1
+            off = abs(given[s] - _quota(track, piece, s, total))
+            if off > worst[s]:
+                worst[s], places[s] = off, first + n
+    for s in range(len(worst)):
+        off = abs(given[s] - _quota(track, piece, s, total))
+        if off > worst[s]:
+            worst[s], places[s] = off, first + len(source)
+    return total
