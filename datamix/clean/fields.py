@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamix.core.arrays import offsets_from_lengths
+from datamix.core.arrays import offsets_from_lengths, parent_rows
 from datamix.core.records import MESSAGE, MESSAGES, Fields, RecordKind
 
 Fix = Callable[[pa.Array, Any], pa.Array]  # string[n] -> string[n]; null stays null
@@ -121,7 +121,7 @@ def join_turns(
     selected = pc.greater(pc.binary_length(text), 0)
     if assistant is not None:
         selected = pc.and_(selected, pa.array(_of_assistant(turns) == assistant))
-    counts = np.bincount(parents(messages)[_bools(selected)], minlength=len(messages))
+    counts = np.bincount(parent_rows(messages)[_bools(selected)], minlength=len(messages))
     return pc.binary_join(_lists(messages, counts, text.filter(selected), pa.list_(pa.string())), separator)
 
 
@@ -132,12 +132,6 @@ def replace_matching(texts: pa.Array, pattern: str, replace: Callable[[str], str
         return texts
     results = [replace(text) for text in texts.filter(suspects).to_pylist()]
     return pc.replace_with_mask(texts, suspects, pa.array(results, texts.type))
-
-
-def parents(lists: pa.Array) -> NDArray[np.int64]:
-    """The row of each value of a list column, ``[num_values]``."""
-    rows: NDArray[np.int64] = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
-    return rows
 
 
 def _fix_leaf(leaf: pa.Array, fix: Fix, options: Any) -> tuple[pa.Array, NDArray[np.int64]]:
@@ -163,7 +157,7 @@ def _fix_turns(
         return messages, np.empty(0, np.int64)
     structs = pa.StructArray.from_arrays(list(children.values()), fields=list(MESSAGE))
     counts = pc.fill_null(pc.list_value_length(messages), 0).to_numpy(zero_copy_only=False)
-    return _lists(messages, counts, structs, MESSAGES), np.unique(parents(messages)[changed])
+    return _lists(messages, counts, structs, MESSAGES), np.unique(parent_rows(messages)[changed])
 
 
 def _of_assistant(turns: pa.StructArray) -> NDArray[np.bool_]:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamix.clean.fields import parents, replace_matching
-from datamix.core.arrays import offsets_from_lengths
+from datamix.clean.fields import replace_matching
+from datamix.core.arrays import lists_by_row, parent_rows
 
 _BLOCKS = (
     "address|article|aside|blockquote|body|br|caption|center|dd|div|dl|dt|fieldset|figcaption|figure|"
@@ -112,7 +112,5 @@ def drop_boilerplate(texts: pa.Array, _: Boilerplate) -> pa.Array:
     stays = np.ones(len(flat), bool)
     for row in np.flatnonzero(suspects.to_numpy(zero_copy_only=False)):
         stays[row] = _BOILERPLATE.fullmatch(flat[row].as_py().strip()) is None
-    counts = np.bincount(parents(lines)[stays], minlength=len(texts))
-    offsets = pa.array(offsets_from_lengths(counts, np.int32))
-    rest = pa.ListArray.from_arrays(offsets, flat.filter(pa.array(stays)))
+    rest = lists_by_row(flat.filter(pa.array(stays)), parent_rows(lines)[stays], len(texts))
     return pc.if_else(texts.is_null(), texts, pc.binary_join(rest, "\n"))

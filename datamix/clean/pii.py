@@ -138,7 +138,8 @@ def _replace_addresses(text: str) -> str:
     return _replace(_IPV6, "[IP]", is_public, _replace(_IPV4, "[IP]", is_public, text))
 
 
-# Option -> what a text must hold before Python reads it (RE2), and how it is redacted; the stricter come first.
+# Option -> what a text must hold before Python reads it (RE2), and how it is redacted; the stricter come
+# first.
 _RULES: dict[str, tuple[str, Callable[[str], str]]] = {
     "email": (r"[A-Za-z0-9_.+%-]@[A-Za-z0-9]", lambda text: _EMAIL.sub("[EMAIL]", text)),
     "id_card": (r"\p{Nd}{17}", partial(_replace, _ID_CARD, "[ID_CARD]", is_id_card)),

@@ -1,7 +1,7 @@
 """Arrow columns as numpy arrays and back, without copies where Arrow allows it: one spelling for all rooms.
 
-A list column is ``values`` and ``offsets``: row ``i`` holds ``values[offsets[i]:offsets[i + 1]]``. Results of tasks are
-Arrow IPC files of one batch, written whole and opened memory-mapped.
+A list column is ``values`` and ``offsets``: row ``i`` holds ``values[offsets[i]:offsets[i + 1]]``. Results of
+tasks are Arrow IPC files of one batch, written whole and opened memory-mapped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from datamix.core.errors import DataError
@@ -64,9 +65,20 @@ def list_buffers(column: pa.ListArray) -> tuple[NDArray[Any], NDArray[np.int32]]
     return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True)
 
 
-def list_column(values: NDArray[Any], lengths: NDArray[Any]) -> pa.ListArray:
+def list_column(values: NDArray[Any] | pa.Array, lengths: NDArray[Any]) -> pa.ListArray:
     """``values`` cut by ``lengths`` into a list column."""
     return pa.ListArray.from_arrays(pa.array(offsets_from_lengths(lengths, np.int32)), pa.array(values))
+
+
+def parent_rows(lists: pa.ListArray) -> NDArray[np.int64]:
+    """The row of each value of a list column, ``[num_values]``."""
+    rows: NDArray[np.int64] = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
+    return rows
+
+
+def lists_by_row(values: pa.Array, rows: NDArray[np.int64], num_rows: int) -> pa.ListArray:
+    """Values as a list column in which each is in the list of its row; ``rows`` ascend."""
+    return list_column(values, np.bincount(rows, minlength=num_rows))
 
 
 def write_batch(path: Path, batch: pa.RecordBatch) -> None:

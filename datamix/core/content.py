@@ -1,13 +1,17 @@
-"""One hash over decoded rows: equal wherever the rows are equal, whatever file, batch or library version held them.
+"""One hash over decoded rows: equal wherever the rows are equal, whatever file, batch or library version held
+them.
 
-The idea: a table is a tree of columns, and each leaf is at most three flat streams (which values are null, how long
-each list or string is, the values). Each stream has its own sha256, fed straight from Arrow's buffers as batches
-arrive, so that no batch border and no slice can be seen in it; the digest is the sha256 over their names and hashes.
+The idea: a table is a tree of columns, and each leaf is at most three flat streams (which values are null,
+how long each list or string is, the values). Each stream has its own sha256, fed straight from Arrow's
+buffers as batches arrive, so that no batch border and no slice can be seen in it; the digest is the sha256
+over their names and hashes.
 
-Canonical form: every number little-endian in the width of its type, booleans one byte, lengths int64, strings UTF-8,
-values below a null absent (lists, strings) or zero (numbers). ``large_`` types count as their small twins.
+Canonical form: every number little-endian in the width of its type, booleans one byte, lengths int64, strings
+UTF-8, values below a null absent (lists, strings) or zero (numbers). ``large_`` types count as their small
+twins.
 
-Cost: one sha256 over the bytes of the values plus 8 bytes a list; about 1.5 GB/s where the CPU has SHA instructions.
+Cost: one sha256 over the bytes of the values plus 8 bytes a list; about 1.5 GB/s where the CPU has SHA
+instructions.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ ColumnStream = tuple[str, NDArray[Any]]  # path of the stream inside the row, it
 
 
 def files_digest(digests: Iterable[str]) -> str:
-    """``content_sha256`` of a set: sha256 over the digests of the files of train/, in order, each counted by who wrote it."""
-    return hashlib.sha256("".join(f"file\x00{one}\n" for one in digests).encode()).hexdigest()
+    """``content_sha256`` of a set: sha256 over the content digests of the files of train/, in order."""
+    return hashlib.sha256("".join(f"file\x00{digest}\n" for digest in digests).encode()).hexdigest()
 
 
 class ContentDigest:
@@ -40,7 +44,8 @@ class ContentDigest:
     def update(self, batch: pa.RecordBatch) -> None:
         """Take the rows of one more batch.
 
-        Raises TypeError for a column type that rows never hold, ValueError where batches differ in their columns.
+        Raises TypeError for a column type that rows never hold, ValueError where batches differ in their
+        columns.
         """
         columns = [f"{field.name}:{_type_name(field.type)}" for field in batch.schema]
         if self._columns is None:
@@ -72,12 +77,14 @@ class ContentDigest:
 
 
 def _streams(path: str, column: pa.Array) -> Iterator[ColumnStream]:
-    """The flat streams of one column: ``ids`` -> ``ids?`` (nulls), ``ids#`` (lengths), ``ids[]=`` (values)."""
+    """The flat streams of one column: ``ids`` -> ``ids?`` (nulls), ``ids#`` (lengths), ``ids[]=``
+    (values).
+    """
     kind = column.type
     if pa.types.is_dictionary(kind):
         yield from _streams(path, column.dictionary_decode())
         return
-    yield f"{path}?", _nulls(column)
+    yield f"{path}?", column.is_null().cast(pa.uint8()).to_numpy(zero_copy_only=False)
     if pa.types.is_struct(kind):
         for field, child in zip(kind, column.flatten(), strict=True):
             yield from _streams(f"{path}.{field.name}", child)
@@ -88,28 +95,14 @@ def _streams(path: str, column: pa.Array) -> Iterator[ColumnStream]:
         yield f"{path}#", _lengths(pc.binary_length(column))
         yield f"{path}=", _string_bytes(column)
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        yield f"{path}=", _numbers(column)
-
-
-def _nulls(column: pa.Array) -> NDArray[np.uint8]:
-    if column.null_count == 0:
-        return np.zeros(len(column), np.uint8)
-    nulls: NDArray[np.uint8] = column.is_null().cast(pa.uint8()).to_numpy(zero_copy_only=False)
-    return nulls
+        numbers = column.cast(pa.uint8()) if pa.types.is_boolean(kind) else column
+        values = numbers.fill_null(0).to_numpy(zero_copy_only=False)
+        yield f"{path}=", values.astype(values.dtype.newbyteorder("<"), copy=False)
 
 
 def _lengths(lengths: pa.Array) -> NDArray[np.int64]:
     values = lengths.fill_null(0).to_numpy(zero_copy_only=False)
     return np.asarray(values, dtype="<i8")
-
-
-def _numbers(column: pa.Array) -> NDArray[Any]:
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.uint8())
-    if column.null_count:
-        column = column.fill_null(0)
-    values: NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return values.astype(values.dtype.newbyteorder("<"), copy=False)
 
 
 def _string_bytes(column: pa.Array) -> NDArray[np.uint8]:
@@ -127,7 +120,9 @@ def _string_bytes(column: pa.Array) -> NDArray[np.uint8]:
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """A name of the type that stays the same across library versions: ``list<int32>``, ``struct<a:string>``."""
+    """A name of the type that stays the same across library versions: ``list<int32>``,
+    ``struct<a:string>``.
+    """
     if pa.types.is_dictionary(kind):
         return _type_name(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):

@@ -21,21 +21,20 @@ UNITS = ("records", "tokens", "loss_tokens")  # what weights and sizes may count
 class Slice:
     """A part of one input file: the records that begin in ``[start, stop)``.
 
-    ``stop`` is None for "to the end" (the only choice for files that cannot be cut). For line formats the unit is
-    bytes; for Parquet and Arrow it is row groups / record batches.
+    ``stop`` is None for "to the end" (the only choice for files that cannot be cut). For line formats the
+    unit is bytes; for Parquet and Arrow it is row groups / record batches.
     """
 
     path: str  # as it is opened
-    sha256: str  # of the whole file: what the slice is, wherever it lies
+    sha256: str  # of the whole file: identifies the slice, whatever the path
     container: str  # jsonl | json | csv | parquet | arrow | text | ...
     compression: str | None = None  # gzip | zstd | xz | bz2 | lz4
     encoding: str = "utf-8"
     options: tuple[tuple[str, str], ...] = ()  # CSV dialect and the like, sorted
     start: int = 0
     stop: int | None = None
-    state: tuple[
-        int, ...
-    ] = ()  # of the file when ``sha256`` was taken: what is read must have it; no part of any key
+    # of the file when ``sha256`` was taken: what is read must have it; no part of any key
+    state: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,13 @@ class Reject:
     record: int  # ordinal inside its slice, counting every record that was read
     line: int | None  # 1-based line inside its slice where the container has lines
     reason: str  # a short code: json_syntax, utf8, missing_field, ...
-    detail: str  # one sentence for a person: which field, what was found
+    detail: str  # one sentence for a person: which field, what it holds
     raw: bytes
 
 
 @dataclass(frozen=True)
 class FastRows:
-    """Lines of a chunk that the caller of ``read`` made a batch of before they were parsed."""
+    """Lines of a chunk that the caller of ``read`` turned into a batch before they were parsed."""
 
     batch: pa.RecordBatch
     num_records: int  # of the slice up to the last of them, as with ``num_lines``
@@ -81,9 +80,9 @@ class Shaped:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What a list of cleaning steps made of a batch."""
+    """A batch after a list of cleaning steps."""
 
-    batch: pa.RecordBatch  # the rows that stay, mended
+    batch: pa.RecordBatch  # the rows that stay, fixed
     dropped: dict[int, str]  # row of the batch that came in -> reason
     mended: dict[str, int]  # step -> number of rows it changed
 
@@ -96,22 +95,22 @@ class Receipt:
     files: dict[str, int]  # name -> bytes
     counts: dict[str, Any]  # JSON only
     folder: Path  # where ``files`` are
-    replaced_damage: bool = False  # a damaged result had this key: it was thrown away and made again
+    replaced_damage: bool = False  # a damaged result had this key: it was removed and computed again
 
 
 @dataclass(frozen=True)
 class Task:
     """One unit of work, picklable and small: it carries names, never data.
 
-    ``call(spec, folder)`` writes files into the empty ``folder`` and returns JSON counts. ``key`` is the fingerprint of
-    everything that can change a byte of them.
+    ``call(spec, folder)`` writes files into the empty ``folder`` and returns JSON counts. ``key`` is the
+    fingerprint of everything that can change a byte of them.
     """
 
     label: str  # for people: "encode medical 2/5"
     key: str
     call: Callable[[Any, Path], dict[str, Any]]
     spec: Any  # a frozen dataclass
-    home: Path  # the store that keeps the result
+    home: Path  # the store of the result
     weight: int = 1  # expected work, in bytes: for progress only
 
 
@@ -123,7 +122,9 @@ class Engine(Protocol):
         ...
 
     def warm(self, call: Callable[[Any], Any], spec: Any) -> None:
-        """Announce upcoming work: ``call(spec)`` may be called for all workers, and keeps what that work needs."""
+        """Announce upcoming work: ``call(spec)`` may be called for all workers, and keeps what that work
+        needs.
+        """
         ...
 
     def close(self) -> None: ...
@@ -133,7 +134,8 @@ class Engine(Protocol):
 class Bins:
     """Rows of the training set as integers: which pieces of which records each row holds.
 
-    Row ``r`` holds pieces ``offsets[r]..offsets[r+1]``; a piece is tokens ``start..start+length`` of a record.
+    Row ``r`` holds pieces ``offsets[r]..offsets[r+1]``; a piece is tokens ``start..start+length`` of a
+    record.
     """
 
     offsets: NDArray[np.int64]  # [num_rows + 1]
@@ -148,7 +150,7 @@ class Bins:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The order of the whole training set: row ``row[i]`` of source ``source[i]`` stands at place i."""
+    """The order of the whole training set: row ``row[i]`` of source ``source[i]`` comes at place i."""
 
     source: NDArray[np.uint16]  # [num_rows]
     row: NDArray[np.int64]  # [num_rows]
@@ -163,5 +165,5 @@ class Sink(Protocol):
         ...
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
-        """Write what stands once beside the shards (indexes, READMEs, ...); return the names."""
+        """Write what belongs once beside the shards (indexes, READMEs, ...); return the names."""
         ...

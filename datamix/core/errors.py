@@ -22,12 +22,16 @@ _WEB_QUERY = re.compile(r"[?#]")
 def mask_url(url: str) -> str:
     """A URL without what may be secret: ``s3://key:pass@host/a?sig=1#t`` -> ``s3://***@host/a?***``.
 
-    Chained URLs of fsspec (``zip://a.csv::https://...``) are masked link by link; ``@revision`` in a path stays, and so does
-    a ``?`` that is part of a glob.
+    Chained URLs of fsspec (``zip://a.csv::https://...``) are masked link by link; ``@revision`` in a path
+    stays, and so does a ``?`` that is part of a glob.
     """
     if "://" not in url:
         return url
-    return "::".join(_mask_link(link) for link in _links(url))
+    masked = []
+    for link in _links(url):
+        scheme, user, address, query = _parts(link)
+        masked.append(f"{scheme}{user and '***@'}{address}{query[:1]}{query and '***'}")
+    return "::".join(masked)
 
 
 def _links(url: str) -> list[str]:
@@ -39,11 +43,6 @@ def _links(url: str) -> list[str]:
         else:
             links.append(part)
     return links
-
-
-def _mask_link(link: str) -> str:
-    scheme, user, address, query = _parts(link)
-    return f"{scheme}{user and '***@'}{address}{query[:1]}{query and '***'}"
 
 
 def _parts(link: str) -> tuple[str, str, str, str]:
@@ -64,26 +63,26 @@ def _parts(link: str) -> tuple[str, str, str, str]:
 
 
 def mask_secrets(text: str, url: str = "") -> str:
-    """A text with every URL in it masked, and what is secret in ``url`` wherever it is quoted: storages quote parts of URLs."""
-    for secret in sorted(_secrets(url), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return _URL.sub(_mask_match, text) if "://" in text else text
+    """A text with every URL in it masked, and what is secret in ``url`` wherever it is quoted: storages quote
+    parts.
 
-
-def _mask_match(match: re.Match[str]) -> str:
-    url = match[0].rstrip(".,;:!)")  # the sentence's
-    return mask_url(url) + match[0][len(url) :]
-
-
-def _secrets(url: str) -> set[str]:
-    """What must not be quoted of a URL; values shorter than five characters are ordinary text as well."""
+    Values shorter than five characters are ordinary text as well.
+    """
     secrets: set[str] = set()
     for link in _links(url) if "://" in url else ():
         _, user, _, query = _parts(link)
         password = user.partition(":")[2] or user
         values = [pair.partition("=")[2] or pair for pair in re.split("[?&#]", query)]
         secrets |= {user, query[1:], *(value for value in (password, *values) if len(value) >= 5)}
-    return {form for secret in secrets if len(secret) >= 3 for form in (secret, unquote(secret))}
+    forms = {form for secret in secrets if len(secret) >= 3 for form in (secret, unquote(secret))}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "***")
+
+    def mask(match: re.Match[str]) -> str:
+        address = match[0].rstrip(".,;:!)")  # the sentence's
+        return mask_url(address) + match[0][len(address) :]
+
+    return _URL.sub(mask, text) if "://" in text else text
 
 
 class DatamixError(Exception):
@@ -120,6 +119,6 @@ class InternalError(DatamixError):
 
 
 class Interrupted(DatamixError):
-    """Stopped by hand; what was finished is kept."""
+    """Stopped by hand; what was finished is saved."""
 
     exit_code = 130

@@ -1,7 +1,8 @@
-"""How the functions in every room's ``kernels/`` are made; imports numba, and is imported by them alone.
+"""How the functions in every room's ``kernels/`` are compiled; imports numba, and is imported by them alone.
 
-They allocate nothing, so nothing counts references; ways in for Python are left out, because ``compiled`` calls the machine code.
-Kernels of microseconds take addresses instead of arrays, and read and write numbers there.
+They allocate nothing, so nothing counts references; entry points for Python are left out, because
+``core.kernels`` calls the machine code. Kernels of microseconds take addresses instead of arrays, and read
+and write numbers there.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def put_int64(_typing: Any, _address: Any, _index: Any, _value: Any) -> Any:
 
 @kernel
 def owner(begins, low, high, number):  # type: ignore[no-untyped-def]
-    """The last of ``low..high`` whose ``begins`` (an address) is at ``number`` or before; ``low - 1`` where none is."""
+    """The last of ``low..high`` whose ``begins`` (an address) is at ``number`` or before; ``low - 1`` where
+    none is.
+    """
     while low < high:
         middle = (low + high) // 2
         if int64_at(begins, middle) <= number:

@@ -1,13 +1,14 @@
 """Kernels as machine code: numba compiles a function once, LLVM alone loads it after that.
 
-The idea: numba's own cache saves the compiling but not numba. Importing it, what it registers and what it looks for (scipy,
-where that is installed) took longer than the deduplication of 25,000 documents. Machine code needs none of it. So what
-numba makes of a function in a room's ``kernels/`` is kept as an object file, named by all that it was made of (the sources
-of that folder, the types of the arguments, LLVM's version, the processor), and found again by LLVM in 0.1 s. Nothing here imports numba before a kernel is missing.
+The idea: the cache of numba saves the compiling but not numba. Importing it, what it registers and what it
+searches for (scipy, where that is installed) took longer than the deduplication of 25,000 documents. Machine
+code needs none of it. So the object file that numba compiles from a function in a room's ``kernels/`` is
+saved, named by everything it depends on (the sources of that folder, the types of the arguments, LLVM's
+version, the processor), and loaded by LLVM in 0.1 s. Nothing here imports numba before a kernel is missing.
 
 Arguments are integers, floats, arrays, and tuples of these. numba passes tuples member by member, an array as
-seven words and more (two owners, which we leave out; items, bytes of an item, address, shape, strides). Kernels allocate
-nothing, return an integer or nothing, and run without the interpreter's lock.
+seven words and more (two owners, which we leave out; items, bytes of an item, address, shape, strides).
+Kernels allocate nothing, return an integer or nothing, and run without the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import numpy as np
 
 _Nothing = ctypes.c_char * 0
 _lock = threading.Lock()
-_engines: list[Any] = []  # own the loaded code
+_engines: list[Any] = []  # hold the loaded code
 
 
 class Flat(NamedTuple):
-    """An argument taken apart: made once where it is passed many times."""
+    """An argument taken apart: once, where it is passed many times."""
 
     value: Any
     words: tuple[int | float, ...]
@@ -55,7 +56,7 @@ def flat(value: Any) -> Flat:
 
 
 def address(numbers: np.ndarray[Any, np.dtype[np.int64]]) -> int:
-    """Where int64 numbers without gaps lie: four times as fast as ``numbers.ctypes.data``."""
+    """The address of contiguous int64 numbers: four times as fast as ``numbers.ctypes.data``."""
     if numbers.dtype != np.int64:
         raise TypeError("kernels take addresses of int64 numbers")
     return ctypes.addressof(_Nothing.from_buffer(numbers.data))
@@ -76,7 +77,9 @@ class Kernel:
         return self._run(self._entry(whole), whole.words)
 
     def bound(self, *first: Any, num_rest: int) -> Callable[..., int]:
-        """The kernel with its first arguments fixed, for calls of microseconds; the rest are whole numbers."""
+        """The kernel with its first arguments fixed, for calls of microseconds; the rest are whole
+        numbers.
+        """
         whole = flat((*first, *([0] * num_rest)))
         entry, fixed = self._entry(whole), whole.words[:-num_rest]
         words = tuple(ctypes.c_double(w) if isinstance(w, float) else ctypes.c_int64(w) for w in fixed)
@@ -102,8 +105,8 @@ class Kernel:
 
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
-        made_for = llvmlite.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-        symbol, code = self._code(arguments, " ".join(made_for))
+        target = llvmlite.__version__, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+        symbol, code = self._code(arguments, " ".join(target))
         machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
         engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -113,12 +116,12 @@ class Kernel:
         prototype = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *words)
         return prototype(engine.get_function_address(symbol))
 
-    def _code(self, arguments: Flat, made_for: str) -> tuple[str, bytes]:
-        """Name and object file of the kernel, from where it was kept, else compiled and kept."""
+    def _code(self, arguments: Flat, target: str) -> tuple[str, bytes]:
+        """Name and object file of the kernel, from where it was saved, else compiled and saved."""
         files = [*sorted(self._sources.glob("*.py")), Path(__file__).with_name("jit.py")]
         sources = [path.read_bytes() for path in files]
-        made_of = [*sources, made_for.encode(), repr(arguments.types).encode()]
-        key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in made_of)).hexdigest()[:32]
+        parts = [*sources, target.encode(), repr(arguments.types).encode()]
+        key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
         name = f"{self._module}.{self._name}-{key}.kernel"
         for folder in _folders(self._sources):
             try:
@@ -127,7 +130,7 @@ class Kernel:
                 continue
             return symbol.decode(), code
         symbol_name, code = _compile(self._package, self._name, arguments.value)
-        _keep(_folders(self._sources), name, symbol_name.encode() + b"\n" + code)
+        _save(_folders(self._sources), name, symbol_name.encode() + b"\n" + code)
         return symbol_name, code
 
 
@@ -146,20 +149,22 @@ def _compile(module: str, name: str, arguments: tuple[Any, ...]) -> tuple[str, b
         return result.fndesc.llvm_func_name, code
     except (AttributeError, TypeError, ValueError) as error:
         raise RuntimeError(
-            f"datamix cannot use kernels compiled by numba {numba.__version__} ({error}). Install a version that it is tested "
-            "with: `pip install 'numba<0.69' 'llvmlite<0.51'`."
+            f"datamix cannot use kernels compiled by numba {numba.__version__} ({error}). Install a version "
+            f"that it is tested with: `pip install 'numba<0.69' 'llvmlite<0.51'`."
         ) from error
 
 
 def _folders(sources: Path) -> list[Path]:
-    """Where object files are kept, the first that can be written: as numba does it, and named by its variable."""
-    own = os.environ.get("NUMBA_CACHE_DIR")
-    if own:
-        return [Path(own)]
+    """Folders for object files, the first that can be written is used: as numba does it, and with its
+    variable.
+    """
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    if folder:
+        return [Path(folder)]
     return [sources / "__pycache__", Path.home() / ".cache" / "datamix" / "kernels"]
 
 
-def _keep(folders: list[Path], name: str, content: bytes) -> None:
+def _save(folders: list[Path], name: str, content: bytes) -> None:
     """Write a file as a whole; where no folder can be written, the next process compiles again."""
     for folder in folders:
         try:

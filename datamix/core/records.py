@@ -1,17 +1,19 @@
 """The four kinds of record as Arrow schemas, and the text in them.
 
-A batch of records is what flows from ``shape`` through ``clean`` and ``dedupe`` to ``encode``. Conversations are
-lists of messages in the field's common form (role, content, tool calls); structured leaves whose shape is nobody's
-standard (tool definitions, tool calls, meta) travel as JSON text, so that every batch has one schema.
+A batch of records is what flows from ``formats`` through ``clean`` and ``dedup`` to ``tokenize``.
+Conversations are lists of messages in the field's common form (role, content, tool calls); structured leaves
+without a standard shape (tool definitions, tool calls, meta) travel as JSON text, so that every batch has one
+schema.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from datamix.core.arrays import lists_by_row, parent_rows
 
 Kind = Literal["pretrain", "sft", "preference", "prompt"]  # of a recipe
 RecordKind = Literal["text", "sft", "preference", "prompt"]  # of a record
@@ -41,7 +43,7 @@ _CHAT = [
     pa.field("tools", pa.string()),  # JSON list of tool definitions, null where none
     pa.field("kwargs", pa.string()),  # JSON object: chat_template_kwargs of this record
 ]
-_META = [pa.field("meta", pa.string())]  # JSON object of kept fields, null where none
+_META = [pa.field("meta", pa.string())]  # JSON object of fields to carry, null where none
 
 SCHEMAS: dict[str, pa.Schema] = {
     "text": pa.schema([*_ID, pa.field("text", pa.string(), False), *_META]),
@@ -62,7 +64,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             *_ID,
             pa.field("messages", MESSAGES, False),
-            pa.field("reference", pa.string()),  # text as it stood; other JSON values as JSON text
+            pa.field("reference", pa.string()),  # the text itself; other JSON values as JSON text
             *_CHAT,
             *_META,
         ]
@@ -77,22 +79,20 @@ def texts(batch: pa.RecordBatch, kind: str, fields: Fields = "all") -> pa.Array:
     """The words of each record as one string, turns joined by ``FIELD_SEPARATOR``.
 
     ``prompt``: what the model is given (system, user and tool turns of a conversation; the prompt of a pair).
-    ``answer``: what it should say (assistant turns; both completions of a pair). Text records are all prompt and
-    all answer. Roles are not part of it.
+    ``answer``: what it should say (assistant turns; both completions of a pair). Text records are all prompt
+    and all answer. Roles are not part of it.
     """
     if kind == "text":
         return batch.column("text")
     messages = batch.column("messages")
     if kind == "sft":
-        if fields == "all":
-            return _join(messages, None)
-        return _join(messages, fields == "answer")
-    prompt = _join(messages, None)
+        return _join(messages, None if fields == "all" else fields == "answer")
+    prompt = _join(messages)
     if kind == "prompt" or fields == "prompt":
         return prompt
     answer = pc.binary_join_element_wise(
-        _join(batch.column("chosen"), None),
-        _join(batch.column("rejected"), None),
+        _join(batch.column("chosen")),
+        _join(batch.column("rejected")),
         FIELD_SEPARATOR,
         null_handling="replace",
         null_replacement="",
@@ -102,28 +102,27 @@ def texts(batch: pa.RecordBatch, kind: str, fields: Fields = "all") -> pa.Array:
     return pc.binary_join_element_wise(prompt, answer, FIELD_SEPARATOR)
 
 
-def _join(messages: pa.Array, assistant: bool | None) -> pa.Array:
-    """Join the turns of each conversation; only the assistant's (True), only the others' (False), or all (None)."""
-    turns = pa.table(
-        {
-            "row": pc.list_parent_indices(messages),
-            "text": _turn_text(messages.flatten()),
-            "assistant": pc.equal(messages.flatten().field("role"), "assistant"),
-        }
-    )
+def _join(messages: pa.Array, assistant: bool | None = None, roles: bool = False) -> pa.Array:
+    """Join the turns of each conversation; only the assistant's (True), only the others' (False), or all
+    (None).
+    """
+    turns = messages.flatten()
+    text, rows = _turn_text(turns), parent_rows(messages)
+    if roles:
+        text = pc.binary_join_element_wise(turns.field("role"), text, _PART_SEPARATOR)
     if assistant is not None:
-        turns = turns.filter(turns["assistant"] if assistant else pc.invert(turns["assistant"]))
-    rows = turns["row"].combine_chunks().to_numpy(zero_copy_only=False)
-    offsets = np.zeros(len(messages) + 1, np.int32)
-    np.cumsum(np.bincount(rows, minlength=len(messages)), out=offsets[1:])
-    lists = pa.ListArray.from_arrays(pa.array(offsets), turns["text"].combine_chunks())
-    return pc.binary_join(lists, FIELD_SEPARATOR)
+        selected = (pc.equal if assistant else pc.not_equal)(turns.field("role"), "assistant").fill_null(
+            False
+        )
+        text, rows = text.filter(selected), rows[selected.to_numpy(zero_copy_only=False)]
+    return pc.binary_join(lists_by_row(text, rows, len(messages)), FIELD_SEPARATOR)
 
 
 def _turn_text(turns: pa.StructArray) -> pa.Array:
-    """The parts of each turn that are there, joined; empty where none is.
+    """The parts of each turn that it has, joined; empty where it has none.
 
-    Such a turn gets an empty part first: Arrow's join loses rows in which everything is skipped (seen in 26.0).
+    Such a turn gets an empty part first: Arrow's join loses rows in which everything is skipped (seen in
+    26.0).
     """
     reasoning, content, calls = (turns.field(name) for name in ("reasoning", "content", "tool_calls"))
     absent = pc.and_(pc.and_(reasoning.is_null(), content.is_null()), calls.is_null())
@@ -132,29 +131,19 @@ def _turn_text(turns: pa.StructArray) -> pa.Array:
 
 
 def identity_texts(batch: pa.RecordBatch, kind: str) -> pa.Array:
-    """What makes two records the same: roles, words, calls, tools, labels; not where they stood, nor their meta."""
+    """What makes two records the same: roles, words, calls, tools, labels; neither their place nor their
+    meta.
+    """
     if kind == "text":
         return batch.column("text")
-    parts = [_with_roles(batch.column("messages"))]
-    for name in ("chosen", "rejected"):
-        if name in batch.schema.names:
-            parts.append(_with_roles(batch.column(name)))
-    for name in ("label", "reference", "tools"):
-        if name in batch.schema.names:
-            parts.append(batch.column(name).cast(pa.string()))
+    names = batch.schema.names
+    parts = [_join(batch.column(n), roles=True) for n in ("messages", "chosen", "rejected") if n in names]
+    parts += [batch.column(n).cast(pa.string()) for n in ("label", "reference", "tools") if n in names]
     return pc.binary_join_element_wise(*parts, "\x1d", null_handling="replace", null_replacement="\x00")
 
 
-def _with_roles(messages: pa.Array) -> pa.Array:
-    turns = messages.flatten()
-    joined = pc.binary_join_element_wise(turns.field("role"), _turn_text(turns), _PART_SEPARATOR)
-    rows = pc.list_parent_indices(messages).to_numpy(zero_copy_only=False)
-    offsets = np.zeros(len(messages) + 1, np.int32)
-    np.cumsum(np.bincount(rows, minlength=len(messages)), out=offsets[1:])
-    return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), joined), FIELD_SEPARATOR)
-
-
-# Tokens of a batch of records, row for row (``encode``). ``reason`` is null, or why the record cannot be emitted.
+# Tokens of a batch of records, row for row (``encode``). ``reason`` is null, or why the record cannot be
+# emitted.
 _ENCODED = [
     pa.field("length", pa.int32(), False),  # real tokens
     pa.field("loss", pa.int32(), False),  # tokens that are trained
