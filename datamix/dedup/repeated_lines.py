@@ -1,8 +1,9 @@
-"""Below the document: lines or paragraphs that stand in many documents (navigation, licences, disclaimers), and cutting them.
+"""Below the document: cut lines or paragraphs that many documents hold (navigation, licences, disclaimers).
 
-``count_lines`` of each batch, ``repeated`` over all counts, ``cut_lines`` of each batch again: two passes over the texts, and 24
-bytes for each distinct line between them. A line is known by the 128-bit hash of its trimmed text, counted once a
-document; with ``match: words`` letter case, punctuation and digits do not tell lines apart ("Page 3 of 9" is "Page 4 of 9").
+``count_lines`` of each batch, ``repeated`` over all counts, ``cut_lines`` of each batch again: two passes
+over the texts, and 24 bytes for each distinct line between them. A line is identified by the 128-bit hash of
+its trimmed text, counted once a document; with ``match: words`` letter case, punctuation and digits are
+ignored ("Page 3 of 9" is "Page 4 of 9").
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from datamix.core.arrays import lists_by_row, parent_rows
 from datamix.core.errors import RecipeError
 from datamix.core.hashing import content_keys, fixed_binary
 
@@ -38,7 +40,7 @@ class LineSpec:
 
 
 class LineCounts(NamedTuple):
-    """Distinct lines and the number of documents each stands in."""
+    """Distinct lines and the number of documents that hold each."""
 
     keys: NDArray[np.void]  # [num_lines] ascending 128-bit hashes
     documents: NDArray[np.int64]  # [num_lines]
@@ -53,16 +55,15 @@ class CutLines(NamedTuple):
 
 def count_lines(texts: pa.Array, spec: LineSpec) -> LineCounts:
     """The distinct lines of a batch of documents, each counted once a document."""
-    lines = _lines(texts, spec)
-    rows = np.empty(len(lines.flatten()), [("key", _KEY), ("document", np.int64)])
-    rows["key"], rows["document"] = _keys(lines, spec), _parents(lines)
-    rows = np.unique(rows[_long_enough(lines, spec)])
-    distinct, counts = np.unique(rows["key"], return_counts=True)
+    _, documents, keys, is_long = _lines(texts, spec)
+    rows = np.empty(len(keys), [("key", _KEY), ("document", np.int64)])
+    rows["key"], rows["document"] = keys, documents
+    distinct, counts = np.unique(np.unique(rows[is_long])["key"], return_counts=True)
     return LineCounts(distinct, counts.astype(np.int64))
 
 
 def repeated(counts: Iterable[LineCounts], spec: LineSpec) -> NDArray[np.void]:
-    """Keys, ascending, of the lines that stand in more than ``spec.max_documents`` documents of all batches."""
+    """Keys, ascending, of the lines that more than ``spec.max_documents`` documents of all batches hold."""
     parts = list(counts)
     if not parts:
         return np.empty(0, _KEY)
@@ -74,36 +75,24 @@ def repeated(counts: Iterable[LineCounts], spec: LineSpec) -> NDArray[np.void]:
 
 def cut_lines(texts: pa.Array, boilerplate: NDArray[np.void], spec: LineSpec) -> CutLines:
     """Texts without the lines whose keys are in ``boilerplate``; everything else stays byte for byte."""
-    lines = _lines(texts, spec)
-    gone = np.isin(_keys(lines, spec), boilerplate) & _long_enough(lines, spec)
-    documents = _parents(lines)
-    sizes = np.bincount(documents[~gone], minlength=len(texts))
-    offsets = np.zeros(len(texts) + 1, np.int32)
-    np.cumsum(sizes, out=offsets[1:])
-    kept = pa.ListArray.from_arrays(pa.array(offsets), lines.flatten().filter(pa.array(~gone)))
-    joined = pc.if_else(
-        pc.is_null(texts), None, pc.binary_join(kept, pa.scalar(_SEPARATORS[spec.unit], pa.large_string()))
-    )
-    return CutLines(joined.cast(pa.large_string()), np.bincount(documents[gone], minlength=len(texts)))
+    lines, documents, keys, is_long = _lines(texts, spec)
+    cut = np.isin(keys, boilerplate) & is_long
+    rest = lists_by_row(lines.filter(pa.array(~cut)), documents[~cut], len(texts))
+    joined = pc.binary_join(rest, pa.scalar(_SEPARATORS[spec.unit], pa.large_string()))
+    joined = pc.if_else(pc.is_null(texts), None, joined)
+    return CutLines(joined.cast(pa.large_string()), np.bincount(documents[cut], minlength=len(texts)))
 
 
-def _lines(texts: pa.Array, spec: LineSpec) -> pa.ListArray:
-    return pc.split_pattern(texts.cast(pa.large_string()), _SEPARATORS[spec.unit])
-
-
-def _parents(lines: pa.ListArray) -> NDArray[np.int64]:
-    parents: NDArray[np.int64] = pc.list_parent_indices(lines).to_numpy(zero_copy_only=False)
-    return parents
-
-
-def _keys(lines: pa.ListArray, spec: LineSpec) -> NDArray[np.void]:
-    flat = pc.utf8_trim_whitespace(lines.flatten())
+def _lines(
+    texts: pa.Array, spec: LineSpec
+) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.void], NDArray[np.bool_]]:
+    """All lines end to end, and of each its document, its key and whether it is long enough to be cut."""
+    split = pc.split_pattern(texts.cast(pa.large_string()), _SEPARATORS[spec.unit])
+    flat = split.flatten()
+    trimmed = pc.utf8_trim_whitespace(flat)
+    is_long = pc.utf8_length(trimmed).to_numpy(zero_copy_only=False) >= spec.min_chars
     if spec.match == "words":
-        flat = pc.utf8_trim_whitespace(pc.replace_substring_regex(pc.utf8_lower(flat), r"[^\pL\pM]+", " "))
-    return fixed_binary(content_keys(flat)).view(_KEY).reshape(-1)
-
-
-def _long_enough(lines: pa.ListArray, spec: LineSpec) -> NDArray[np.bool_]:
-    lengths = pc.utf8_length(pc.utf8_trim_whitespace(lines.flatten())).to_numpy(zero_copy_only=False)
-    long: NDArray[np.bool_] = lengths >= spec.min_chars
-    return long
+        words = pc.replace_substring_regex(pc.utf8_lower(trimmed), r"[^\pL\pM]+", " ")
+        trimmed = pc.utf8_trim_whitespace(words)
+    keys = fixed_binary(content_keys(trimmed)).view(_KEY).reshape(-1)
+    return flat, parent_rows(split), keys, is_long

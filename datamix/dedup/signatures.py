@@ -1,10 +1,12 @@
-"""``sign``: the key columns of a batch of records, from which duplicates are decided without reading it again.
+"""``sign``: the key columns of a batch of records, from which duplicates are decided without reading it
+again.
 
-Columns, row for row: ``exact`` (128-bit xxh3 of what makes two records the same) and ``length`` (characters of the text,
-or of the answer: who stays with ``rank_by: longest``). With near duplicates asked for: ``bands`` (a struct of one LSH key
-a band, so that the keys of one band lie together and are read alone), ``num_shingles``, ``sketch`` (one byte of each
-MinHash value: a cheap estimate of the similarity), and of conversations ``near_text`` (the text that was signed, so
-that verification reads just that). 18 bands of 6 rows take 280 bytes a record on disk.
+Columns, row for row: ``exact`` (128-bit xxh3 of what makes two records the same) and ``length`` (characters
+of the text, or of the answer: who stays with ``rank_by: longest``). With near duplicates asked for: ``bands``
+(a struct of one LSH key a band, so that the keys of one band are contiguous and read alone),
+``num_shingles``, ``sketch`` (one byte of each MinHash value: a cheap estimate of the similarity), and of
+conversations ``near_text`` (the text that was signed, so that verification reads just that). 18 bands of 6
+rows take 280 bytes a record on disk.
 
 Cost: 22 ns a word on one busy core; threads scale.
 """
@@ -27,6 +29,9 @@ from datamix.dedup.kernels import LANES, PER_PASS, SINGLE, WINDOW_BYTES, WORD
 from datamix.dedup.spec import DedupeSpec, NearSpec
 from datamix.dedup.text_columns import contexts, near_texts, numbers, places
 
+_sign = Kernel("dedup", "grams", "sign")
+_band_keys = Kernel("dedup", "grams", "band_keys")
+
 
 def sign(batch: pa.RecordBatch, kind: RecordKind, spec: DedupeSpec) -> pa.RecordBatch:
     """The key columns of a batch of records, row for row; pure, and the same on every machine."""
@@ -47,10 +52,8 @@ def sign(batch: pa.RecordBatch, kind: RecordKind, spec: DedupeSpec) -> pa.Record
 
 def near_columns(compared: pa.Array, context: pa.Array, near: NearSpec) -> dict[str, pa.Array]:
     """``bands``, ``num_shingles`` and ``sketch`` of texts; records of unequal context never share a band."""
-    pass
-
     bands, rows = near.banding
-    values, num_shingles = signatures(*places(compared), near.ngram, bands * rows, alphabet())
+    values, num_shingles = signatures(*places(compared), near.ngram, bands * rows)
     salts = np.zeros(len(compared), np.uint64)
     if context.null_count < len(context):
         salts = fixed_binary(content_keys(context)).view(np.uint64)[:, 0].copy()
@@ -62,14 +65,14 @@ def signature_columns(
     values: NDArray[np.uint32], num_shingles: NDArray[np.int32], salts: NDArray[np.uint64], bands: int
 ) -> dict[str, pa.Array]:
     """The near-duplicate columns made of MinHash values ``[num_texts, num_perm]``."""
-    pass
-
-    keys = band_keys(values, salts, bands)
-    sketch = np.ascontiguousarray(values.astype(np.uint8))
+    keys = np.empty((bands, len(values)), np.uint64)
+    _band_keys(values, salts, keys)
+    sketch = pa.py_buffer(np.ascontiguousarray(values.astype(np.uint8)))
+    sketch_type = pa.binary(values.shape[1])
     return {
         "bands": pa.StructArray.from_arrays([numbers(key) for key in keys], [str(b) for b in range(bands)]),
         "num_shingles": numbers(num_shingles),
-        "sketch": _fixed(sketch),
+        "sketch": pa.FixedSizeBinaryArray.from_buffers(sketch_type, len(values), [None, sketch]),
     }
 
 
@@ -79,18 +82,8 @@ def normalized(array: pa.Array) -> pa.Array:
     return pc.utf8_trim_whitespace(pc.replace_substring_regex(folded, r"\s+", " "))
 
 
-def _fixed(rows: NDArray[np.uint8]) -> pa.Array:
-    return pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(rows.shape[1]), len(rows), [None, pa.py_buffer(rows)]
-    )
-
-
-_sign = Kernel("dedup", "minhash", "sign")
-_band_keys = Kernel("dedup", "minhash", "band_keys")
-
-
 def permutations(num_perm: int) -> NDArray[np.uint32]:
-    """Multipliers and offsets ``[2, num_perm rounded up to 4]``; the first ones do not depend on ``num_perm``."""
+    """Multipliers and offsets ``[2, num_perm rounded up to 4]``; more of them change none of the first."""
     padded = -(-num_perm // PER_PASS) * PER_PASS
     words = mix64(np.arange(2 * padded, dtype=np.uint64) ^ salt(0, "dedupe", "minhash"))
     multipliers, offsets = (words >> np.uint64(32)).astype(np.uint32).reshape(padded, 2).T
@@ -98,26 +91,19 @@ def permutations(num_perm: int) -> NDArray[np.uint32]:
 
 
 def signatures(
-    addresses: NDArray[np.int64], lengths: NDArray[np.int64], ngram: int, num_perm: int, alphabet: Alphabet
+    addresses: NDArray[np.int64], lengths: NDArray[np.int64], ngram: int, num_perm: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
     """Signatures ``[num_texts, num_perm]`` and numbers of shingles ``[num_texts]`` of texts in memory."""
     values = np.empty((len(addresses), num_perm), np.uint32)
     counts = np.empty(len(addresses), np.int32)
     scratch, maps = new_shingle_scratch(ngram), permutations(num_perm)
-    desk = (np.empty(maps.shape[1], np.uint32), np.empty(len(scratch.shingles) + LANES, np.uint32))
-    _sign((addresses, lengths), ngram, alphabet, maps, scratch, desk, (values, counts))
+    work = (np.empty(maps.shape[1], np.uint32), np.empty(len(scratch.shingles) + LANES, np.uint32))
+    _sign((addresses, lengths), ngram, alphabet(), maps, scratch, work, (values, counts))
     return values, counts
 
 
-def band_keys(values: NDArray[np.uint32], salts: NDArray[np.uint64], num_bands: int) -> NDArray[np.uint64]:
-    """The key of each band of ``values [n, num_perm]``, as ``[num_bands, n]``; records of other salt never share one."""
-    keys = np.empty((num_bands, len(values)), np.uint64)
-    _band_keys(values, salts, keys)
-    return keys
-
-
 class ShingleScratch(NamedTuple):
-    """What one thread works in; never shared."""
+    """The memory of one thread; never shared."""
 
     window: NDArray[np.uint8]  # [WINDOW_BYTES + 256]
     edges: NDArray[np.uint16]  # [WINDOW_BYTES + 64] where runs of the window start and end, in turns
@@ -127,7 +113,7 @@ class ShingleScratch(NamedTuple):
 
 
 def new_shingle_scratch(ngram: int, starts: bool = False) -> ShingleScratch:
-    """Scratch for shingles of ``ngram`` words; with ``starts`` the place of each word is noted as well."""
+    """Scratch for shingles of ``ngram`` words; with ``starts`` also for the place of each word."""
     num_words = WINDOW_BYTES // 2 + 256 + ngram
     return ShingleScratch(
         np.empty(WINDOW_BYTES + 256, np.uint8),
@@ -164,7 +150,7 @@ class Alphabet(NamedTuple):
 
 @functools.cache
 def alphabet() -> Alphabet:
-    """The one alphabet of the house."""
+    """The alphabet of all kernels."""
     characters = [chr(point) for point in range(65536)]
     categories = "".join(map(ucd_3_2_0.category, characters)).encode()
     major, minor = np.frombuffer(categories, "S1").reshape(-1, 2).T

@@ -1,7 +1,8 @@
 """What counts as a duplicate: thresholds, bands, the fields that are compared, who keeps the record.
 
-A pair of texts with Jaccard similarity J shares at least one of ``bands`` bands of ``rows`` values with probability
-``1 - (1 - J^rows)^bands``. The bands only propose pairs; with ``verify`` every proposal is decided by exact Jaccard.
+A pair of texts with Jaccard similarity J shares at least one of ``bands`` bands of ``rows`` values with
+probability ``1 - (1 - J^rows)^bands``. The bands only propose pairs; with ``verify`` every proposal is
+decided by exact Jaccard.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ class NearSpec:
 class DuplicateFields:
     """Which words of a record are compared; None is the rule of its kind.
 
-    text: the text; prompt: the prompt; preference: the pair; sft: prompt and answer together for exact duplicates, the
-    prompt for near ones (of the records that share a prompt, the first or the one with the longest answer is kept).
+    text: the text; prompt: the prompt; preference: the pair; sft: prompt and answer together for exact
+    duplicates, the prompt for near ones (of the records that share a prompt, the first or the one with the
+    longest answer is kept).
     """
 
     exact: Fields | None = None
@@ -75,7 +77,7 @@ class DedupeSpec:
     exact: bool = True
     near: NearSpec | None = None
     scope: Literal["across", "within"] = "across"
-    keep: int = 1  # records kept a cluster: a record goes when this many kept ones match it
+    keep: int = 1  # records kept a cluster: a record is removed when so many kept ones match it
     rank_by: Literal["first", "longest"] = "first"  # who stays among sources of one rank
     fields: DuplicateFields = DuplicateFields()
     normalize: bool = False  # exact duplicates up to compatibility forms, case and white space
@@ -94,7 +96,7 @@ class ContaminationSpec:
     """When a training record holds too much of an evaluation item."""
 
     ngram: int = 13  # words
-    min_overlap: float = 0.5  # share of an item's words that stand in one record, in runs of ``ngram``
+    min_overlap: float = 0.5  # share of an item's words that one record holds, in runs of ``ngram``
     fields: Fields = "prompt"
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ def recall(similarity: float, bands: int, rows: int) -> float:
 
 
 def recalling_banding(threshold: float, num_perm: int = _NUM_PERM) -> tuple[int, int]:
-    """The most rows, and the fewest bands, that find 99.5 % of the pairs at the threshold within ``num_perm`` values."""
+    """The most rows, and the fewest bands, that find 99.5 % of pairs at the threshold with ``num_perm`` values."""
     for rows in range(num_perm, 0, -1):
         for bands in range(1, num_perm // rows + 1):
             if recall(threshold, bands, rows) >= _MIN_RECALL:
@@ -121,7 +123,7 @@ def recalling_banding(threshold: float, num_perm: int = _NUM_PERM) -> tuple[int,
 
 
 def balanced_banding(threshold: float, num_perm: int) -> tuple[int, int]:
-    """The bands and rows that datasketch derives: least sum of false positives below and false negatives above the threshold."""
+    """As datasketch derives them: least area of false positives and false negatives."""
     best = (float("inf"), 1, num_perm)
     for bands in range(1, num_perm + 1):
         for rows in range(1, num_perm // bands + 1):

@@ -1,9 +1,9 @@
-"""Signatures and texts of one source, as they lie in memory-mapped Arrow files or in memory."""
+"""Signatures and texts of one source, in memory-mapped Arrow files or in memory."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from datamix.core.arrays import lists_by_row, offsets_from_lengths, parent_rows
 from datamix.core.errors import DataError
 from datamix.core.hashing import fixed_binary
 from datamix.core.records import Fields, RecordKind, texts
@@ -20,19 +21,19 @@ from datamix.dedup.spec import DedupeSpec
 
 @dataclass(frozen=True)
 class Columns:
-    """The batches of ``sign`` of one source, and the texts that were signed (None: they are gone)."""
+    """The batches of ``sign`` of one source, and the texts that were signed (None: no longer available)."""
 
     signatures: list[pa.RecordBatch]
     texts: list[pa.Array] | None
-    files: tuple[MappedFile, ...] = ()  # where they lie, if they are mapped
+    files: tuple[MappedFile, ...] = ()  # that hold them, if they are mapped
     starts: NDArray[np.int64] = field(init=False)  # [num_batches + 1] first record of each batch
 
     def __post_init__(self) -> None:
-        starts = np.cumsum([0, *(len(batch) for batch in self.signatures)], dtype=np.int64)
-        object.__setattr__(self, "starts", starts)
+        object.__setattr__(self, "starts", offsets_from_lengths([len(batch) for batch in self.signatures]))
         if self.texts is not None and sum(map(len, self.texts)) != self.num_records:
             raise DataError(
-                f"dedupe: {self.num_records} signatures, but {sum(map(len, self.texts))} texts. Sign the records again."
+                f"dedupe: {self.num_records} signatures, but {sum(map(len, self.texts))} texts. Sign the "
+                f"records again."
             )
 
     def release(self) -> None:
@@ -69,17 +70,19 @@ class Columns:
         return addresses
 
     def places(self, records: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Addresses and bytes of the texts of ascending ``records``; -1 bytes where texts are gone."""
+        """Addresses and bytes of the texts of ascending ``records``; -1 bytes where there are no texts."""
         addresses = np.zeros(len(records), np.int64)
         lengths = np.full(len(records), -1, np.int64)
         for array, rows, place in _split(records, self.texts or []):
-            found = places(array)
-            addresses[place], lengths[place] = found.addresses[rows], found.lengths[rows]
+            part = places(array)
+            addresses[place], lengths[place] = part.addresses[rows], part.lengths[rows]
         return addresses, lengths
 
 
-def _split(records: NDArray[np.int64], parts: Sequence[pa.Array | pa.RecordBatch]):  # type: ignore[no-untyped-def]
-    """For each part that holds some of the ascending records: the part, their rows in it, their slice of ``records``."""
+def _split(
+    records: NDArray[np.int64], parts: Sequence[pa.Array | pa.RecordBatch]
+) -> Iterator[tuple[Any, NDArray[np.int64], slice]]:
+    """For each part with some of the ascending records: the part, their rows in it, their slice of ``records``."""
     start = 0
     for part in parts:
         low, high = np.searchsorted(records, (start, start + len(part)))
@@ -101,8 +104,8 @@ def open_signed(
         width = batch.column("bands").type.num_fields if "bands" in names else 0
         if width != spec.near.banding[0]:
             raise DataError(
-                f"dedupe: the signatures in {signatures[0]} have {width} bands, but {spec.near.banding[0]} are asked "
-                "for. Sign the records again with this spec."
+                f"dedupe: the signatures in {signatures[0]} have {width} bands, but {spec.near.banding[0]} "
+                f"are asked for. Sign the records again with this spec."
             )
     if kind != "text" and all("near_text" in batch.schema.names for batch in signed):
         return Columns(signed, [batch.column("near_text") for batch in signed], tuple(files))
@@ -144,7 +147,7 @@ class Places(NamedTuple):
 
 
 def places(array: pa.Array) -> Places:
-    """Where the texts of a string or large_string array lie; slices and nulls are minded.
+    """Addresses of the texts of a string or large_string array, slices and nulls included.
 
     Raises TypeError for other arrays: kernels read raw buffers.
     """
@@ -165,13 +168,13 @@ def places(array: pa.Array) -> Places:
 
 
 def numbers(values: NDArray[Any]) -> pa.Array:
-    """As ``pa.array`` of numbers or flags. That, like ``pa.scalar``, imports pandas (0.2 s) where it is installed."""
+    """As ``pa.array`` of numbers or flags, which imports pandas (0.2 s) where it is installed."""
     stored = np.packbits(values, bitorder="little") if values.dtype == bool else np.ascontiguousarray(values)
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(stored)])
 
 
 def as_numpy(column: pa.Array) -> NDArray[Any]:
-    """The values of numbers without nulls where they lie; ``to_numpy`` imports pandas as well."""
+    """A view of numbers without nulls; ``to_numpy`` imports pandas as well."""
     dtype = np.dtype(column.type.to_pandas_dtype())
     if len(column) == 0:
         return np.empty(0, dtype)
@@ -197,45 +200,34 @@ def flat_texts(column: pa.Array | pa.ChunkedArray) -> Iterable[pa.Array]:
 def near_texts(batch: pa.RecordBatch, kind: RecordKind, fields: Fields) -> pa.Array:
     """The texts whose n-grams are compared: those of ``fields`` without the system turns.
 
-    Two records with one long system turn are not near duplicates for it; what stands in it must be equal instead
+    Two records with one long system turn are not near duplicates for it; that turn must be equal instead
     (``contexts``), so that the same question to two personas stays twice.
     """
     if kind == "text" or fields == "answer":
         return texts(batch, kind, fields)
-    return texts(_without_system(batch), kind, fields)
+    messages = batch.column("messages")
+    turns = messages.flatten()
+    others = pc.not_equal(turns.field("role"), "system").fill_null(True)
+    if pc.all(others).as_py() is False:
+        rows = parent_rows(messages)[others.to_numpy(zero_copy_only=False)]
+        place = batch.schema.get_field_index("messages")
+        columns = batch.columns
+        columns[place] = lists_by_row(turns.filter(others), rows, len(batch))
+        batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    return texts(batch, kind, fields)
 
 
 def contexts(batch: pa.RecordBatch, kind: RecordKind) -> pa.Array:
-    """What must be equal for two records to be near duplicates: system turns and tools, null where there are none."""
+    """What near duplicates must share: system turns and tools, null where a record has neither."""
     if kind == "text":
         return pa.nulls(len(batch), pa.string())
     messages = batch.column("messages")
     turns = messages.flatten()
     system = pc.equal(turns.field("role"), "system").fill_null(False)
-    rows = pc.list_parent_indices(messages).filter(system).to_numpy(zero_copy_only=False)
-    offsets = _offsets(rows, len(batch))
-    lists = pa.ListArray.from_arrays(pa.array(offsets), turns.field("content").filter(system).fill_null(""))
+    rows = parent_rows(messages)[system.to_numpy(zero_copy_only=False)]
+    lists = lists_by_row(turns.field("content").filter(system).fill_null(""), rows, len(batch))
     joined = pc.if_else(pc.equal(pc.list_value_length(lists), 0), None, pc.binary_join(lists, "\x1e"))
     tools = batch.column("tools")
     # "skip" would drop rows in which both are null
-    some = pc.binary_join_element_wise(joined, tools, "\x1d", null_handling="replace", null_replacement="")
-    return pc.if_else(pc.and_(joined.is_null(), tools.is_null()), None, some)
-
-
-def _without_system(batch: pa.RecordBatch) -> pa.RecordBatch:
-    messages = batch.column("messages")
-    turns = messages.flatten()
-    others = pc.not_equal(turns.field("role"), "system").fill_null(True)
-    if pc.all(others).as_py() is not False:
-        return batch
-    rows = pc.list_parent_indices(messages).filter(others).to_numpy(zero_copy_only=False)
-    lists = pa.ListArray.from_arrays(pa.array(_offsets(rows, len(batch))), turns.filter(others))
-    place = batch.schema.get_field_index("messages")
-    columns = [lists if i == place else column for i, column in enumerate(batch.columns)]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
-def _offsets(rows: NDArray[np.int64], num_rows: int) -> NDArray[np.int32]:
-    offsets = np.zeros(num_rows + 1, np.int32)
-    np.cumsum(np.bincount(rows, minlength=num_rows), out=offsets[1:])
-    return offsets
+    both = pc.binary_join_element_wise(joined, tools, "\x1d", null_handling="replace", null_replacement="")
+    return pc.if_else(pc.and_(joined.is_null(), tools.is_null()), None, both)

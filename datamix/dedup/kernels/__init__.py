@@ -1,4 +1,4 @@
-"""What numba compiles (imported by ``datamix.core.kernels`` alone, when a kernel is missing), and here the numbers that callers share."""
+"""What numba compiles (imported by ``core.kernels`` when a kernel is missing); here the numbers callers share."""
 
 WINDOW_BYTES = 1 << 15  # of a text that are looked at together
 LANES = 64  # shingles are padded to a multiple of this, so that no loop has a scalar tail

@@ -1,7 +1,7 @@
-"""What the kernels are made with: machine operations that numba lacks (64 bytes as one vector, unaligned loads, reads at an
-address).
+"""Machine operations that numba lacks: 64 bytes as one vector, unaligned loads, reads at an address.
 
-Each operation is a few LLVM instructions, which LLVM turns into what the processor has (AVX-512, AVX2, NEON, plain words).
+Each operation is a few LLVM instructions, which LLVM turns into what the processor has (AVX-512, AVX2, NEON,
+plain words).
 """
 
 from __future__ import annotations
@@ -22,21 +22,19 @@ def _element(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
 
-def _block(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> tuple[Any, Any]:
-    """Load 64 bytes as one vector; return it and a maker of constant vectors."""
-    vector = ir.VectorType(ir.IntType(8), _BLOCK)
-    place = _element(context, builder, array_type, array, index)
-    block = builder.load(builder.bitcast(place, vector.as_pointer()))
-    block.align = 1
-    return block, lambda byte: ir.Constant(vector, [byte] * _BLOCK)
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def word_mask(_typing: Any, window: Any, _index: Any) -> Any:
     """Bit i: byte ``index + i`` is an ASCII letter, digit, underscore, or part of another character."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        block, constant = _block(context, builder, signature.args[0], *args)
+        vector = ir.VectorType(ir.IntType(8), _BLOCK)
+        place = _element(context, builder, signature.args[0], *args)
+        block = builder.load(builder.bitcast(place, vector.as_pointer()))
+        block.align = 1
+
+        def constant(byte: int) -> Any:
+            return ir.Constant(vector, [byte] * _BLOCK)
+
         folded = builder.or_(block, constant(0x20))
         letter = builder.icmp_unsigned("<", builder.sub(folded, constant(ord("a"))), constant(26))
         digit = builder.icmp_unsigned("<", builder.sub(block, constant(ord("0"))), constant(10))

@@ -1,4 +1,4 @@
-"""Kernels: candidates compared with kept records, and groups that share no bucket."""
+"""Kernels: keys that occur twice, candidates against kept records, groups that share no bucket."""
 
 from __future__ import annotations
 
@@ -7,12 +7,83 @@ from numba import float32, int32, int64, uint32, uint64
 from datamix.core.jit import inline, kernel
 from datamix.dedup.kernels import COUNTS, EXACT, NEAR, REMOVABLE, STAYS
 from datamix.dedup.kernels.simd import byte_at
-from datamix.dedup.kernels.words import next_shingles
+from datamix.dedup.kernels.words import START, next_shingles
+
+
+@kernel
+def fill_slots(keys, in_play, slots, bits):  # type: ignore[no-untyped-def]
+    num_suspects = 0
+    for record in range(len(keys)):
+        if in_play[record]:
+            slot = keys[record] >> uint64(64 - bits)
+            shift = (slot & uint64(31)) << uint64(1)
+            word = slots[slot >> uint64(5)]
+            hits = (word >> shift) & uint64(3)
+            if hits < 2:
+                slots[slot >> uint64(5)] = word + (uint64(1) << shift)
+                num_suspects += int64(hits + hits)
+            else:
+                num_suspects += 1
+    return num_suspects
+
+
+@kernel
+def suspects(keys, in_play, slots, bits, records):  # type: ignore[no-untyped-def]
+    count = 0
+    for record in range(len(keys)):
+        if in_play[record]:
+            slot = keys[record] >> uint64(64 - bits)
+            if (slots[slot >> uint64(5)] >> ((slot & uint64(31)) << uint64(1))) & uint64(3) >= 2:
+                records[count] = record
+                count += 1
+
+
+@kernel
+def count_buckets(keys, high, suspects, table, firsts, sizes):  # type: ignore[no-untyped-def]
+    """Write the first suspect with the key of each, and at that one how many there are; returns how many
+    share a key.
+
+    ``table`` is empty (-1) and holds at least twice as many as there are suspects, a power of two.
+    """
+    capacity = len(table)
+    for i in range(len(suspects)):
+        key = keys[suspects[i]]
+        slot = int64(key & uint64(capacity - 1))
+        while table[slot] >= 0:
+            other = suspects[table[slot]]
+            if keys[other] == key and (len(high) == 0 or high[other] == high[suspects[i]]):
+                break
+            slot = (slot + 1) & (capacity - 1)
+        if table[slot] < 0:
+            table[slot] = i
+        firsts[i] = table[slot]
+        sizes[table[slot]] += 1
+    num_shared = 0
+    for i in range(len(suspects)):
+        num_shared += sizes[firsts[i]] > 1
+    return num_shared
+
+
+@kernel
+def number_buckets(suspects, firsts, sizes, records, buckets):  # type: ignore[no-untyped-def]
+    """Write the suspects that share a key, and their buckets by first record; returns how many buckets."""
+    num_buckets = 0
+    count = 0
+    for i in range(len(suspects)):
+        first = firsts[i]
+        if first == i and sizes[i] > 1:
+            sizes[i] = -1 - num_buckets  # counted; from here on the number of the bucket
+            num_buckets += 1
+        if sizes[first] < 0:
+            records[count] = suspects[i]
+            buckets[count] = -1 - sizes[first]
+            count += 1
+    return num_buckets
 
 
 @inline
 def _slot(table, capacity, key):  # type: ignore[no-untyped-def]
-    """Where a key stands in a hash set, or would stand."""
+    """The slot of a key in a hash set, or the empty one where it belongs."""
     slot = int64(key & uint64(capacity - 1))
     while table[slot] != key and table[slot] != 0:
         slot = (slot + 1) & (capacity - 1)
@@ -20,31 +91,33 @@ def _slot(table, capacity, key):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _scan(text, capacities, stamp, board, desk):  # type: ignore[no-untyped-def]
-    """Walk the shingles of a text; returns how many distinct ones stand in ``desk.own``, and how many do not.
+def _scan(text, capacities, stamp, state, scratch):  # type: ignore[no-untyped-def]
+    """Go through the shingles of a text; returns how many distinct ones are in ``scratch.this``, and how many
+    are not.
 
-    Stamp 0: the latter are put in there. Another stamp: they are put into ``desk.other``, to be counted once.
+    Stamp 0: the latter are put in there. Another stamp: they are put into ``scratch.that``, to be counted
+    once.
     """
-    shingles, own, marks, other = desk.scratch.shingles, desk.own, desk.marks, desk.other
-    place = (board.candidates[text].address, board.candidates[text].length)
-    position = (int64(0), int64(0), int64(0))
+    shingles, this, marks, that = scratch.shingles.shingles, scratch.this, scratch.marks, scratch.that
+    place = (state.candidates[text].address, state.candidates[text].length)
+    position = START
     hits, misses = int64(0), int64(0)
     while position[0] < place[1]:
-        count, position = next_shingles(place, position, board.rules.ngram, board.alphabet, desk.scratch)
+        count, position = next_shingles(place, position, state.rules.ngram, state.alphabet, scratch.shingles)
         for i in range(count):
             key = shingles[i]
-            slot = _slot(own, capacities[0], key)
-            if own[slot] == key:
+            slot = _slot(this, capacities[0], key)
+            if this[slot] == key:
                 hits += marks[slot] != stamp
                 marks[slot] = stamp
             elif stamp == 0:
                 misses += 1
-                own[slot] = key
+                this[slot] = key
                 marks[slot] = 0
             else:
-                slot = _slot(other, capacities[1], key)
-                misses += other[slot] != key
-                other[slot] = key
+                slot = _slot(that, capacities[1], key)
+                misses += that[slot] != key
+                that[slot] = key
     return hits, misses
 
 
@@ -57,55 +130,43 @@ def _capacity(num_shingles):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _jaccard(record, other, fresh, board, desk):  # type: ignore[no-untyped-def]
-    """Exact Jaccard of two texts; ``fresh``: ``desk.own`` does not hold the first one yet."""
-    this, that = board.candidates[record], board.candidates[other]
+def _jaccard(record, other, fresh, state, scratch):  # type: ignore[no-untyped-def]
+    """Exact Jaccard of two texts; ``fresh``: ``scratch.this`` does not hold the first one yet."""
+    this, that = state.candidates[record], state.candidates[other]
     capacities = _capacity(this.num_shingles), _capacity(that.num_shingles)
+    marks = scratch.marks
     hits, misses = int64(0), int64(0)
-    for step in range(
-        int64(0 if fresh else 1), int64(2)
-    ):  # one call of ``_scan``: two would be compiled twice
-        table, capacity = (desk.own, capacities[0]) if step == 0 else (desk.other, capacities[1])
+    # One call of ``_scan``: two would be compiled twice.
+    for step in range(int64(0 if fresh else 1), int64(2)):
+        table, capacity = (scratch.this, capacities[0]) if step == 0 else (scratch.that, capacities[1])
         for slot in range(capacity):
             table[slot] = 0
-        stamp = uint32(0) if step == 0 else _next_stamp(desk.marks)
-        hits, misses = _scan(record if step == 0 else other, capacities, stamp, board, desk)
+        stamp = uint32(0)
+        if step == 1:
+            stamp = uint32(marks[len(marks) - 1] + uint32(1))
+            if stamp == 0:
+                for slot in range(len(marks)):
+                    marks[slot] = 0
+                stamp = uint32(1)
+            marks[len(marks) - 1] = stamp
+        hits, misses = _scan(record if step == 0 else other, capacities, stamp, state, scratch)
         if step == 0:
             this.distinct = misses
     return hits / (this.distinct + misses)
 
 
-@inline
-def _next_stamp(marks):  # type: ignore[no-untyped-def]
-    stamp = marks[len(marks) - 1] + uint32(1)
-    if stamp == 0:
-        for slot in range(len(marks)):
-            marks[slot] = 0
-        stamp = uint32(1)
-    marks[len(marks) - 1] = stamp
-    return stamp
-
-
-@inline
-def _equal_bytes(left, right, num_perm):  # type: ignore[no-untyped-def]
-    equal = 0
-    for i in range(num_perm):
-        equal += byte_at(left + i) == byte_at(right + i)
-    return equal
-
-
 @kernel
-def _found(record, since, board, desk):  # type: ignore[no-untyped-def]
+def _neighbours(record, since, state, scratch):  # type: ignore[no-untyped-def]
     """Kept records from ``since`` on that share a bucket, latest first, each once with its number of buckets.
 
-    They are written to ``desk.found``; returns their count and the most buckets that one shares. The lists are in
-    descending order, so they are merged by their heads.
+    They are written to ``scratch.neighbours``; returns their count and the most buckets that one shares. The
+    lists are in descending order, so they are merged by their heads.
     """
-    num_bands = board.near.shape[1]
-    rows, heads = desk.found, desk.heads
+    num_bands = state.near.shape[1]
+    rows, heads = scratch.neighbours, scratch.heads
     for band in range(num_bands):
-        bucket = board.near[record, band]
-        heads[band] = board.heads[bucket] if bucket >= 0 else -1
+        bucket = state.near[record, band]
+        heads[band] = state.heads[bucket] if bucket >= 0 else -1
     count = 0
     most = int32(0)
     while True:
@@ -118,7 +179,7 @@ def _found(record, since, board, desk):  # type: ignore[no-untyped-def]
         times = int32(0)
         for band in range(num_bands):
             if heads[band] == latest:
-                heads[band] = board.following[latest, band]
+                heads[band] = state.following[latest, band]
                 times += 1
         rows[count, 0], rows[count, 1] = latest, times
         if times > most:
@@ -127,15 +188,16 @@ def _found(record, since, board, desk):  # type: ignore[no-untyped-def]
 
 
 @inline
-def _look(record, since, enough, board, desk):  # type: ignore[no-untyped-def]
+def _count_matches(record, since, enough, state, scratch):  # type: ignore[no-untyped-def]
     """Count near matches of a record among those kept from ``since`` on, up to ``enough``.
 
-    Those that share most buckets are compared first, of equals the earliest; the first match is named the keeper.
+    Those that share most buckets are compared first, of equals the earliest; the first match is named the
+    keeper.
     """
-    candidates, rules = board.candidates, board.rules
+    candidates, rules = state.candidates, state.rules
     this = candidates[record]
-    rows = desk.found
-    count, most = _found(record, since, board, desk)
+    rows = scratch.neighbours
+    count, most = _neighbours(record, since, state, scratch)
     fresh = most > 0  # a variable, not the literal True, which numba would compile apart
     for shared in range(most, 0, -1):
         for i in range(count - 1, -1, -1):
@@ -143,14 +205,16 @@ def _look(record, since, enough, board, desk):  # type: ignore[no-untyped-def]
             that = candidates[other]
             if rows[i, 1] != shared or (this.exact >= 0 and that.exact == this.exact):
                 continue
-            equal = _equal_bytes(this.sketch, that.sketch, rules.num_perm)
+            equal = 0
+            for byte in range(rules.num_perm):
+                equal += byte_at(this.sketch + byte) == byte_at(that.sketch + byte)
             similarity = (equal / rules.num_perm - 1 / 256) / (1 - 1 / 256)
             similarity = similarity if similarity > 0 else 0.0
             if rules.verify:
                 if this.length >= 0 and that.length >= 0:
                     if equal < rules.least_equal:
                         continue
-                    similarity = _jaccard(record, other, fresh, board, desk)
+                    similarity = _jaccard(record, other, fresh, state, scratch)
                     fresh = most < 0
                 if similarity < rules.threshold:
                     continue
@@ -163,53 +227,54 @@ def _look(record, since, enough, board, desk):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def sweep(members, since, settling, board, desk):  # type: ignore[no-untyped-def]
-    """Compare ``members`` with the records kept from ``since`` on; ``settling``: keep what is not removed, for good."""
+def sweep(members, since, settling, state, scratch):  # type: ignore[no-untyped-def]
+    """Compare ``members`` with the records kept from ``since`` on; ``settling``: keep what is not removed."""
     for record in members:
-        this = board.candidates[record]
+        this = state.candidates[record]
         if this.role & REMOVABLE:
-            num = board.copies[this.exact].num if this.exact >= 0 else int32(0)
-            enough = board.rules.keep - num
+            num = state.copies[this.exact].num if this.exact >= 0 else int32(0)
+            enough = state.rules.keep - num
             if this.matches < enough:
-                _look(record, since, enough, board, desk)
+                _count_matches(record, since, enough, state, scratch)
             if this.matches >= enough:
                 this.fate = NEAR
                 if num:
                     this.fate = EXACT
-                    this.keeper = board.copies[this.exact].first
+                    this.keeper = state.copies[this.exact].first
                     this.similarity = 1.0
                 continue
         if settling:
             this.keeper = -1
             this.similarity = 0.0
             if this.role & COUNTS:
-                _insert(record, board)
+                _insert(record, state)
 
 
 @kernel
-def _insert(record, board):  # type: ignore[no-untyped-def]
-    bucket = board.candidates[record].exact
+def _insert(record, state):  # type: ignore[no-untyped-def]
+    bucket = state.candidates[record].exact
     if bucket >= 0:
-        copies = board.copies[bucket]
-        if copies.num >= board.rules.keep and board.rules.copies_are_near:
+        copies = state.copies[bucket]
+        if copies.num >= state.rules.keep and state.rules.copies_are_near:
             return  # a further copy that may not be removed: it can match nothing that the others do not
         if copies.num == 0:
             copies.first = record
         copies.num += 1
-    for band in range(board.near.shape[1]):
-        bucket = board.near[record, band]
+    for band in range(state.near.shape[1]):
+        bucket = state.near[record, band]
         if bucket >= 0:
-            board.following[record, band] = board.heads[bucket]
-            board.heads[bucket] = record
+            state.following[record, band] = state.heads[bucket]
+            state.heads[bucket] = record
 
 
 @kernel
 def group(span, candidates, near, owners, parents, ends, members):  # type: ignore[no-untyped-def]
-    """Write the survivors of the block ``span``, sorted by group and rank, to ``members``; returns their number.
+    """Write the survivors of the block ``span``, sorted by group and rank, to ``members``; returns their
+    number.
 
-    ``parents`` and ``members`` are as long as the block; ``ends``, one longer, holds zeros: where groups start stands
-    in ``ends[1:]`` after. Groups share no bucket. ``owners [num near + exact buckets]`` holds the latest survivor of
-    each bucket; the exact buckets come last.
+    ``parents`` and ``members`` are as long as the block; ``ends``, one longer, holds zeros: ``ends[1:]`` is
+    where groups start after. Groups share no bucket. ``owners [num near + exact buckets]`` holds the latest
+    survivor of each bucket; the exact buckets come last.
     """
     start, stop = span
     num_bands = near.shape[1]

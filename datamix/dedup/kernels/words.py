@@ -1,11 +1,14 @@
-"""Kernels: words of UTF-8 text as 64-bit hashes, and n-grams of words (shingles), straight from Arrow buffers.
+"""Kernels: words of UTF-8 text as 64-bit hashes, and n-grams of words (shingles), straight from Arrow
+buffers.
 
-The idea: a text is copied through a window of 32 KiB that stays in the second-level cache, 64 bytes at a time become
-one bit mask of "may belong to a word" (SIMD), and only the edges of the mask are looked at. ASCII words are hashed
-eight bytes at a time, up to 16 without a branch; runs that hold other characters are decoded one by one against the alphabet. About 12 ns a word on a busy core.
+The idea: a text is copied through a window of 32 KiB that stays in the second-level cache, 64 bytes at a time
+become one bit mask of "may belong to a word" (SIMD), and only the edges of the mask are read. ASCII words are
+hashed eight bytes at a time, up to 16 without a branch; runs that hold other characters are decoded one by
+one against the alphabet. About 12 ns a word on a busy core.
 
-A text is read at its address, so nothing is copied out of memory-mapped files; memory is one scratch a thread, whatever
-the length of the text. A run of more than 32 KiB without a separator counts as several words.
+A text is read at its address, so nothing is copied out of memory-mapped files; memory is one scratch a
+thread, whatever the length of the text. A run of more than 32 KiB without a separator counts as several
+words.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from datamix.core.jit import inline, kernel
 from datamix.dedup.kernels import SINGLE, WINDOW_BYTES, WORD
 from datamix.dedup.kernels.simd import copy_bytes, eight_bytes, lowest_bit, word_mask
 
-_ODD_A = uint64(0x9E3779B97F4A7C15)
-_ODD_B = uint64(0xFF51AFD7ED558CCD)
+ODD_A = uint64(0x9E3779B97F4A7C15)
+ODD_B = uint64(0xFF51AFD7ED558CCD)
 _BASE = uint64(0xD6E8FEB86659FD93)  # of the polynomial over the words of a shingle
 _POINT = uint64(0x100000001B3)
 _ALL = uint64(0xFFFFFFFFFFFFFFFF)
@@ -29,7 +32,7 @@ _HIGH_BITS = uint64(0x8080808080808080)
 @inline
 def _mixed_in(key, part):  # type: ignore[no-untyped-def]
     """A hash with eight bytes of ASCII more, case folded by setting bit 5 where bit 6 is set."""
-    key = (key ^ (part | ((part >> uint64(1)) & _CASE_BITS))) * _ODD_A
+    key = (key ^ (part | ((part >> uint64(1)) & _CASE_BITS))) * ODD_A
     return key ^ (key >> uint64(32))
 
 
@@ -37,7 +40,7 @@ def _mixed_in(key, part):  # type: ignore[no-untyped-def]
 def _ascii_word(window, start, end):  # type: ignore[no-untyped-def]
     """Hash of the ASCII word ``window[start:end]``."""
     left = end - start
-    key = uint64(left) * _ODD_B
+    key = uint64(left) * ODD_B
     while left > 8:
         key = _mixed_in(key, eight_bytes(window, start))
         start += 8
@@ -88,18 +91,18 @@ def _mixed_run(window, start, end, alphabet, scratch, count):  # type: ignore[no
             key ^= key >> uint64(29)
             continue
         if first >= 0:
-            words[count] = _ascii_word(window, first, here) if ascii_only else key * _ODD_B
+            words[count] = _ascii_word(window, first, here) if ascii_only else key * ODD_B
             if len(starts):
                 starts[count] = first
             count += 1
             first = int64(-1)
         if kind == SINGLE:
-            words[count] = (uint64(point) + uint64(0x1234567)) * _ODD_A
+            words[count] = (uint64(point) + uint64(0x1234567)) * ODD_A
             if len(starts):
                 starts[count] = here
             count += 1
     if first >= 0:
-        words[count] = _ascii_word(window, first, end) if ascii_only else key * _ODD_B
+        words[count] = _ascii_word(window, first, end) if ascii_only else key * ODD_B
         if len(starts):
             starts[count] = first
         count += 1
@@ -142,7 +145,8 @@ def _long_run(window, start, end, alphabet, scratch, count):  # type: ignore[no-
 def _window_words(scratch, stop, last, alphabet, count):  # type: ignore[no-untyped-def]
     """Append the words of ``window[:stop]``; returns their number and the bytes used.
 
-    A run that touches the end of a window is left for the next one, unless it is all there is or the text ends.
+    A run that touches the end of a window is left for the next one, unless it is all there is or the text
+    ends.
     """
     window, edges, words, starts = scratch.window, scratch.edges, scratch.words, scratch.starts
     num_edges = _edges(scratch, stop)
@@ -161,26 +165,12 @@ def _window_words(scratch, stop, last, alphabet, count):  # type: ignore[no-unty
         if length > 16 or (head | (tail & longer)) & _HIGH_BITS:
             count = _long_run(window, start, end, alphabet, scratch, count)
             continue
-        short = _mixed_in(uint64(length) * _ODD_B, head)  # ``_ascii_word`` without its branches
+        short = _mixed_in(uint64(length) * ODD_B, head)  # ``_ascii_word`` without its branches
         words[count] = short ^ ((_mixed_in(short, tail) ^ short) & longer)
         if len(starts):
             starts[count] = start
         count += 1
     return count, used
-
-
-@inline
-def _fill_window(window, address, left):  # type: ignore[no-untyped-def]
-    """Copy the next window, cut between characters; returns its bytes."""
-    stop = int64(left if left < WINDOW_BYTES else WINDOW_BYTES)
-    copy_bytes(window, address, stop)
-    if stop < left and window[stop - 1] >= 0x80:
-        stop -= 1
-        while stop > 1 and window[stop] & 0xC0 == 0x80:
-            stop -= 1
-    for i in range(stop, stop + 128):
-        window[i] = 0
-    return stop
 
 
 @inline
@@ -205,12 +195,20 @@ def next_shingles(text, position, ngram, alphabet, scratch):  # type: ignore[no-
     """Shingles of the next window of a text into ``scratch.shingles``.
 
     ``text`` is (address, bytes); ``position`` is (byte, words carried over, shingles so far), START at first.
-    Returns the number of shingles and the next position; the text is done when its byte has reached the length. A text of
-    fewer than ``ngram`` words is one shingle of all of them; a text without words has none.
+    Returns the number of shingles and the next position; the text is done when its byte has reached the
+    length. A text of fewer than ``ngram`` words is one shingle of all of them; a text without words has none.
     """
     address, length = text
     at, carried, so_far = position
-    stop = _fill_window(scratch.window, address + at, length - at)
+    window, left = scratch.window, length - at
+    stop = int64(left if left < WINDOW_BYTES else WINDOW_BYTES)
+    copy_bytes(window, address + at, stop)
+    if stop < left and window[stop - 1] >= 0x80:  # cut between characters
+        stop -= 1
+        while stop > 1 and window[stop] & 0xC0 == 0x80:
+            stop -= 1
+    for i in range(stop, stop + 128):
+        window[i] = 0
     last = at + stop >= length
     count, used = _window_words(scratch, stop, last, alphabet, carried)
     at += used
