@@ -64,9 +64,8 @@ class Step:
 def clean(batch: pa.RecordBatch, kind: RecordKind, steps: Sequence[Step]) -> Cleaned:
     """Pass a batch through the steps in order; a dropped row counts under the first step that drops it.
 
-    ``[{"text": "e\\u0301"}, {"text": ""}]`` through ``normalize`` and ``length: {min_chars: 1}`` gives the
-    batch ``[{"text": "\\u00e9"}]``, ``dropped == {1: "length_min_chars"}`` and ``mended == {"normalize":
-    1}``.
+    ``[{"text": "e\\u0301"}, {"text": ""}]`` through ``normalize`` and ``length: {min_chars: 1}`` gives the batch
+    ``[{"text": "\\u00e9"}]``, ``dropped == {1: "length_min_chars"}`` and ``fixed == {"normalize": 1}``.
     """
     dropped: dict[int, str] = {}
     fixed: dict[str, int] = {}

@@ -84,7 +84,7 @@ class Cleaned:
 
     batch: pa.RecordBatch  # the rows that stay, fixed
     dropped: dict[int, str]  # row of the batch that came in -> reason
-    mended: dict[str, int]  # step -> number of rows it changed
+    fixed: dict[str, int]  # step -> number of rows it changed
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def prepare(spec: PrepareSpec, folder: Path) -> dict[str, Any]:
             if rejected:
                 rejects.write_batch(_rejects(index, rejected))
             result = clean(batch, kind, spec.steps)
-            tally.clean(result.dropped, result.mended)
+            tally.clean(result.dropped, result.fixed)
             if result.dropped:
                 cleaned.write_batch(_cleaned(batch, result.dropped))
             if result.batch.num_rows:
@@ -156,7 +156,7 @@ class _Tally:
         self.lines = [0] * num_slices
         self.rejected: Counter[str] = Counter()
         self.cleaned: Counter[str] = Counter()
-        self.mended: Counter[str] = Counter()
+        self.fixed: Counter[str] = Counter()
         self.batches: list[list[int]] = []
         self.raw_bytes = 0  # of the records as they stood, where the container has them
 
@@ -173,12 +173,12 @@ class _Tally:
         self.read[index] = max(self.read[index], *(record for record, _ in ends))
         self.lines[index] = max(self.lines[index], *(line for _, line in ends))
 
-    def clean(self, dropped: dict[int, str], mended: dict[str, int]) -> None:
+    def clean(self, dropped: dict[int, str], fixed: dict[str, int]) -> None:
         self.cleaned.update(dropped.values())
-        self.mended.update(mended)
+        self.fixed.update(fixed)
 
     def counts(self) -> dict[str, Any]:
-        plain = {"rejected_by": self.rejected, "cleaned_by": self.cleaned, "mended_by": self.mended}
+        plain = {"rejected_by": self.rejected, "cleaned_by": self.cleaned, "mended_by": self.fixed}
         return {
             "read": self.read,
             "lines": self.lines,

@@ -93,7 +93,7 @@ def _judge(batch: pa.RecordBatch, kind: RecordKind, step: Step, tallies: tuple[_
         if reason not in drops.examples:
             text = texts(batch.slice(row, 1), kind)[0].as_py()
             drops.examples[reason] = f"record {ordinals[row]}: {_line(text[:_SHOWN_CHARS])}"
-    for what, num in cleaned.mended.items():
+    for what, num in cleaned.fixed.items():
         if num:
             mends.add(what, num)
     if any(what not in mends.examples for what in mends.counts):
@@ -105,7 +105,7 @@ def _find_examples(batch: pa.RecordBatch, kind: RecordKind, step: Step, mends: _
     before, after = texts(batch, kind), texts(clean(batch, kind, [step]).batch, kind)
     rows = pc.indices_nonzero(pc.fill_null(pc.not_equal(before, after), False)).to_pylist()
     for row in rows[:_TRIED_ROWS]:
-        made = [what for what, num in clean(batch.slice(row, 1), kind, [step]).mended.items() if num]
+        made = [what for what, num in clean(batch.slice(row, 1), kind, [step]).fixed.items() if num]
         if len(made) == 1 and made[0] not in mends.examples:
             change = _change(before[row].as_py(), after[row].as_py())
             mends.examples[made[0]] = f"record {batch.column('record')[row]}: {change}"

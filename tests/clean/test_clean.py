@@ -41,7 +41,7 @@ def test_a_dropped_record_counts_once_under_the_first_step_that_drops_it() -> No
         4: "length_min_chars",
     }
     assert cleaned.batch.column("record").to_pylist() == [9]
-    assert cleaned.mended == {"normalize": 2}
+    assert cleaned.fixed == {"normalize": 2}
 
 
 def test_no_steps_give_the_batch_back() -> None:
@@ -69,7 +69,7 @@ def test_fields_select_the_turns_of_a_conversation(fields: Fields, expected: lis
     cleaned = clean(batch_of("sft", [record]), "sft", [Step("normalize", Normalize(), fields)])
     user, assistant = cleaned.batch.column("messages").to_pylist()[0]
     assert [user["content"], assistant["content"], assistant["reasoning"]] == expected
-    assert cleaned.mended == {"normalize": 1}
+    assert cleaned.fixed == {"normalize": 1}
 
 
 @pytest.mark.parametrize(

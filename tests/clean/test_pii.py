@@ -63,7 +63,7 @@ def test_each_sort_is_counted_by_itself_and_can_be_switched_off() -> None:
     rows = [{"slice": 0, "record": i, "text": t} for i, t in enumerate(texts)]
     batch = pa.RecordBatch.from_pylist(rows, schema=SCHEMAS["text"])
     cleaned = clean(batch, "text", [Step("pii", Pii(ip=False))])
-    assert cleaned.mended == {"pii_email": 1, "pii_id_card": 0, "pii_bank_card": 0, "pii_phone": 2}
+    assert cleaned.fixed == {"pii_email": 1, "pii_id_card": 0, "pii_bank_card": 0, "pii_phone": 2}
     assert redacted("a@example.com 13812345678", Pii(email=False)) == "a@example.com [PHONE]"
 
 
