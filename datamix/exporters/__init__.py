@@ -1,13 +1,12 @@
-"""Training sets in the formats that trainers read: one file a format or trainer. A sink writes shards in parallel and what is there once; ``keeps`` and
-``command`` say what survives there and what trains from it.
+"""Training sets in the formats that trainers read: a class a format. It writes shards in parallel and what is there once;
+``keeps`` and ``command`` say what survives in the trainer and what trains from the folder.
 
 Rows come in training order as ``records.row_schema`` says; a sink turns a stream of them into files and never holds
 more than a chunk.
 """
 
-from datamix.exporters.catalog import EXPORT_FORMATS, ExportFormat, command, keeps, needs_records, open_sink
-from datamix.exporters.stored_rows import read_rows
-from datamix.exporters.target import RecordSource, SetInfo, Weighing
+from datamix.exporters.catalog import EXPORT_FORMATS, command, keeps, needs_records, open_sink
+from datamix.exporters.export_format import ExportFormat, RecordSource, SetInfo, Weighing
 
 __all__ = [
     "EXPORT_FORMATS",
@@ -19,5 +18,4 @@ __all__ = [
     "keeps",
     "needs_records",
     "open_sink",
-    "read_rows",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from datamix.core.errors import DataError
-from datamix.exporters.target import RecordSource
+from datamix.exporters.export_format import RecordSource
 
 Message = dict[str, Any]
 _FETCH_RECORDS = 1024  # records in memory as Python objects at once
@@ -29,7 +29,7 @@ def records_of(batch: pa.RecordBatch, records: RecordSource | None) -> Iterator[
     """
     if records is None:
         raise DataError(
-            "this format holds text, and the set holds tokens: its prepared records are gone. "
+            "this format holds text, and the set holds tokens: its prepared records are no longer in the cache. "
             "Build the set again with this format among `write:`"
         )
     pieces = batch.column("records").flatten()
@@ -67,13 +67,23 @@ def openai_messages(turns: list[Message]) -> list[Message]:
     waiting: list[str] = []  # ids of calls that no tool has answered
     number = 0
     for turn in turns:
-        message: Message = {"role": turn["role"], "content": _spoken(turn)}
+        message: Message = {"role": turn["role"], "content": _content(turn)}
         calls = _calls(turn)
         if calls:
             ids = [call.get("id") or f"call_{number + i}" for i, call in enumerate(calls)]
             number += len(calls)
             waiting += ids
-            message["tool_calls"] = [_openai_call(c, i) for c, i in zip(calls, ids, strict=True)]
+            message["tool_calls"] = [
+                {
+                    "id": call_id,
+                    "type": "function",
+                    "function": {
+                        "name": call["function"]["name"],
+                        "arguments": _json(call["function"].get("arguments", {})),
+                    },
+                }
+                for call, call_id in zip(calls, ids, strict=True)
+            ]
             message["content"] = message["content"] or None
         if turn["role"] == "tool":
             answered = turn.get("tool_call_id") or (waiting[0] if waiting else "call_0")
@@ -87,12 +97,6 @@ def openai_messages(turns: list[Message]) -> list[Message]:
     return out
 
 
-def _openai_call(call: dict[str, Any], call_id: str) -> dict[str, Any]:
-    arguments = json.dumps(call["function"].get("arguments", {}), ensure_ascii=False)
-    function = {"name": call["function"]["name"], "arguments": arguments}
-    return {"id": call_id, "type": "function", "function": function}
-
-
 def sharegpt(turns: list[Message]) -> list[dict[str, str]]:
     """Turns as ``{"from", "value"}``: system, human, gpt, observation, and function_call for a turn of calls alone."""
     out = []
@@ -101,19 +105,19 @@ def sharegpt(turns: list[Message]) -> list[dict[str, str]]:
             {"name": c["function"]["name"], "arguments": c["function"].get("arguments", {})}
             for c in _calls(turn)
         ]
-        spoken = _spoken(turn)
+        content = _content(turn)
         if calls and not turn.get("content"):
             out.append(
-                {"from": "function_call", "value": spoken + _json(calls[0] if len(calls) == 1 else calls)}
+                {"from": "function_call", "value": content + _json(calls[0] if len(calls) == 1 else calls)}
             )
         else:
             blocks = [f"\n<tool_call>\n{_json(call)}\n</tool_call>" for call in calls]
-            out.append({"from": _FROM[turn["role"]], "value": "".join([spoken, *blocks])})
+            out.append({"from": _FROM[turn["role"]], "value": "".join([content, *blocks])})
     return out
 
 
 def sole_text(turns: list[Message], what: str) -> str:
-    """The words of a completion of one turn.
+    """The text of a completion of one turn.
 
     Raises:
         DataError: it has several turns, and the format has room for one.
@@ -131,7 +135,7 @@ def tools_of(record: dict[str, Any]) -> list[Any]:
     return tools
 
 
-def _spoken(turn: Message) -> str:
+def _content(turn: Message) -> str:
     content = turn.get("content") or ""
     if turn.get("reasoning"):
         return f"<think>\n{turn['reasoning']}\n</think>\n\n{content}"

@@ -1,31 +1,27 @@
-"""Arrow rows as numpy, without a copy: ragged columns, pieces, and the token dtype a vocabulary asks for."""
+"""Columns of rows as numpy and back: rows cut anew, ids in the dtype of a vocabulary, and the columns that trainers expect.
+
+Functions of a batch are pure, ``[num_rows]`` in and out (``documents``: one row a document). Views where Arrow allows them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamix.core.arrays import IGNORE_INDEX, Ragged, ragged
+from datamix.core.arrays import IGNORE_INDEX, Ragged, list_column, offsets_from_lengths, ragged
 from datamix.core.errors import DataError
 
 
-def pieces(batch: pa.RecordBatch) -> tuple[NDArray[np.int64], Ragged]:
-    """Pieces a row as ``offsets`` ``[num_rows + 1]`` and piece lengths in tokens as a ragged column."""
+def piece_lengths(batch: pa.RecordBatch) -> Ragged:
+    """The tokens of each piece of each row."""
     lists = batch.column("records")
     lengths = lists.values.field("length").to_numpy(zero_copy_only=True)
-    offsets = lists.offsets.to_numpy().astype(np.int64, copy=False)
-    return offsets, Ragged(lengths, offsets)
-
-
-def piece_ends(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """Where each piece ends among all tokens of the batch, ``[num_pieces]``: documents end to end."""
-    _, lengths = pieces(batch)
-    return np.cumsum(lengths.flat, dtype=np.int64)
+    return Ragged(lengths, lists.offsets.to_numpy().astype(np.int64, copy=False))
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -34,11 +30,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def as_tokens(ids: NDArray[np.generic], dtype: np.dtype[Any]) -> NDArray[np.generic]:
-    """``ids`` in ``dtype``, nothing cut off.
-
-    Raises:
-        DataError: an id does not fit.
-    """
+    """``ids`` in ``dtype``, nothing cut off. Raises DataError where an id does not fit."""
     # a negative id is past every limit when it is seen as unsigned: one pass finds both
     unsigned = ids.view(f"<u{ids.dtype.itemsize}")
     signed_limit = (1 << 8 * ids.dtype.itemsize - 1) - 1
@@ -54,9 +46,16 @@ def as_tokens(ids: NDArray[np.generic], dtype: np.dtype[Any]) -> NDArray[np.gene
 def rechunk(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.Table]:
     """The same rows in tables of exactly ``num_rows`` (the last may be smaller), each in one chunk.
 
-    However the rows came cut, the tables are the same: files cut by them have the same bytes.
+    However the rows came cut, the tables are the same: files cut by them have the same bytes. Each is one compact copy:
+    of a slice, Arrow's writers may put more of its buffers on disk than the slice.
     """
-    return map(_table, regroup(batches, num_rows))
+    for group in regroup(batches, num_rows):
+        empty = group[0].slice(0, 0)
+        columns = [
+            pa.concat_arrays([*(batch.column(i) for batch in group), empty.column(i)])
+            for i in range(empty.num_columns)
+        ]
+        yield pa.Table.from_arrays(columns, schema=empty.schema)
 
 
 def regroup(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[list[pa.RecordBatch]]:
@@ -76,16 +75,6 @@ def regroup(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[list[p
         yield waiting
 
 
-def _table(batches: list[pa.RecordBatch]) -> pa.Table:
-    """One compact copy: of a slice, Arrow's writers may put more of its buffers on disk than the slice."""
-    empty = batches[0].slice(0, 0)
-    columns = [
-        pa.concat_arrays([*(batch.column(i) for batch in batches), empty.column(i)])
-        for i in range(empty.num_columns)
-    ]
-    return pa.Table.from_arrays(columns, schema=empty.schema)
-
-
 def first_schema(
     batches: Iterable[pa.RecordBatch], empty: pa.Schema
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -99,7 +88,7 @@ def first_schema(
     if first is None:
         return empty, rest
     schema = pa.schema([pa.field(field.name, _plain(field.type)) for field in first.schema])
-    return schema, (_cast(batch, schema) for batch in chain([first], rest))
+    return schema, (_in_schema(batch, schema) for batch in chain([first], rest))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
@@ -110,65 +99,69 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    columns = [_blank(column.cast(field.type)) for column, field in zip(batch.columns, schema, strict=True)]
+def _in_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch cast, with zeros under the nulls of number columns: what is there is undefined, and would reach the file."""
+    columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
+    for i, column in enumerate(columns):
+        if pa.types.is_floating(column.type) and column.null_count:
+            nulls = column.is_null().to_numpy(zero_copy_only=False)
+            columns[i] = pa.array(column.fill_null(0.0).to_numpy(), column.type, mask=nulls)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _blank(column: pa.Array) -> pa.Array:
-    """Zeros under the nulls of a number column: what stands there is anybody's, and would reach the file."""
-    if not pa.types.is_floating(column.type) or not column.null_count:
-        return column
-    nulls = column.is_null().to_numpy(zero_copy_only=False)
-    return pa.array(column.fill_null(0.0).to_numpy(), column.type, mask=nulls)
+def select(*names: str) -> Callable[[pa.RecordBatch], pa.RecordBatch]:
+    """Only these columns of a batch."""
+    return lambda batch: batch.select(list(names))
 
 
-def write_ids(batch: pa.RecordBatch, stream: BinaryIO, dtype: np.dtype[Any]) -> None:
-    """Append the ids of a batch."""
-    stream.write(as_tokens(ragged(batch, "input_ids").flat, dtype).data)
+def documents(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """``input_ids``, ``attention_mask``, ``labels``: packed rows cut into their documents, others as they are."""
+    ids, labels = ragged(batch, "input_ids"), ragged(batch, "labels")
+    lengths = ids.lengths
+    if "seq_lengths" in batch.schema.names:
+        lengths = ragged(batch, "seq_lengths").flat.astype(np.int64)
+    return pa.RecordBatch.from_pydict(
+        {
+            "input_ids": list_column(ids.flat, lengths),
+            "attention_mask": list_column(np.ones(len(ids.flat), np.int8), lengths),
+            "labels": list_column(labels.flat, lengths),
+        }
+    )
 
 
-def write_mask(batch: pa.RecordBatch, stream: BinaryIO) -> None:
-    """Append one byte a token: 1 where its label counts."""
-    stream.write((ragged(batch, "labels").flat != IGNORE_INDEX).view(np.uint8).data)
+def completion(batch: pa.RecordBatch, column: str, prefix: str) -> dict[str, pa.Array]:
+    """``{prefix}input_ids``, ``attention_mask``, ``labels`` of prompt and completion, the prompt's labels ignored."""
+    prompt, answer = ragged(batch, "prompt_ids"), ragged(batch, column)
+    lengths = prompt.lengths + answer.lengths
+    begin = offsets_from_lengths(lengths)[:-1]
+    ids = np.empty(int(lengths.sum()), prompt.values.dtype)
+    ids[ranges(begin, prompt.lengths)] = prompt.flat
+    labels = np.full(len(ids), IGNORE_INDEX, np.int32)
+    answers = ranges(begin + prompt.lengths, answer.lengths)
+    ids[answers] = labels[answers] = answer.flat
+    return {
+        f"{prefix}input_ids": list_column(ids, lengths),
+        f"{prefix}attention_mask": list_column(np.ones(len(ids), np.int8), lengths),
+        f"{prefix}labels": list_column(labels, lengths),
+    }
 
 
-class Ends:
-    """Where rows and documents end, in tokens from the start of the file; 8 bytes each."""
-
-    def __init__(self) -> None:
-        self._rows: list[NDArray[np.int64]] = [np.zeros(1, np.int64)]
-        self._documents: list[NDArray[np.int64]] = [np.zeros(1, np.int64)]
-
-    def add(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
-        """Note a batch; return the ends of its documents ``[num_documents]``."""
-        done = self._rows[-1][-1]
-        lengths = ragged(batch, "input_ids").lengths
-        if not len(lengths):
-            return np.zeros(0, np.int64)
-        self._rows.append(done + np.cumsum(lengths))
-        self._documents.append(done + piece_ends(batch))
-        return self._documents[-1]
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """``[num_rows + 1]``, from 0."""
-        return np.concatenate(self._rows)
-
-    @property
-    def documents(self) -> NDArray[np.int64]:
-        """``[num_documents + 1]``, from 0."""
-        return np.concatenate(self._documents)
+def pairs(batch: pa.RecordBatch) -> dict[str, pa.Array]:
+    """``chosen_*`` and ``rejected_*``: each completion with its prompt before it."""
+    return completion(batch, "chosen_completion_ids", "chosen_") | completion(
+        batch, "rejected_completion_ids", "rejected_"
+    )
 
 
-def pour(
-    batches: Iterable[pa.RecordBatch], tokens: BinaryIO, dtype: np.dtype[Any], mask: BinaryIO | None = None
-) -> Ends:
-    """Append the ids of all rows to ``tokens`` and, where asked, the mask of their labels; return the ends."""
-    ends = Ends()
-    for batch in batches:
-        write_ids(batch, tokens, dtype)
-        if mask is not None:
-            write_mask(batch, mask)
-        ends.add(batch)
-    return ends
+def documents_or_pairs(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """What trains without another step: pairs joined with their prompts, or documents."""
+    if "chosen_completion_ids" in batch.schema.names:
+        return pa.RecordBatch.from_pydict(pairs(batch))
+    return documents(batch)
+
+
+def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``starts[i] .. starts[i] + lengths[i]`` for all i, end to end."""
+    ends = np.cumsum(lengths)
+    within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    return np.repeat(starts, lengths) + within

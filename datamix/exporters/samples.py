@@ -1,8 +1,8 @@
 """Rows as bytes, column by column: what MDS and LitData share.
 
 Both store a sample as the sizes of its columns (uint32 each) and then the columns' bytes, and a file of samples as their
-number, their absolute offsets (uint32) and the samples. They differ in the order of columns, in what stands before an
-array's values, and in what stands between offsets and samples. A file is put together in memory and cut by size.
+number, their absolute offsets (uint32) and the samples. They differ in the order of columns, in what is before an
+array's values, and in what is between offsets and samples. A file is put together in memory and cut by size.
 """
 
 from __future__ import annotations
@@ -55,13 +55,10 @@ def cells(batch: pa.RecordBatch, name: str) -> list[Cell]:
 
 def json_cells(batch: pa.RecordBatch, name: str) -> list[Cell]:
     """One column as JSON, ``[num_rows]``."""
-    if batch.schema.field(name).type == _PIECES:
-        return _pieces(batch.column(name))
-    return [orjson.dumps(value) for value in batch.column(name).to_pylist()]
-
-
-def _pieces(column: pa.Array) -> list[Cell]:
-    """What ``orjson.dumps`` makes of each row's pieces; going through dicts would cost most of a file's time."""
+    column = batch.column(name)
+    if column.type != _PIECES:
+        return [orjson.dumps(value) for value in column.to_pylist()]
+    # the text that orjson makes of them: going through dicts would cost most of a file's time
     values = column.flatten()
     fields = [values.field(name).to_pylist() for name in PIECE.names]
     texts = [
@@ -120,7 +117,7 @@ class SampleFile:
             yield from sample.parts
 
     def write(self, path: Path, between: bytes = b"") -> None:
-        """Write the file; the rows go from where they lie to the file in one copy."""
+        """Write the file; rows are copied once, from their buffers to the file."""
         with path.open("wb") as stream:
             write_parts(stream, self.parts(between))
 
@@ -141,25 +138,18 @@ def write_parts(stream: BinaryIO, parts: Iterable[Cell]) -> int:
 def by_size(stream: Iterable[Sample], shard_bytes: int) -> Iterator[SampleFile]:
     """Samples cut into files of about ``shard_bytes``; an empty stream gives one empty file."""
     waiting: list[Sample] = []
-    held = 0
-    num_files = 0
+    num_bytes = 0
     for sample in stream:
-        if waiting and held + sample.num_bytes > shard_bytes:
+        if waiting and num_bytes + sample.num_bytes > shard_bytes:
             yield SampleFile(waiting)
-            num_files += 1
-            waiting, held = [], 0
+            waiting, num_bytes = [], 0
         waiting.append(sample)
-        held += sample.num_bytes
-    if waiting or not num_files:
-        yield SampleFile(waiting)
+        num_bytes += sample.num_bytes
+    yield SampleFile(waiting)  # a stream that had samples leaves at least its last
 
 
 def check_shard_bytes(name: str, shard_bytes: int) -> None:
-    """Refuse a size that the format's offsets cannot hold.
-
-    Raises:
-        RecipeError: not between 1 and 2 GiB.
-    """
+    """Raises RecipeError where the format's offsets cannot hold the size: not between 1 and 2 GiB."""
     if not 0 < shard_bytes <= MAX_SHARD_BYTES:
         raise RecipeError(
             f"write: {name}.shard_bytes is {shard_bytes}; its offsets are 32 bits wide: give 1 to {MAX_SHARD_BYTES}."

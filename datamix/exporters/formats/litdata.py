@@ -2,7 +2,7 @@
 
 Layout (``litdata/streaming/writer.py``): ``uint32 n | uint32[n+1] offsets | items`` in chunks of about 64 MiB, with an
 index. ``rows`` keeps our rows as they are: an item is the sizes of its columns, then their bytes. ``tokens`` holds ids
-only: its reader joins a chunk's documents, cuts blocks of a length of its own and drops what is left of each chunk.
+only: its reader joins a chunk's documents, cuts blocks of another length and drops what is left of each chunk.
 Costs one chunk of memory.
 """
 
@@ -22,20 +22,18 @@ from datamix.core.arrays import ragged
 from datamix.core.errors import RecipeError
 from datamix.core.records import Kind
 from datamix.exporters.columns import as_tokens
-from datamix.exporters.paths import make_room, split_folder, write_json
+from datamix.exporters.export_format import ExportFormat
+from datamix.exporters.folder import make_room, split_folder, write_json
 from datamix.exporters.samples import Sample, by_size, cells, check_shard_bytes, is_numbers, samples
-from datamix.exporters.target import SetInfo
 
 _TORCH_CODES = {"int8": 12, "int32": 16, "uint16": 20}  # litdata's numbers for torch dtypes
 _LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 
 @dataclass(frozen=True)
-class LitData:
+class LitData(ExportFormat):
     """``train/chunk-00000-000.bin``, ``train/index.json``: ``litdata.StreamingDataset(FOLDER + "/train")``."""
 
-    info: SetInfo
-    split: str
     layout: Literal["rows", "tokens"] = "rows"
     shard_bytes: int = 1 << 26
 
@@ -61,7 +59,14 @@ class LitData:
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the index of a split."""
-        chunks = [self._chunk(folder / name) for names in shards for name in names]
+        chunks = []
+        for name in (name for names in shards for name in names):
+            size = (folder / name).stat().st_size
+            with (folder / name).open("rb") as stream:
+                count = int.from_bytes(stream.read(4), "little")
+            dim = (size - 4 - 4 * (count + 1)) // self._dtype.itemsize if self.layout == "tokens" else None
+            entry = {"chunk_bytes": size, "chunk_size": count, "dim": dim, "filename": Path(name).name}
+            chunks.append(entry)
         index = {"chunks": chunks, "config": self._config(), "updated_at": "0"}
         return [write_json(folder, f"{split_folder(self.split)}/index.json", index)]
 
@@ -115,12 +120,3 @@ class LitData:
             "encryption": None,
             "item_loader": "PyTreeLoader" if self.layout == "rows" else "TokensLoader",
         }
-
-    def _chunk(self, path: Path) -> dict[str, Any]:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            num_items = int.from_bytes(stream.read(4), "little")
-        dim = None
-        if self.layout == "tokens":
-            dim = (size - 4 - 4 * (num_items + 1)) // self._dtype.itemsize
-        return {"chunk_bytes": size, "chunk_size": num_items, "dim": dim, "filename": path.name}

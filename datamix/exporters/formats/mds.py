@@ -19,19 +19,17 @@ import zstandard
 
 from datamix.core.arrays import ragged
 from datamix.core.records import Kind
-from datamix.exporters.paths import make_room, split_folder, write_json
+from datamix.exporters.export_format import ExportFormat
+from datamix.exporters.folder import make_room, split_folder, write_json
 from datamix.exporters.samples import Cell, by_size, cells, check_shard_bytes, is_numbers, is_words, samples
-from datamix.exporters.target import SetInfo
 
 _ZSTD_LEVEL = 3
 
 
 @dataclass(frozen=True)
-class Mds:
+class Mds(ExportFormat):
     """``train/00000-000.mds``, ``train/index.json``: ``StreamingDataset(local=FOLDER, split="train")``."""
 
-    info: SetInfo
-    split: str
     compression: Literal["none", "zstd"] = "none"
     shard_bytes: int = 1 << 26
 
@@ -60,13 +58,8 @@ class Mds:
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the index of a split."""
         entries = [self._entry(folder / name) for names in shards for name in names]
-        return [
-            write_json(folder, f"{split_folder(self.split)}/index.json", {"version": 2, "shards": entries})
-        ]
-
-    def keeps(self) -> tuple[str, ...]:
-        """Read with ``shuffle=False``, everything survives."""
-        return ("ratio", "order", "isolation")
+        index = {"version": 2, "shards": entries}
+        return [write_json(folder, f"{split_folder(self.split)}/index.json", index)]
 
     def command(self) -> str:
         """How it is read."""
@@ -79,8 +72,12 @@ class Mds:
     def _config(self) -> dict[str, Any]:
         schema = self.info.schema
         names = sorted(schema.names)
+        kinds = [schema.field(name).type for name in names]
         return {
-            "column_encodings": [_encoding(name, schema.field(name).type) for name in names],
+            "column_encodings": [
+                f"ndarray:{k.value_type}" if is_numbers(k) else "str" if is_words(n) else "json"
+                for n, k in zip(names, kinds, strict=True)
+            ],
             "column_names": names,
             "column_sizes": [None] * len(names),
             "compression": f"zstd:{_ZSTD_LEVEL}" if self._suffix else None,
@@ -109,17 +106,11 @@ class Mds:
         }
 
 
-def _encoding(name: str, kind: pa.DataType) -> str:
-    if is_numbers(kind):
-        return f"ndarray:{kind.value_type}"
-    return "str" if is_words(name) else "json"
-
-
 def _column(batch: pa.RecordBatch, name: str) -> tuple[list[bytes], list[Cell]]:
-    kind = batch.schema.field(name).type
-    if not is_numbers(kind):
-        return [], cells(batch, name)
-    return [_shape(length) for length in ragged(batch, name).lengths.tolist()], cells(batch, name)
+    """The heads of one column's values (none where they are no arrays) and their bytes."""
+    arrays = is_numbers(batch.schema.field(name).type)
+    heads = [_shape(length) for length in ragged(batch, name).lengths.tolist()] if arrays else []
+    return heads, cells(batch, name)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -23,22 +23,25 @@ from numpy.typing import NDArray
 
 from datamix.core.arrays import ragged
 from datamix.core.records import Kind
-from datamix.exporters.columns import as_tokens, pieces
-from datamix.exporters.paths import make_room, split_folder, write_json, write_text
-from datamix.exporters.readme import readme
-from datamix.exporters.staged import by_stage, stage_files
-from datamix.exporters.target import SetInfo
+from datamix.exporters.columns import as_tokens, piece_lengths
+from datamix.exporters.export_format import ExportFormat
+from datamix.exporters.folder import (
+    by_stage,
+    make_room,
+    split_folder,
+    stage_files,
+    write_json,
+    write_text,
+)
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _CODES = {"uint16": 8, "int32": 4}
 
 
 @dataclass(frozen=True)
-class Megatron:
+class Megatron(ExportFormat):
     """``train/SOURCE-00000.bin`` and ``.idx`` (or ``train/rows-00000``), ``blend.json``, ``README.md``."""
 
-    info: SetInfo
-    split: str
     layout: Literal["documents", "blocks"] = "documents"
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain",)
@@ -52,31 +55,21 @@ class Megatron:
         """Write one shard, a dataset for each source (or one) and stage; return the names."""
         names = []
         for suffix, rows in by_stage(batches, self.info, self.split):
-            prefixes = {s: f"{split_folder(self.split)}/{s}-{index:05d}{suffix}" for s in self._datasets()}
-            names += self._write_datasets(rows, prefixes, folder)
-        return names
-
-    def _datasets(self) -> tuple[str, ...]:
-        return self.info.sources if self.layout == "documents" else ("rows",)
-
-    def _write_datasets(
-        self, rows: Iterable[pa.RecordBatch], prefixes: dict[str, str], folder: Path
-    ) -> list[str]:
-        lengths: dict[str, list[NDArray[np.int64]]] = {}
-        bins: dict[str, BinaryIO] = {}
-        with ExitStack() as stack:
-            for batch in rows:
-                for dataset, tokens, sizes in self._parts(batch):
+            lengths: dict[str, list[NDArray[np.int64]]] = {}
+            bins: dict[str, BinaryIO] = {}
+            prefixes = {
+                d: f"{split_folder(self.split)}/{d}-{index:05d}{suffix}" for d in (*self.info.sources, "rows")
+            }
+            with ExitStack() as stack:
+                for dataset, tokens, sizes in (part for batch in rows for part in self._parts(batch)):
                     if dataset not in bins:
                         path = make_room(folder, f"{prefixes[dataset]}.bin")
                         bins[dataset] = stack.enter_context(path.open("wb"))
                     bins[dataset].write(as_tokens(tokens, self.dtype).data)
                     lengths.setdefault(dataset, []).append(sizes)
-        names = []
-        for dataset in (d for d in prefixes if d in bins):
-            header = encode_index(np.concatenate(lengths[dataset]), self.dtype)
-            (folder / f"{prefixes[dataset]}.idx").write_bytes(header)
-            names += [f"{prefixes[dataset]}.bin", f"{prefixes[dataset]}.idx"]
+            for prefix, sizes_of in ((prefixes[d], lengths[d]) for d in prefixes if d in bins):
+                (folder / f"{prefix}.idx").write_bytes(encode_index(np.concatenate(sizes_of), self.dtype))
+                names += [f"{prefix}.bin", f"{prefix}.idx"]
         return names
 
     def _parts(self, batch: pa.RecordBatch) -> Iterator[tuple[str, NDArray[np.generic], NDArray[np.int64]]]:
@@ -85,13 +78,13 @@ class Megatron:
         if self.layout == "blocks":
             yield "rows", ids.flat, ids.lengths
             return
-        offsets, lengths = pieces(batch)
+        lengths = piece_lengths(batch)
         codes = batch.column("source").dictionary_encode()
         index = codes.indices.to_numpy()
         edges = np.flatnonzero(np.diff(index, prepend=-1, append=-1))
         for start, stop in pairwise(edges.tolist()):  # runs of rows of one source: views, not copies
             tokens = ids.values[ids.offsets[start] : ids.offsets[stop]]
-            sizes = lengths.values[offsets[start] : offsets[stop]].astype(np.int64)
+            sizes = lengths.values[lengths.offsets[start] : lengths.offsets[stop]].astype(np.int64)
             yield codes.dictionary[int(index[start])].as_py(), tokens, sizes
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
@@ -100,14 +93,20 @@ class Megatron:
         written = [self._blend(split_folder(self.split), bins, folder)]
         for stage, staged in stage_files(bins, self.info, self.split).items():
             written.append(self._blend(f"stage-{stage}", staged, folder))
-        validation = sorted(folder.glob("validation_*.txt"))
-        blends = {
-            "train": _words(folder / "train.txt") or None,
-            "valid": [word for path in validation for word in _words(path)] or None,
-            "test": None,
-        }
+        texts = {p.stem: p.read_text().split() for p in sorted(folder.glob("*.txt"))}
+        valid = [word for name, words in texts.items() if name.startswith("validation_") for word in words]
+        blends = {"train": texts.get("train") or None, "valid": valid or None, "test": None}
         written.append(write_json(folder, "blend.json", blends))
-        return [*written, write_text(folder, "README.md", self._readme())]
+        notes = (
+            f"`...` stands for your model's arguments. Tokens are {self.dtype.name}. Prefixes in the blend are relative: start the run in this folder.",
+            "The weights are the tokens of each dataset, so one pass over the sum of them is one pass over the set, "
+            "repeats included. Set `--train-samples` to that sum divided by `--seq-length`.",
+            "Megatron shuffles documents and samples: ratios survive, our order does not. A set of stages has one "
+            "blend a stage (`stage-NAME.txt`): train them one after the other with `--data-args-path`.",
+            "Documents are kept apart only where an end-of-document token stands between them; no token is "
+            "added here that the set does not hold.",
+        )
+        return [*written, self.write_readme(folder, "Megatron-LM", notes)]
 
     def _blend(self, name: str, bins: list[str], folder: Path) -> str:
         """Lines of ``tokens prefix``: Megatron normalises the weights."""
@@ -128,22 +127,6 @@ class Megatron:
             "--tokenizer-type HuggingFaceTokenizer --tokenizer-model ../tokenizer ..."
         )
 
-    def _readme(self) -> str:
-        return readme(
-            f"{self.info.name} for Megatron-LM",
-            self.command(),
-            self.keeps(),
-            (
-                f"`...` stands for your model's arguments. Tokens are {self.dtype.name}. Prefixes in the blend are relative: start the run in this folder.",
-                "The weights are the tokens of each dataset, so one pass over the sum of them is one pass over the set, "
-                "repeats included. Set `--train-samples` to that sum divided by `--seq-length`.",
-                "Megatron shuffles documents and samples: ratios survive, our order does not. A set of stages has one "
-                "blend a stage (`stage-NAME.txt`): train them one after the other with `--data-args-path`.",
-                "Documents are kept apart only where an end-of-document token stands between them; no token is "
-                "added here that the set does not hold.",
-            ),
-        )
-
 
 def encode_index(lengths: NDArray[np.int64], dtype: np.dtype[Any]) -> bytes:
     """The ``.idx`` of documents of one sequence each; ``lengths`` in tokens ``[num_documents]``."""
@@ -161,7 +144,3 @@ def encode_index(lengths: NDArray[np.int64], dtype: np.dtype[Any]) -> bytes:
             np.arange(count + 1, dtype="<i8").tobytes(),
         )
     )
-
-
-def _words(path: Path) -> list[str]:
-    return path.read_text().split() if path.exists() else []

@@ -2,15 +2,16 @@
 
 ``input_ids``, ``labels`` and (where documents are packed) ``position_ids`` as int32 ``[num_rows, length]``, ``lengths`` int32
 ``[num_rows]`` real tokens a row. Padding carries the label -100; padded positions count up from 0, a document of their
-own. Layout: ``u64 header bytes | header as JSON | tensors``. Rows are held until a file's worth of them is there.
+own. Layout: ``u64 header bytes | header as JSON | tensors``. Rows are held until they fill a file.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
@@ -22,39 +23,32 @@ from datamix.core.arrays import IGNORE_INDEX, Ragged, ragged
 from datamix.core.errors import DataError
 from datamix.core.records import Kind
 from datamix.exporters.columns import regroup
-from datamix.exporters.paths import make_room, split_folder
-from datamix.exporters.target import SetInfo
+from datamix.exporters.export_format import ExportFormat
+from datamix.exporters.folder import make_room, split_folder
 
 _BUFFER_VALUES = 1 << 18
 
 
 @dataclass(frozen=True)
-class Safetensors:
+class Safetensors(ExportFormat):
     """``train/00000-000.safetensors``: ``safetensors.torch.load_file(path, device="cuda")``."""
 
-    info: SetInfo
-    split: str
     shard_bytes: int = 1 << 27
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft")
 
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard as one or more files; return their names."""
+        width = 4 * (self.info.max_length or 1) * len(self._columns)
+        groups = regroup(batches, max(1, self.shard_bytes // width))
+        first = next(groups, [self.info.empty])
         written = []
-        for number, rows in enumerate(self._files(batches)):
+        for number, rows in enumerate(chain([first], groups)):
             name = f"{split_folder(self.split)}/{index:05d}-{number:03d}.safetensors"
             with make_room(folder, name).open("wb") as stream:
                 self._write(rows, stream)
             written.append(name)
         return written
-
-    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
-        """No extra files."""
-        return []
-
-    def keeps(self) -> tuple[str, ...]:
-        """Everything is there; what a program makes of it is its own."""
-        return ("ratio", "order", "isolation")
 
     def command(self) -> str:
         """How it is read."""
@@ -66,24 +60,14 @@ class Safetensors:
         filled: dict[str, int | None] = {"input_ids": self.info.filler_id, "labels": IGNORE_INDEX}
         return filled | {"position_ids": None} if self.info.packed else filled
 
-    def _files(self, batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-        width = self.info.max_length or 1
-        num_rows = max(1, self.shard_bytes // (4 * width * len(self._columns)))
-        empty = True
-        for rows in regroup(batches, num_rows):
-            yield rows
-            empty = False
-        if empty:
-            yield [pa.RecordBatch.from_pylist([], schema=self.info.schema)]
-
     def _write(self, rows: list[pa.RecordBatch], stream: BinaryIO) -> None:
         """One tensor after another, a few rows at a time through one buffer: pages are touched once."""
         width = self.info.max_length or 1
         lengths = np.concatenate([ragged(batch, "input_ids").lengths for batch in rows])
         if len(lengths) and int(lengths.max()) > width:
             raise DataError(
-                f"a row of {int(lengths.max())} tokens stands in a set of max_length {width}; the set and its "
-                "manifest do not belong together"
+                f"a row has {int(lengths.max())} tokens in a set of max_length {width}; the set and its manifest "
+                "do not belong together"
             )
         shapes: dict[str, tuple[int, ...]] = {name: (len(lengths), width) for name in self._columns}
         shapes |= {"lengths": (len(lengths),)}

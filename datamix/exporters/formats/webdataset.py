@@ -11,26 +11,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
 from datamix.core.records import Kind
-from datamix.exporters.paths import make_room, shard_name
+from datamix.exporters.export_format import ExportFormat
+from datamix.exporters.folder import make_room, shard_name
 from datamix.exporters.samples import Cell, cells, is_numbers, json_cells, write_parts
-from datamix.exporters.target import SetInfo
 
 _BLOCK_BYTES, _RECORD_BYTES = 512, 10240
 
 
 @dataclass(frozen=True)
-class WebDataset:
+class WebDataset(ExportFormat):
     """``train/00000.tar``: ``webdataset.WebDataset("train/{00000..00009}.tar", shardshuffle=False).decode()``."""
-
-    info: SetInfo
-    split: str
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference", "prompt")
 
@@ -43,14 +40,6 @@ class WebDataset:
             tar.write(bytes(1024 + -(num_bytes + 1024) % _RECORD_BYTES))
         return [name]
 
-    def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
-        """No extra files."""
-        return []
-
-    def keeps(self) -> tuple[str, ...]:
-        """Read in order of the shards, without a shuffle, everything survives."""
-        return ("ratio", "order", "isolation")
-
     def command(self) -> str:
         """How it is read."""
         return 'webdataset.WebDataset("train/00000.tar", shardshuffle=False).decode()'
@@ -60,9 +49,12 @@ def _members(batches: Iterable[pa.RecordBatch], index: int) -> Iterator[Cell]:
     """The files of all rows, each a header, its content and zeros up to a whole block."""
     number = 0
     for batch in batches:
-        numbers = [name for name in batch.schema.names if _is_array(batch, name)]
-        columns = [(f".{name}.npy", _dtype(batch, name), cells(batch, name)) for name in numbers]
-        objects = _objects(batch, [name for name in batch.schema.names if name not in numbers])
+        numbers = [f for f in batch.schema if is_numbers(f.type) and not batch.column(f.name).null_count]
+        columns = [
+            (f".{f.name}.npy", np.dtype(f.type.value_type.to_pandas_dtype()), cells(batch, f.name))
+            for f in numbers
+        ]
+        objects = _objects(batch, [f.name for f in batch.schema if f not in numbers])
         for i, text in enumerate(objects):
             key = b"%05d-%08d" % (index, number)
             for suffix, dtype, arrays in columns:
@@ -75,15 +67,6 @@ def _members(batches: Iterable[pa.RecordBatch], index: int) -> Iterator[Cell]:
             yield _tar_header(key, ".json", len(text))
             yield text + bytes(-len(text) % _BLOCK_BYTES)
             number += 1
-
-
-def _is_array(batch: pa.RecordBatch, name: str) -> bool:
-    return is_numbers(batch.schema.field(name).type) and not batch.column(name).null_count
-
-
-def _dtype(batch: pa.RecordBatch, name: str) -> np.dtype[Any]:
-    found: np.dtype[Any] = np.dtype(batch.schema.field(name).type.value_type.to_pandas_dtype())
-    return found
 
 
 def _objects(batch: pa.RecordBatch, names: list[str]) -> list[bytes]:
@@ -101,7 +84,7 @@ def _tar_header(key: bytes, suffix: str, size: int) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _tar_fields(key_bytes: int, suffix: str, size: int) -> tuple[bytes, bytes, int]:
-    """A header without its key and checksum: what stands between them, what follows, and their sum."""
+    """A header without its key and checksum: what is between them, what follows, and their sum."""
     middle = (
         suffix.encode().ljust(100 - key_bytes, b"\0")
         + b"0000644\0"
@@ -110,7 +93,7 @@ def _tar_fields(key_bytes: int, suffix: str, size: int) -> tuple[bytes, bytes, i
         + b"00000000000\0"
     )
     end = (b"\0 0" + bytes(100) + b"ustar\x0000").ljust(_BLOCK_BYTES - 154, b"\0")
-    # the checksum's eight bytes count as spaces, two of them stand in `end`
+    # the checksum's eight bytes count as spaces, two of them are in `end`
     spaces = sum(b" " * 6) + sum(b" ")
     return middle, end, sum(middle) + sum(end) + spaces
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -17,86 +18,70 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from datamix.core.arrays import IGNORE_INDEX, Ragged, list_column, offsets_from_lengths, ragged
+from datamix.core.arrays import IGNORE_INDEX, list_column, ragged
 from datamix.core.records import Kind
 from datamix.exporters.chat_text import conversation, plain_text, records_of, sharegpt, sole_text, tools_of
-from datamix.exporters.formats.arrow import ArrowFolder, chunk_rows, write_stream
-from datamix.exporters.paths import make_room, split_folder, write_json, write_text
-from datamix.exporters.readme import readme, yaml
-from datamix.exporters.staged import Convert, by_stage
-from datamix.exporters.target import RecordSource, SetInfo
-from datamix.exporters.trainer_columns import completion, pairs, select
+from datamix.exporters.columns import completion, pairs, select
+from datamix.exporters.export_format import ExportFormat, RecordSource
+from datamix.exporters.folder import Convert, by_stage, make_room, shard_name, write_json, write_yaml
+from datamix.exporters.formats.row_files import ArrowFolder
 
 _ALIGN = 8  # its collator pads to multiples of this, and leaves positions behind
-_IMAGES = ("images", "videos", "audios")
 
 
 @dataclass(frozen=True)
-class LlamaFactory:
+class LlamaFactory(ExportFormat):
     """``tokenized/``, ``text/train/00000.jsonl``, ``dataset_info.json``, ``sft.yaml`` and its like, ``README.md``."""
 
-    info: SetInfo
-    split: str
     records: RecordSource | None = None
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference")
 
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard as tokens and as text, a file a stage; return the names."""
-        convert = self._convert()
-        empty = convert(pa.RecordBatch.from_pylist([], schema=self.info.schema)).schema
+        tokens = ArrowFolder(self.info, self.split, self._convert(), below="tokenized/")
         names = []
         for suffix, run in by_stage(batches, self.info, self.split):
-            split = split_folder(self.split)
-            pair = [
-                f"tokenized/{split}/data-{index:05d}{suffix}.arrow",
-                f"text/{split}/{index:05d}{suffix}.jsonl",
+            names += [
+                tokens.shard_name(index, suffix),
+                f"text/{shard_name(self.split, index, f'{suffix}.jsonl')}",
             ]
-            with make_room(folder, pair[1]).open("wb") as text:
-                rows = map(convert, self._beside(run, text))
-                write_stream(make_room(folder, pair[0]), rows, empty, chunk_rows(self.info))
-            names += pair
+            with make_room(folder, names[-1]).open("wb") as text:
+                tokens.write_stream(make_room(folder, names[-2]), map(partial(self._write_text, text), run))
         return names
 
-    def _beside(self, rows: Iterable[pa.RecordBatch], text: BinaryIO) -> Iterator[pa.RecordBatch]:
-        """The rows, their records written as text while they pass."""
-        for batch in rows:
-            text.writelines(
-                orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in self._lines(batch)
-            )
-            yield batch
+    def _write_text(self, text: BinaryIO, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Write the records of a batch as text while it passes."""
+        text.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in self._lines(batch))
+        return batch
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the dataset's state, ``dataset_info.json``, the configs and the README."""
         tokens = ArrowFolder(self.info, self.split, below="tokenized/")
         names = tokens.finish(shards, folder)
         texts = sorted(p.relative_to(folder).as_posix() for p in folder.glob("text/*/*.jsonl"))
-        entries = {self._dataset(name): {"file_name": name, **self._columns()} for name in texts}
+        # text/train/00000.jsonl -> NAME_train_00000
+        datasets = {n: "_".join((self.info.name, *n.removesuffix(".jsonl").split("/")[1:])) for n in texts}
+        entries = {datasets[name]: {"file_name": name, **self._columns()} for name in texts}
         names.append(write_json(folder, "dataset_info.json", entries))
-        trained = [self._dataset(name) for name in texts if name.startswith("text/train/")]
-        for stage in self._stages():
+        trained = [datasets[name] for name in texts if name.startswith("text/train/")]
+        from_text = []
+        for stage in self._stages:
             settings = self._config(stage, trained) | {"template": "empty", "tokenized_path": "tokenized"}
-            names.append(write_text(folder, f"{stage}.yaml", yaml(settings)))
+            names.append(write_yaml(folder, f"{stage}.yaml", settings))
             text_stage = "pt" if self.info.kind == "pretrain" else stage
-            names.append(
-                write_text(folder, f"{text_stage}_text.yaml", yaml(self._config(text_stage, trained)))
+            names.append(write_yaml(folder, f"{text_stage}_text.yaml", self._config(text_stage, trained)))
+            from_text.append(
+                f"llamafactory-cli train {text_stage}_text.yaml model_name_or_path=MODEL template=TEMPLATE"
             )
-        return [*names, write_text(folder, "README.md", self._readme())]
-
-    def keeps(self) -> tuple[str, ...]:
-        """``disable_shuffling`` keeps the order, ``neat_packing`` keeps documents apart."""
-        return ("ratio", "order", "isolation")
+        command = "\n".join((self.command(), *from_text))
+        return [*names, self.write_readme(folder, "LLaMA-Factory", self._notes(), command)]
 
     def command(self) -> str:
         """The stage of this kind, from tokens."""
-        return "\n".join(
-            f"llamafactory-cli train {stage}.yaml model_name_or_path=MODEL" for stage in self._stages()
-        )
+        return "\n".join(f"llamafactory-cli train {s}.yaml model_name_or_path=MODEL" for s in self._stages)
 
-    def _from_text(self) -> Iterator[str]:
-        for stage in ("pt",) if self.info.kind == "pretrain" else self._stages():
-            yield f"llamafactory-cli train {stage}_text.yaml model_name_or_path=MODEL template=TEMPLATE"
-
+    @property
     def _stages(self) -> tuple[str, ...]:
         if self.info.kind == "preference":
             return ("dpo", "rm") if self.info.paired else ("kto",)
@@ -104,7 +89,7 @@ class LlamaFactory:
 
     def _convert(self) -> Convert:
         if self.info.kind == "preference":
-            return _pairs if self.info.paired else _labelled
+            return self._answers
         if self.info.packed:
             width = -(-(self.info.max_length or 1) // _ALIGN) * _ALIGN
             return lambda batch: _numbered(batch, width, self.info.filler_id)
@@ -112,8 +97,14 @@ class LlamaFactory:
         return select("input_ids", "attention_mask", *(["labels"] if self.info.kind == "sft" else []))
 
     def _lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+        if self.info.kind == "preference" and not self.info.paired:
+            for row in batch.select(["prompt", "completion", "label"]).to_pylist():
+                yield {"conversations": sharegpt(row["prompt"] + row["completion"]), "label": row["label"]}
+            return
         if self.info.kind == "preference":
-            yield from _pair_lines(batch) if self.info.paired else _labelled_lines(batch)
+            for row in batch.select(["prompt", "chosen", "rejected"]).to_pylist():
+                sides = {n: {"from": "gpt", "value": sole_text(row[n], n)} for n in ("chosen", "rejected")}
+                yield {"conversations": sharegpt(row["prompt"]), **sides}
             return
         for record in records_of(batch, self.records):
             if self.info.kind == "pretrain":
@@ -125,9 +116,16 @@ class LlamaFactory:
                 "tools": orjson.dumps(tools).decode() if tools else "",
             }
 
-    def _dataset(self, file: str) -> str:
-        """``text/train/00000.jsonl`` -> ``NAME_train_00000``."""
-        return "_".join((self.info.name, *file.removesuffix(".jsonl").split("/")[1:]))
+    def _answers(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Pairs, or labelled completions with another row's completion beside each prompt, for the KL term."""
+        images = {name: pa.nulls(len(batch)) for name in ("images", "videos", "audios")}
+        if self.info.paired:
+            return pa.RecordBatch.from_pydict(pairs(batch) | images)
+        other = batch.column("completion_ids").take(pa.array(np.roll(np.arange(len(batch)), 1)))
+        columns = completion(batch, "completion_ids", "") | completion(
+            batch.append_column("other_ids", other), "other_ids", "kl_"
+        )
+        return pa.RecordBatch.from_pydict(columns | {"kto_tags": batch.column("label")} | images)
 
     def _columns(self) -> dict[str, Any]:
         """What ``dataset_info.json`` says of each file; columns that are not named would be lost."""
@@ -158,7 +156,7 @@ class LlamaFactory:
             settings |= {"packing": True, "neat_packing": stage == "sft"}
         return settings
 
-    def _readme(self) -> str:
+    def _notes(self) -> list[str]:
         notes = [
             "`*.yaml` trains from `tokenized/`, token for token what the manifest counts. `*_text.yaml` trains from `text/` "
             "with one of LLaMA-Factory's own templates: it then tokenizes, masks and cuts by its own "
@@ -173,8 +171,7 @@ class LlamaFactory:
             )
         if len(self.info.stages) > 1:
             notes.append("Each stage is a dataset of its own: `tokenized_path: tokenized/stages/NAME`.")
-        commands = "\n".join((self.command(), *self._from_text()))
-        return readme(f"{self.info.name} for LLaMA-Factory", commands, self.keeps(), notes)
+        return notes
 
 
 def _numbered(batch: pa.RecordBatch, width: int, filler_id: int) -> pa.RecordBatch:
@@ -198,39 +195,3 @@ def _numbered(batch: pa.RecordBatch, width: int, filler_id: int) -> pa.RecordBat
             "labels": padded(ragged(batch, "labels").flat, IGNORE_INDEX),
         }
     )
-
-
-def _no_images(num_rows: int) -> dict[str, pa.Array]:
-    return {name: pa.nulls(num_rows) for name in _IMAGES}
-
-
-def _pairs(batch: pa.RecordBatch) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict(pairs(batch) | _no_images(len(batch)))
-
-
-def _labelled(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Labelled completions; beside each prompt, another row's completion for the KL term."""
-    answers = ragged(batch, "completion_ids")
-    others = np.roll(np.arange(len(batch)), 1)
-    values = [answers[i] for i in others.tolist()]
-    flat = np.concatenate(values) if values else np.zeros(0, np.int32)
-    other = Ragged(flat, offsets_from_lengths(answers.lengths[others]))
-    moved = batch.append_column("other_ids", list_column(other.flat, other.lengths))
-    columns = completion(batch, "completion_ids", "") | completion(moved, "other_ids", "kl_")
-    return pa.RecordBatch.from_pydict(columns | {"kto_tags": batch.column("label")} | _no_images(len(batch)))
-
-
-def _pair_lines(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    names = ("prompt", "chosen", "rejected")
-    for prompt, chosen, rejected in zip(*(batch.column(n).to_pylist() for n in names), strict=True):
-        yield {
-            "conversations": sharegpt(prompt),
-            "chosen": {"from": "gpt", "value": sole_text(chosen, "chosen")},
-            "rejected": {"from": "gpt", "value": sole_text(rejected, "rejected")},
-        }
-
-
-def _labelled_lines(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    names = ("prompt", "completion", "label")
-    for prompt, said, label in zip(*(batch.column(n).to_pylist() for n in names), strict=True):
-        yield {"conversations": sharegpt(prompt + said), "label": label}

@@ -6,7 +6,7 @@ zstd level 3, no dictionary, no statistics, row groups of 1024 texts. It takes t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 from datamix.core.records import Kind
 from datamix.exporters.chat_text import plain_text, records_of
 from datamix.exporters.columns import rechunk
-from datamix.exporters.paths import make_room, write_text
-from datamix.exporters.readme import readers, readme
-from datamix.exporters.target import RecordSource, SetInfo
+from datamix.exporters.export_format import ExportFormat, RecordSource, read_by_hand
+from datamix.exporters.folder import make_room
 
 _GROUP_ROWS = 1024
 _SCHEMA = pa.schema([("text", pa.string())])
@@ -27,51 +26,43 @@ _LAST = "shard_99999.parquet"
 
 
 @dataclass(frozen=True)
-class Nanochat:
+class Nanochat(ExportFormat):
     """``shard_00000.parquet``, ..., ``shard_99999.parquet`` (validation), ``validation/SOURCE-00000.parquet``."""
 
-    info: SetInfo
-    split: str
     records: RecordSource | None = None
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain",)
+    # it picks texts from a buffer, and joins and cuts them into rows of its own
+    KEEPS: ClassVar[tuple[str, ...]] = ("ratio",)
 
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard; return its name."""
         name = f"{self.split}-{index:05d}.parquet" if "/" in self.split else f"shard_{index:05d}.parquet"
-        _write_texts(make_room(folder, name), (self._texts(batch) for batch in batches))
+        texts = ([plain_text(r) for r in records_of(batch, self.records)] for batch in batches)
+        rows = (pa.RecordBatch.from_pydict({"text": some}, schema=_SCHEMA) for some in texts)
+        _write_texts(make_room(folder, name), rows)
         return [name]
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Join the validation of all sources into the last file; write the README."""
         parts = sorted(folder.glob("validation/*.parquet"))
-        written = []
         if parts:
             (folder / _LAST).unlink(missing_ok=True)
-            _write_texts(folder / _LAST, _read_texts(parts))
-            written.append(_LAST)
+            batches = (batch for p in parts for batch in pq.ParquetFile(p).iter_batches(columns=["text"]))
+            _write_texts(folder / _LAST, batches)
         notes = (
-            readers("nanochat (commit 92d63d4, July 2026)", "every text, training and validation apart"),
+            read_by_hand("nanochat (commit 92d63d4, July 2026)", "every text, training and validation apart"),
             "Put the shards where nanochat looks for them: `~/.cache/nanochat/base_data_climbmix`, or what its `dataset.py` says.",
             "It picks texts from a buffer of 1,000 to fill its rows, and cuts off what does not fit.",
             f"The last file is its validation: `{_LAST}` holds ours. A set without validation loses its "
             "last shard to it: set `validation:` in the recipe.",
             "Ranks take whole row groups of 1024 texts in turn: a shard should hold at least as many as there are ranks.",
         )
-        text = readme(f"{self.info.name} for nanochat", self.command(), self.keeps(), notes)
-        return [*written, write_text(folder, "README.md", text)]
-
-    def keeps(self) -> tuple[str, ...]:
-        """It picks texts from a buffer, and joins and cuts them into rows of its own."""
-        return ("ratio",)
+        return [*([_LAST] if parts else []), self.write_readme(folder, "nanochat", notes)]
 
     def command(self) -> str:
         """Pretraining."""
         return "(cd CHECKOUT && torchrun --standalone --nproc_per_node=8 -m scripts.base_train)"
-
-    def _texts(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        texts = [plain_text(record) for record in records_of(batch, self.records)]
-        return pa.RecordBatch.from_pydict({"text": texts}, schema=_SCHEMA)
 
 
 def _write_texts(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
@@ -80,9 +71,3 @@ def _write_texts(path: Path, batches: Iterable[pa.RecordBatch]) -> None:
     ) as writer:
         for table in rechunk(batches, _GROUP_ROWS):
             writer.write_table(table, row_group_size=_GROUP_ROWS)
-
-
-def _read_texts(paths: list[Path]) -> Iterator[pa.RecordBatch]:
-    for path in paths:
-        with pq.ParquetFile(path) as reader:
-            yield from reader.iter_batches(columns=["text"])

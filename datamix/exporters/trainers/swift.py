@@ -6,7 +6,7 @@ drop what it cannot render (tools, where its template has no form for them) or w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,30 +23,17 @@ from datamix.exporters.chat_text import (
     records_of,
     tools_of,
 )
-from datamix.exporters.paths import write_text
-from datamix.exporters.readme import UNSEEN, readme
-from datamix.exporters.staged import StagedFiles
-from datamix.exporters.target import RecordSource, SetInfo
-
-_VERBS = {"pretrain": "pt", "sft": "sft", "prompt": "rlhf --rlhf_type grpo"}
+from datamix.exporters.export_format import UNSEEN, RecordSource
+from datamix.exporters.folder import StagedLines
 
 
 @dataclass(frozen=True)
-class Swift:
+class Swift(StagedLines):
     """``train/00000.jsonl``: ``messages``, with ``rejected_messages``, ``label`` or ``solution`` where they apply."""
 
-    info: SetInfo
-    split: str
     records: RecordSource | None = None
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference", "prompt")
-
-    def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
-        """Write one shard, a file a stage; return the names."""
-        lines = {"pretrain": self._texts, "sft": self._turns, "prompt": _prompts}.get(
-            self.info.kind, _pairs if self.info.paired else _labelled
-        )
-        return StagedFiles(self.info, self.split, index, folder).lines(batches, lines)
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
@@ -62,12 +49,11 @@ class Swift:
             notes.append(
                 "Add `--packing true` for short rows: it packs in windows of its own, with documents kept apart under flash attention."
             )
-        text = readme(f"{self.info.name} for ms-swift", self.command(), self.keeps(), notes)
-        return [write_text(folder, "README.md", text)]
+        return [self.write_readme(folder, "ms-swift", notes)]
 
     def keeps(self) -> tuple[str, ...]:
         """One example a row, in our order, as far as a test of ours trained from it."""
-        return ("ratio", "order", "isolation") if self._trained else ("ratio", "isolation")
+        return self.KEEPS if self._trained else ("ratio", "isolation")
 
     @property
     def _trained(self) -> bool:
@@ -75,27 +61,36 @@ class Swift:
 
     def command(self) -> str:
         """Training without a shuffle."""
-        verb = _VERBS.get(self.info.kind, "rlhf --rlhf_type " + ("dpo" if self.info.paired else "kto"))
+        verbs = {"pretrain": "pt", "sft": "sft", "prompt": "rlhf --rlhf_type grpo"}
+        verb = verbs.get(self.info.kind, "rlhf --rlhf_type " + ("dpo" if self.info.paired else "kto"))
         cut = "split" if self.info.kind == "pretrain" else "left"
-        length = (
-            f" --max_length {self.info.max_length} --truncation_strategy {cut}"
-            if self.info.max_length
-            else ""
-        )
+        length = f" --max_length {self.info.max_length} --truncation_strategy {cut}"
         return (
             f"swift {verb} --model MODEL --dataset train/*.jsonl --split_dataset_ratio 0 --dataset_shuffle false "
-            f"--train_dataloader_shuffle false --strict true --num_train_epochs 1{length}"
+            f"--train_dataloader_shuffle false --strict true --num_train_epochs 1{length if self.info.max_length else ''}"
         )
 
-    def _texts(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+        """An example a line: a text, a conversation, a pair, a labelled completion or a prompt."""
+        if self.info.kind in ("preference", "prompt"):
+            yield from map(self._preference_or_prompt, batch.to_pylist())
+            return
         for record in records_of(batch, self.records):
-            yield {"messages": [{"role": "assistant", "content": plain_text(record)}]}
-
-    def _turns(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-        for record in records_of(batch, self.records):
-            example: dict[str, Any] = {"messages": _messages(conversation(record))}
+            if self.info.kind == "pretrain":
+                yield {"messages": [{"role": "assistant", "content": plain_text(record)}]}
+                continue
             tools = tools_of(record)
-            yield example | {"tools": orjson.dumps(tools).decode()} if tools else example
+            example: dict[str, Any] = {"messages": _messages(conversation(record))}
+            yield example | ({"tools": orjson.dumps(tools).decode()} if tools else {})
+
+    def _preference_or_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
+        prompt = row["prompt"]
+        if self.info.kind == "prompt":
+            return {"messages": prompt, "solution": row["reference"]}
+        if not self.info.paired:
+            return {"messages": prompt + row["completion"], "label": row["label"]}
+        margin = {} if row["margin"] is None else {"margin": row["margin"]}
+        return {"messages": prompt + row["chosen"], "rejected_messages": prompt + row["rejected"], **margin}
 
 
 def _messages(turns: list[Message]) -> list[Message]:
@@ -113,23 +108,3 @@ def _messages(turns: list[Message]) -> list[Message]:
             text = orjson.dumps({"name": call["function"]["name"], "arguments": arguments}).decode()
             out.append({"role": "tool_call", "content": text, **loss})
     return out
-
-
-def _pairs(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    names = ("prompt", "chosen", "rejected", "margin")
-    for prompt, chosen, rejected, margin in zip(*(batch.column(n).to_pylist() for n in names), strict=True):
-        example = {"messages": prompt + chosen, "rejected_messages": prompt + rejected}
-        yield example if margin is None else example | {"margin": margin}
-
-
-def _labelled(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    names = ("prompt", "completion", "label")
-    for prompt, said, label in zip(*(batch.column(n).to_pylist() for n in names), strict=True):
-        yield {"messages": prompt + said, "label": label}
-
-
-def _prompts(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    for prompt, reference in zip(
-        *(batch.column(n).to_pylist() for n in ("prompt", "reference")), strict=True
-    ):
-        yield {"messages": prompt, "solution": reference}

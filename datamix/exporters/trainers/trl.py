@@ -7,7 +7,6 @@ together for the reward trainer. Labelled completions for KTO, prompts for GRPO:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,75 +14,33 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datamix.core.records import Kind
-from datamix.exporters.paths import write_text
-from datamix.exporters.readme import readme, yaml
-from datamix.exporters.staged import StagedFiles, split_names
-from datamix.exporters.target import SetInfo
-from datamix.exporters.trainer_columns import pairs, select
+from datamix.exporters.columns import pairs
+from datamix.exporters.folder import StagedParquet, split_names, write_yaml
 
 
 @dataclass(frozen=True)
-class Trl:
+class Trl(StagedParquet):
     """``train/00000.parquet``, ``sft.yaml`` and its like, ``README.md``."""
-
-    info: SetInfo
-    split: str
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference", "prompt")
 
-    def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
-        """Write one shard, a file a stage; return the names."""
-        paired = self.info.kind == "preference" and self.info.paired
-        convert = _pairs if paired else select(*self._columns())
-        return StagedFiles(self.info, self.split, index, folder).parquet(batches, convert)
+    def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """What each trainer takes; of a pair, a margin of 0 is what one without a margin counts as."""
+        if self.info.kind == "prompt":
+            return batch.select(["prompt", "reference"])
+        if self.info.kind != "preference":
+            return batch.select(["input_ids", "labels", *(["seq_lengths"] if self.info.packed else [])])
+        if not self.info.paired:
+            return batch.select(["prompt", "completion", "label"])
+        ids = pairs(batch)
+        text = {name: batch.column(name) for name in ("prompt", "chosen", "rejected")}
+        both = {"chosen_ids": ids["chosen_input_ids"], "rejected_ids": ids["rejected_input_ids"]}
+        return pa.RecordBatch.from_pydict(text | both | {"margin": batch.column("margin").fill_null(0.0)})
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write a config for each trainer, and the README."""
-        names = [self._config(trainer, folder) for trainer in self._trainers()]
-        return [*names, write_text(folder, "README.md", self._readme())]
-
-    def keeps(self) -> tuple[str, ...]:
-        """Sequential sampling keeps the order, ``padding_free`` with ``seq_lengths`` keeps documents apart."""
-        return ("ratio", "order", "isolation")
-
-    def command(self) -> str:
-        """The trainer of this kind."""
-        rewards = " --reward_funcs rewards.score" if self.info.kind == "prompt" else ""
-        return "\n".join(
-            f"trl {t} --config {t}.yaml --model_name_or_path MODEL{rewards}" for t in self._trainers()
-        )
-
-    def _trainers(self) -> tuple[str, ...]:
-        if self.info.kind == "preference":
-            return ("dpo", "reward") if self.info.paired else ("kto",)
-        return ("grpo",) if self.info.kind == "prompt" else ("sft",)
-
-    def _columns(self) -> tuple[str, ...]:
-        if self.info.kind == "preference":
-            return ("prompt", "completion", "label")
-        if self.info.kind == "prompt":
-            return ("prompt", "reference")
-        return ("input_ids", "labels", "seq_lengths") if self.info.packed else ("input_ids", "labels")
-
-    def _config(self, trainer: str, folder: Path) -> str:
         files = split_names(folder, "*/*.parquet").get("train", [])
-        settings: dict[str, Any] = {
-            "datasets": [{"path": "parquet", "data_files": {"train": files}}],
-            "num_train_epochs": 1,
-            "train_sampling_strategy": "sequential",
-            "output_dir": "output",
-        }
-        if trainer == "sft":
-            settings |= {"packing": False, "max_length": None if self.info.packed else self.info.max_length}
-            settings["padding_free"] = self.info.packed
-        elif trainer == "grpo":
-            del settings["train_sampling_strategy"]  # it samples by itself
-            settings["shuffle_dataset"] = False
-        elif trainer in ("dpo", "reward"):
-            settings["max_length"] = self.info.max_length
-        return write_text(folder, f"{trainer}.yaml", yaml(settings))
-
-    def _readme(self) -> str:
+        names = [write_yaml(folder, f"{t}.yaml", self._config(t, files)) for t in self._trainers]
         notes = [
             "The configs set what keeps the mixture: one pass in our order, and no packing by TRL. Leave `max_length` as it "
             "is: TRL's own default cuts at 1,024 tokens.",
@@ -104,15 +61,35 @@ class Trl:
                 "GRPO needs a reward function of yours, here `score` in `rewards.py`: it gets a list of completions, and the "
                 "column `reference` by that name."
             )
-        return readme(f"{self.info.name} for TRL", self.command(), self.keeps(), notes)
+        return [*names, self.write_readme(folder, "TRL", notes)]
 
+    def command(self) -> str:
+        """The trainers of this kind."""
+        rewards = " --reward_funcs rewards.score" if self.info.kind == "prompt" else ""
+        return "\n".join(
+            f"trl {t} --config {t}.yaml --model_name_or_path MODEL{rewards}" for t in self._trainers
+        )
 
-def _pairs(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Messages, which the DPO trainer tokenizes, and ids of prompt and completion together, which the reward trainer takes.
+    @property
+    def _trainers(self) -> tuple[str, ...]:
+        if self.info.kind == "preference":
+            return ("dpo", "reward") if self.info.paired else ("kto",)
+        return ("grpo",) if self.info.kind == "prompt" else ("sft",)
 
-    A margin of 0 is what a pair without one counts as.
-    """
-    ids = pairs(batch)
-    text = {name: batch.column(name) for name in ("prompt", "chosen", "rejected")}
-    both = {"chosen_ids": ids["chosen_input_ids"], "rejected_ids": ids["rejected_input_ids"]}
-    return pa.RecordBatch.from_pydict(text | both | {"margin": batch.column("margin").fill_null(0.0)})
+    def _config(self, trainer: str, files: list[str]) -> dict[str, Any]:
+        """Sequential sampling keeps the order, ``padding_free`` with ``seq_lengths`` keeps documents apart."""
+        settings: dict[str, Any] = {
+            "datasets": [{"path": "parquet", "data_files": {"train": files}}],
+            "num_train_epochs": 1,
+            "train_sampling_strategy": "sequential",
+            "output_dir": "output",
+        }
+        if trainer == "sft":
+            settings |= {"packing": False, "max_length": None if self.info.packed else self.info.max_length}
+            settings["padding_free"] = self.info.packed
+        elif trainer == "grpo":
+            del settings["train_sampling_strategy"]  # it samples by itself
+            settings["shuffle_dataset"] = False
+        elif trainer in ("dpo", "reward"):
+            settings["max_length"] = self.info.max_length
+        return settings
