@@ -6,7 +6,7 @@ tasks are Arrow IPC files of one batch, written whole and opened memory-mapped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,17 @@ def parent_rows(lists: pa.ListArray) -> NDArray[np.int64]:
 def lists_by_row(values: pa.Array, rows: NDArray[np.int64], num_rows: int) -> pa.ListArray:
     """Values as a list column in which each is in the list of its row; ``rows`` ascend."""
     return list_column(values, np.bincount(rows, minlength=num_rows))
+
+
+def row_dicts(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows as dicts: lists of integers as numpy arrays, everything else as Python values."""
+    columns: list[list[Any]] = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        integers = pa.types.is_list(column.type) and pa.types.is_integer(column.type.value_type)
+        lists = ragged(batch, name) if integers and not column.null_count else None
+        columns.append([lists[i] for i in range(len(batch))] if lists else column.to_pylist())
+    for values in zip(*columns, strict=True):
+        yield dict(zip(batch.schema.names, values, strict=True))
 
 
 def write_batch(path: Path, batch: pa.RecordBatch) -> None:

@@ -1,6 +1,6 @@
 """Torch batches from a built set, exact to resume.
 
-The order is index arithmetic (``deal``), so a state is one number, the rows that the run has consumed, and resuming
+The order is index arithmetic (``Deal``), so a state is one number, the rows that the run has consumed, and resuming
 costs the same anywhere. Worker processes take whole steps in turn; the loader counts what it handed out, not what workers
 prefetched. Padded or joined rows go from the mapped file into the tensor with one copy.
 """
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamix.core.errors import DataError
-from datamix.load.batches import Batch, Collation, collate
-from datamix.load.deal import Deal
+from datamix.load.batches import Batch, Collation, Deal, collate
 from datamix.load.stores import RowStore
 
 Identity = Mapping[str, str | None]  # content_sha256 (None of a virtual set) and key: either names the set
@@ -76,7 +75,7 @@ class RowStream(IterableDataset):  # type: ignore[misc]
         return block, [torch.from_numpy(column) for column in block]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this process stands; good for the same number of ranks and workers."""
+        """The progress of this process; good for the same number of ranks and workers."""
         return {"start": self.start, "next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -103,7 +102,7 @@ class TorchLoader:
         return self.dataset.deal.num_steps(0)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Batches from where the state stands to the end; once at the end, a new pass."""
+        """Batches from the state to the end; once at the end, a new pass."""
         deal = self.dataset.deal
         if self._ended:
             self._rows, self._ended = 0, False
@@ -138,11 +137,11 @@ class TorchLoader:
         Raises:
             DataError: the state was taken on another set.
         """
-        own = self.dataset.identity
-        if not any(own[name] and own[name] == state.get(name) for name in own):
-            theirs, ours = (" / ".join(str(s.get(n))[:12] for n in own) for s in (state, own))
+        identity = self.dataset.identity
+        if not any(identity[name] and identity[name] == state.get(name) for name in identity):
+            of_state, of_set = (" / ".join(str(s.get(n))[:12] for n in identity) for s in (state, identity))
             raise DataError(
-                f"the state was taken on another set: its {' / '.join(own)} is {theirs}, this set's is {ours}; open the set "
+                f"the state was taken on another set: its {' / '.join(identity)} is {of_state}, this set's is {of_set}; open the set "
                 "that the run began with"
             )
         if state["seed"] != self.dataset.deal.seed:
@@ -150,12 +149,11 @@ class TorchLoader:
                 f"the state was taken with seed={state['seed']}, this loader has seed={self.dataset.deal.seed}; "
                 f"open it with .torch(..., seed={state['seed']})"
             )
-        theirs = state.get("changes", [])
-        num_known = len(theirs)
-        ahead = [c["row"] for c in self.changes[num_known:]]
-        if theirs != self.changes[:num_known] or any(row < state["rows"] for row in ahead):
+        changes = state.get("changes", [])
+        ahead = [c["row"] for c in self.changes[len(changes) :]]
+        if changes != self.changes[: len(changes)] or any(row < state["rows"] for row in ahead):
             raise DataError(
                 f"the state was taken at row {state['rows']} under other changes of weights; open the set with "
-                f"changes={theirs!r} and, behind them, changes at later rows alone"
+                f"changes={changes!r} and, behind them, changes at later rows alone"
             )
         self._rows, self._ended = int(state["rows"]), False

@@ -1,4 +1,4 @@
-"""Where rows lie: mapped Arrow files (no copy), or Parquet files a few decoded row groups at a time.
+"""The rows of a set by place: mapped Arrow files (no copy), or Parquet files a few decoded row groups at a time.
 
 Both answer the same two questions about rows by their places in the training order. Opening either reads no token:
 Arrow costs one small message a thousand rows, Parquet one footer a file, each when it is first needed.
@@ -25,7 +25,7 @@ from datamix.core.kernels import Kernel, address
 MODEL_COLUMNS: tuple[str, ...] = ("input_ids", "labels", "attention_mask", "position_ids")
 _LENGTHS = Kernel("load", "lists", "lengths")
 _FILL = Kernel("load", "lists", "fill")
-_KEPT_GROUPS = 4  # decoded row groups of Parquet in memory
+_MAX_DECODED_GROUPS = 4  # decoded row groups of Parquet in memory
 
 
 class RowStore(Protocol):
@@ -68,7 +68,7 @@ class ArrowStore:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._batches = [batch for path in self.paths for batch in _mapped_batches(path)]
-        self._starts = _starts([len(batch) for batch in self._batches])
+        self._starts = offsets_from_lengths([len(batch) for batch in self._batches])
         self._lists: dict[tuple[str, ...], _MappedLists] = {}
 
     def __reduce__(self) -> tuple[type[ArrowStore], tuple[tuple[Path, ...]]]:
@@ -157,10 +157,6 @@ def _mapped_batches(path: Path) -> list[pa.RecordBatch]:
 _REBUILD = "build the set again: what is cached is not done twice"
 
 
-def _starts(sizes: Sequence[int]) -> NDArray[np.int64]:
-    return offsets_from_lengths(sizes)
-
-
 class ParquetStore:
     """Parquet files: row groups are decoded as whole columns, the next one ahead in a thread."""
 
@@ -169,7 +165,7 @@ class ParquetStore:
     def __init__(self, files: Sequence[tuple[Path, int]]) -> None:
         self._files = tuple(files)
         self.paths = tuple(path for path, _ in files)
-        self._file_starts = _starts([num_rows for _, num_rows in self._files])
+        self._file_starts = offsets_from_lengths([num_rows for _, num_rows in self._files])
         self._forget()
 
     def __reduce__(self) -> tuple[type[ParquetStore], tuple[tuple[tuple[Path, int], ...]]]:
@@ -180,7 +176,7 @@ class ParquetStore:
         self._pid = os.getpid()
         self._readers: dict[int, pq.ParquetFile] = {}
         self._group_starts: dict[int, NDArray[np.int64]] = {}
-        self._kept: OrderedDict[tuple[int, int, tuple[str, ...]], Future[_Group]] = OrderedDict()
+        self._decoded_groups: OrderedDict[tuple[int, int, tuple[str, ...]], Future[_Group]] = OrderedDict()
         self._ahead: ThreadPoolExecutor | None = None
 
     @property
@@ -236,15 +232,15 @@ class ParquetStore:
 
     def _decoded(self, file: int, group: int, columns: tuple[str, ...]) -> _Group:
         key = (file, group, columns)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key].result()
+        if key in self._decoded_groups:
+            self._decoded_groups.move_to_end(key)
+            return self._decoded_groups[key].result()
         decoded = self._start(key).result()
         following = self._following(file, group)
-        if following is not None and (*following, columns) not in self._kept:
+        if following is not None and (*following, columns) not in self._decoded_groups:
             self._start((*following, columns))
-        while len(self._kept) > _KEPT_GROUPS:
-            self._kept.popitem(last=False)
+        while len(self._decoded_groups) > _MAX_DECODED_GROUPS:
+            self._decoded_groups.popitem(last=False)
         return decoded
 
     def _following(self, file: int, group: int) -> tuple[int, int] | None:
@@ -259,14 +255,17 @@ class ParquetStore:
         if self._ahead is None:
             self._ahead = ThreadPoolExecutor(1, thread_name_prefix="datamix-decode")
         file, group, columns = key
-        self._kept[key] = self._ahead.submit(_decode, self._reader(file), group, columns)
-        return self._kept[key]
+        reader = self._reader(file)
+        self._decoded_groups[key] = self._ahead.submit(
+            lambda: _Group(reader.read_row_group(group, columns=list(columns), use_threads=False))
+        )
+        return self._decoded_groups[key]
 
     def _groups(self, file: int) -> NDArray[np.int64]:
         if file not in self._group_starts:
             metadata = self._reader(file).metadata
             sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-            self._group_starts[file] = _starts(sizes)
+            self._group_starts[file] = offsets_from_lengths(sizes)
         return self._group_starts[file]
 
     def _reader(self, file: int) -> pq.ParquetFile:
@@ -302,10 +301,6 @@ class _Group:
         return self._views[column]
 
 
-def _decode(reader: pq.ParquetFile, group: int, columns: tuple[str, ...]) -> _Group:
-    return _Group(reader.read_row_group(group, columns=list(columns), use_threads=False))
-
-
 def open_store(folder: Path, manifest: Mapping[str, Any], split: str) -> RowStore:
     """The rows of one split: from Arrow where the set has it (mapped, no decoding), else from Parquet.
 
@@ -320,7 +315,7 @@ def open_store(folder: Path, manifest: Mapping[str, Any], split: str) -> RowStor
     if not parquet:
         splits = sorted({o["split"] for o in manifest["outputs"] if o["format"] in ("arrow", "parquet")})
         raise DataError(
-            f"{folder}: no rows of split {split!r} lie in Parquet or Arrow here (splits that do: "
+            f"{folder}: no rows of split {split!r} in Parquet or Arrow (splits that have some: "
             f"{', '.join(splits) or 'none'}); add `parquet` or `arrow` to `write:` and build again, or "
             "`datamix export` it"
         )

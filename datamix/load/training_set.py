@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.arrays import row_dicts
 from datamix.core.errors import DataError
-from datamix.load.batches import Collation, collate, numpy_block
-from datamix.load.deal import Deal, in_order
+from datamix.load.batches import Collation, Deal, collate, in_order, numpy_block
 from datamix.load.stores import MODEL_COLUMNS, ArrowStore, ParquetStore, RowStore, open_store
 
 if TYPE_CHECKING:
@@ -175,23 +173,9 @@ class TrainingSet:
 
     def _read(self, start: int, stop: int) -> Iterator[Row]:
         for low in range(start, stop, _READ_ROWS):
-            yield from row_dicts(self.rows.table(self.rows.columns, low, min(low + _READ_ROWS, stop)))
-
-
-def row_dicts(table: pa.Table) -> Iterator[Row]:
-    """Rows as dicts: lists of numbers as numpy arrays, everything else as Python values."""
-    for batch in table.to_batches():
-        columns = [_values(column) for column in batch.columns]
-        for values in zip(*columns, strict=True):
-            yield dict(zip(batch.schema.names, values, strict=True))
-
-
-def _values(column: pa.Array) -> list[Any]:
-    if not pa.types.is_list(column.type) or not pa.types.is_integer(column.type.value_type):
-        values: list[Any] = column.to_pylist()
-        return values
-    numbers, edges = column.values.to_numpy(), column.offsets.to_numpy().tolist()
-    return [numbers[a:b] for a, b in pairwise(edges)]
+            table = self.rows.table(self.rows.columns, low, min(low + _READ_ROWS, stop))
+            for batch in table.to_batches():
+                yield from row_dicts(batch)
 
 
 def _python_rows(rows: RowStore) -> Iterator[Row]:

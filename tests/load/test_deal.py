@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamix.load.deal import Deal
+from datamix.load.batches import Deal
 
 
 def consumed(deal: Deal, start: int, steps: int) -> list[int]:

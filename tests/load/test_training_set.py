@@ -114,7 +114,7 @@ def test_a_parquet_file_of_another_length_is_refused(make_set):
 
 
 def test_a_set_without_rows_of_a_split_says_which_it_has(make_set):
-    with pytest.raises(DataError, match="splits that do: train"):
+    with pytest.raises(DataError, match="splits that have some: train"):
         open_set(make_set(), split="validation/general")
 
 

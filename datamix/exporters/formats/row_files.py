@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 import xxhash
 
-from datamix.core.arrays import ragged
+from datamix.core.arrays import row_dicts
 from datamix.core.records import Kind
 from datamix.exporters.columns import first_schema, rechunk
 from datamix.exporters.export_format import ExportFormat, SetInfo
@@ -73,26 +73,14 @@ class JsonLines(ExportFormat):
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard; return its name."""
         name = shard_name(self.split, index, lines_suffix(self.compression))
-        rows = (row for batch in batches for row in _row_dicts(batch))
+        parts = (b.slice(start, _LINE_ROWS) for b in batches for start in range(0, len(b), _LINE_ROWS))
+        rows = (row for part in parts for row in row_dicts(part))
         write_lines(make_room(folder, name), rows, self.compression)
         return [name]
 
     def command(self) -> str:
         """How it is read."""
         return 'datasets.load_dataset("json", data_files="train/*.jsonl*", split="train")'
-
-
-def _row_dicts(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Rows as dicts: lists of numbers as numpy views, everything else as Python values."""
-    for start in range(0, len(batch), _LINE_ROWS):
-        part = batch.slice(start, _LINE_ROWS)
-        columns: list[Any] = []
-        for column, field in zip(part.columns, part.schema, strict=True):
-            numbers = pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type)
-            lists = ragged(part, field.name) if numbers and not column.null_count else None
-            columns.append([lists[i] for i in range(len(part))] if lists else column.to_pylist())
-        for values in zip(*columns, strict=True):
-            yield dict(zip(part.schema.names, values, strict=True))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Axolotl(StagedParquet):
         """Write the config and the README."""
         pairs = self.info.kind == "preference"
         files = split_names(folder, "*/*.parquet")
-        about = {"ds_type": "parquet", "type": "chat_template.default" if pairs else None}
+        about: dict[str, Any] = {"ds_type": "parquet", "type": "chat_template.default" if pairs else None}
         held_out = [name for split, names in files.items() for name in names if split != "train"]
         tests = [{"path": name} | about | {"split": "train"} for name in held_out]
         if pairs and held_out:  # its DPO looks each entry up by its place among ``datasets``, so there is one
