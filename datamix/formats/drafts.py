@@ -1,4 +1,4 @@
-"""What one foreign row says, before it becomes a row of a batch; and why a row says nothing.
+"""What is read from one foreign row, before it becomes a row of a batch; and why a row is rejected.
 
 A turn is a plain tuple in the order of ``records.MESSAGE``: tuples are the cheapest thing Python can build, and
 ``zip(*turns)`` transposes a whole chunk of them into Arrow columns at C speed.
@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from datamix.core.arrays import offsets_from_lengths
 from datamix.core.records import MESSAGE, SCHEMAS, RecordKind
 
 # role, content, reasoning, tool_calls, tool_call_id, name, train: the fields of records.MESSAGE
@@ -27,13 +28,13 @@ _LONG_NUMBER = re.compile(r"\d{17,}")  # an integer that orjson would round to a
 
 
 class Unfit(Exception):
-    """A row that is not what its format says: a short reason, the field's path, and a sentence about it."""
+    """A row that does not fit its format: a short reason, the field's path, and the rest of a sentence about it."""
 
-    def __init__(self, reason: str, field: str, found: str) -> None:
-        super().__init__(reason, field, found)
+    def __init__(self, reason: str, field: str, problem: str) -> None:
+        super().__init__(reason, field, problem)
         self.reason = reason
         self.field = field
-        self.found = found
+        self.problem = problem
 
 
 @dataclass(slots=True)
@@ -77,10 +78,8 @@ def required_text(row: ForeignRow, field: str) -> str:
     value = row.get(field)
     if value.__class__ is str:
         return value
-    if field not in row:
-        raise Unfit("missing_field", field, "is missing")
     if value is None:
-        raise Unfit("null_field", field, "is null")
+        raise absent(row, (field,))
     raise Unfit("not_text", field, f"is {named(value)}, not text")
 
 
@@ -95,11 +94,27 @@ def optional_text(row: ForeignRow, field: str) -> str | None:
 
 
 def first_present(row: ForeignRow, fields: tuple[str, ...]) -> str | None:
-    """The first of ``fields`` that stands in the row and is not null."""
+    """The first of ``fields`` that is in the row and not null."""
     for field in fields:
         if row.get(field) is not None:
             return field
     return None
+
+
+def absent(row: ForeignRow, fields: tuple[str, ...]) -> Unfit:
+    """Why none of ``fields`` can be read: the first that the row has is null, or all are missing."""
+    null = next((field for field in fields if field in row), None)
+    if null is None:
+        return Unfit("missing_field", fields[0], "is missing")
+    return Unfit("null_field", null, "is null")
+
+
+def present(row: ForeignRow, fields: tuple[str, ...]) -> str:
+    """The first of ``fields`` that is in the row and not null. Raises Unfit: none is."""
+    field = first_present(row, fields)
+    if field is None:
+        raise absent(row, fields)
+    return field
 
 
 def listed(value: Any, field: str) -> list[Any]:
@@ -130,23 +145,10 @@ def json_text(value: Any) -> str:
 
 
 def named(value: Any) -> str:
-    """What a value is, for a sentence."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, (list, tuple)):
-        return "a list"
-    return f"a {type(value).__name__}"
-
-
-_TURN_FIELDS = list(MESSAGE)
+    """The type of a value, for a sentence."""
+    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text"}
+    names |= {dict: "an object", list: "a list", tuple: "a list"}
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def record_batch(
@@ -161,28 +163,20 @@ def record_batch(
         columns.append(pa.array([d.text for d in drafts], pa.string()))
     else:
         columns.append(_turns([d.turns for d in drafts]))
-        columns += _own_columns(kind, drafts)
+        if kind == "preference":
+            columns += [_turns([d.chosen for d in drafts]), _turns([d.rejected for d in drafts])]
+            columns.append(pa.array([d.label for d in drafts], pa.bool_()))
+            columns.append(pa.array([d.margin for d in drafts], pa.float64()))
+        elif kind == "prompt":
+            columns.append(pa.array([d.reference for d in drafts], pa.string()))
         columns.append(pa.array([d.tools for d in drafts], pa.string()))
         columns.append(pa.array([d.kwargs for d in drafts], pa.string()))
     columns.append(pa.array(metas, pa.string()))
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMAS[kind])
 
 
-def _own_columns(kind: RecordKind, drafts: list[Draft]) -> list[pa.Array]:
-    if kind == "preference":
-        return [
-            _turns([d.chosen for d in drafts]),
-            _turns([d.rejected for d in drafts]),
-            pa.array([d.label for d in drafts], pa.bool_()),
-            pa.array([d.margin for d in drafts], pa.float64()),
-        ]
-    if kind == "prompt":
-        return [pa.array([d.reference for d in drafts], pa.string())]
-    return []
-
-
 def drafts_of(batch: pa.RecordBatch, kind: RecordKind) -> list[tuple[Draft, str | None]]:
-    """The records of a batch with their meta: what ``record_batch`` was made of."""
+    """The records of a batch with their meta: ``record_batch`` backwards."""
     columns = {name: batch.column(name).to_pylist() for name in batch.schema.names[2:]}
     metas = columns.pop("meta")
     if kind == "text":
@@ -199,13 +193,12 @@ def drafts_of(batch: pa.RecordBatch, kind: RecordKind) -> list[tuple[Draft, str 
 
 def _turns(conversations: Sequence[list[Turn] | None]) -> pa.Array:
     """Lists of turns as ``list<MESSAGE>``; None stays null."""
-    lengths = [len(turns) if turns else 0 for turns in conversations]
-    offsets = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
+    offsets = offsets_from_lengths([len(turns) if turns else 0 for turns in conversations], np.int32)
     flat = list(chain.from_iterable(turns for turns in conversations if turns))
-    fields = zip(*flat, strict=True) if flat else ((),) * len(_TURN_FIELDS)
-    arrays = [pa.array(values, field.type) for values, field in zip(fields, _TURN_FIELDS, strict=True)]
-    turns = pa.StructArray.from_arrays(arrays, fields=_TURN_FIELDS)
+    fields = list(MESSAGE)
+    columns = zip(*flat, strict=True) if flat else ((),) * len(fields)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, fields, strict=True)]
+    turns = pa.StructArray.from_arrays(arrays, fields=fields)
     nulls = [turns is None for turns in conversations]
     mask = pa.array(nulls, pa.bool_()) if any(nulls) else None
     return pa.ListArray.from_arrays(pa.array(offsets), turns, mask=mask)

@@ -1,203 +1,280 @@
-"""The quick way from lines of JSON to a batch of records, for rows that are plain texts; the same batch as ``shape`` makes.
+"""The fast path from lines of JSON to a batch of records, for rows that are plain texts; the same batch as ``shape`` makes.
 
-A line is cut into its stencil and its texts (``stencil``). What a stencil means is asked once, of the reader that all rows
-go through: it reads the stencil with a name in every gap, and if the record it makes is nothing but turns whose contents
-are such names, every line of that stencil is that record with its own texts. So there is one definition of a format,
-so nothing here is specific to a format. The formats in ``OPAQUE`` never look inside a text that is not empty, which is what makes a name as
-good as the text; anything else (a field that is kept, tools, reasoning, a row that does not fit, a broken line) gives None,
-and the chunk goes the long way. Cost: a dictionary look-up a line and a few copies of the texts.
+pyarrow parses a chunk of lines into columns. Rows are grouped by their outline: which of the fields that the format
+reads are missing, empty or text, and the role of each turn. What an outline means is asked once, of the reader that all
+rows go through: it reads a row of that outline with a placeholder for every text, and if the record it makes is nothing
+but turns whose contents are such placeholders, every row of that outline is that record with its texts. So there is
+one definition of a format, and nothing here is specific to one. The formats in ``OPAQUE`` never examine a text that is
+not empty, which is what makes a placeholder as good as the text; any other row (meta, tools, reasoning,
+a row that does not fit) is left to ``shape``, and so is a chunk in which a line is not strict JSON. Cost: pyarrow's
+parsing, and about as much again for the outlines and one copy of the texts.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json as pj
 from numpy.typing import NDArray
 
-from datamix.core.kernels import Kernel
+from datamix.core.arrays import offsets_from_lengths
 from datamix.core.records import MESSAGE, ROLES, SCHEMAS
-from datamix.formats.drafts import Draft, ForeignRow, Unfit
-from datamix.formats.kernels import BLOCK
+from datamix.formats.drafts import Draft, Unfit
+from datamix.formats.registry import RECORD_FORMATS
 from datamix.formats.to_records import ShapeSpec, row_reader
 
-OPAQUE = frozenset(
-    {"text", "sharegpt", "messages", "alpaca", "magpie", "prompt_completion", "question_answer"}
+OPAQUE = frozenset({"sharegpt", "messages", "alpaca", "magpie", "prompt_completion", "question_answer"})
+_MAX_BRACKETS = (
+    4000  # opened in one line; pyarrow's parser recurses, and 16,000 levels overflow a small stack
 )
-_MAX_DEPTH = 8  # of a stencil; far below the depth at which records are refused
+_MAX_NESTED = 256  # list and struct types in a chunk's schema: records that nest deeper are rejected
 _MAX_PLANS = 4096
-_WORTH_BYTES = 4 << 20  # read before the kernel is loaded, or on a new machine compiled
-_PATIENCE = 4  # chunks in vain before the quick way is left
-_NAME = re.compile("\x01([0-9]+);")
+_MAX_WORDS = 256  # of roles
+_PATIENCE = 4  # chunks in vain before the fast path is left
+_PLACEHOLDER = re.compile("\x01([0-9]+);")
+_ABSENT, _EMPTY, _TEXT, _NO_ITEMS, _TURNS, _OTHER = range(6)  # what a field of a row holds
 
 
 @dataclass(frozen=True)
 class FieldPlan:
-    """A record made of texts of its line: the roles of its turns, and which texts each turn's content joins."""
+    """A record made of texts of its row: the roles of its turns, and which texts each turn's content joins."""
 
     roles: NDArray[np.int8]  # [num_turns] index into ROLES
-    pieces: NDArray[np.int64]  # the texts of all turns; -1 - c is constant c
-    counts: NDArray[np.int32]  # [num_turns] how many of them are each turn's
+    pieces: NDArray[np.int64]  # a field, after the fields a turn; -1 - c is constant c
+    counts: NDArray[np.int32]  # [num_turns] how many of the pieces are each turn's
 
 
-class _Told(NamedTuple):
-    """What the lines of a batch say: a plan each, and where its texts begin."""
+class _Outlines(NamedTuple):
+    """The rows of a chunk: their outlines, and where their texts are."""
 
-    plans: list[FieldPlan]
-    texts: pa.StringArray
-    firsts: NDArray[np.int64]
+    keys: list[bytes]  # b"" where the row is left to ``shape``
+    texts: pa.StringArray  # the constants, the fields column by column, the contents of all turns
+    starts: NDArray[np.int64]  # [num_fields] the text of the first row
+    turns: NDArray[np.int64]  # [num_rows] the content of each row's first turn
 
 
 def together(quick: pa.RecordBatch, other: pa.RecordBatch) -> pa.RecordBatch:
     """Two batches of one chunk as one, by record."""
     if not other.num_rows:
         return quick
-    parts, taken = [], 0
+    parts, start = [], 0
     places = np.searchsorted(quick.column("record").to_numpy(), other.column("record").to_numpy())
     for row, place in enumerate(places.tolist()):
-        parts += [quick.slice(taken, place - taken), other.slice(row, 1)]
-        taken = place
-    parts.append(quick.slice(taken))
+        parts += [quick.slice(start, place - start), other.slice(row, 1)]
+        start = place
+    parts.append(quick.slice(start))
     columns = [pa.concat_arrays([part.column(i) for part in parts]) for i in range(quick.num_columns)]
     return pa.RecordBatch.from_arrays(columns, schema=quick.schema)
 
 
 class FastPath:
-    """Takes chunks of lines; remembers the stencils it met."""
-
-    num_bytes = 0  # offered in this process so far
+    """Takes chunks of lines; remembers the outlines it met."""
 
     def __init__(self, spec: ShapeSpec) -> None:
         self._spec = spec
-        self._plans: dict[bytes, FieldPlan | None] = {}
+        self._read = row_reader(spec)
+        format = RECORD_FORMATS[spec.format]
+        self._fields = sorted(format.fields | {theirs for _, theirs in spec.columns})
+        names = dict(spec.columns)
+        self._role_keys = [names["turn.role"]] if "turn.role" in names else ["role", "from"]
+        self._content_keys = [names["turn.content"]] if "turn.content" in names else ["content", "value"]
+        self._words: dict[tuple[str, str, str], int] = {}  # role key, word, content key
+        self._plans: dict[bytes, FieldPlan | None] = {}  # None: left to ``shape``
         self._constants = ("", spec.system or "")
-        self._cut: LineMatcher | None = None
-        plain = spec.format in OPAQUE and spec.kind in ("text", "sft")
+        plain = spec.format in OPAQUE and spec.kind == "sft"
         self._patience = _PATIENCE if plain and not spec.keep_meta and spec.kwargs is None else 0
-
-    @cached_property
-    def _read(self) -> Callable[[ForeignRow], list[Draft]]:
-        return row_reader(self._spec)
 
     def __call__(
         self, slice_index: int, lines: list[bytes], record: int
     ) -> tuple[pa.RecordBatch, list[int]] | None:
         """The records of ``lines``, the first of which is record ``record`` of the slice, and which lines are left out;
         None: read them all one by one."""
-        cut = self._cutter(lines)
-        pieces = cut(lines) if cut is not None else None
-        if pieces is None:
-            return None
-        plans = list(map(self._plan, pieces.stencils))
-        kept = [place for place, plan in enumerate(plans) if plan is not None]
-        if 2 * len(kept) < len(lines):
-            self._patience -= 1
+        table = _parsed(lines) if self._patience else None
+        outlines = self._outlines(table) if table is not None else None
+        keys = outlines.keys if outlines is not None else []
+        if len(self._plans) > _MAX_PLANS:
+            self._plans.clear()
+        for key in set(keys) - self._plans.keys():
+            self._plans[key] = self._plan(key) if key else None
+        plans = [plan for key in keys if (plan := self._plans[key]) is not None]
+        if outlines is None or 2 * len(plans) < len(lines):
+            self._patience = max(self._patience - 1, 0)
             return None
         self._patience = _PATIENCE
-        told = _Told([plan for plan in plans if plan is not None], pieces.texts, pieces.firsts[kept])
-        place = pa.array(np.full(len(kept), slice_index, np.int32))
-        batch = self._batch([place, pa.array(np.array(kept, np.int64) + record)], told)
-        return batch, [place for place, plan in enumerate(plans) if plan is None]
+        rows = np.array([row for row, key in enumerate(keys) if self._plans[key] is not None], np.int64)
+        columns = [pa.array(np.full(len(rows), slice_index, np.int32)), pa.array(rows + record)]
+        columns += [_messages(outlines, plans, rows), *(_no_texts(len(rows)) for _ in range(3))]
+        batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMAS["sft"])
+        return batch, [row for row, key in enumerate(keys) if self._plans[key] is None]
 
-    def _cutter(self, lines: list[bytes]) -> LineMatcher | None:
-        """What cuts, once so much was offered that loading it is worth it."""
-        if not self._patience:
+    def _outlines(self, table: pa.RecordBatch) -> _Outlines | None:
+        """The outlines of a chunk; None where it has too many role words."""
+        states = np.full((table.num_rows, len(self._fields)), _ABSENT, np.uint8)
+        parts: list[pa.Array] = [pa.array(self._constants, pa.string())]
+        starts, num_texts = np.zeros(len(self._fields), np.int64), len(self._constants)
+        turns = None
+        for place, name in enumerate(self._fields):
+            if name not in table.schema.names:
+                continue
+            column = table.column(name)
+            is_turns = pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type)
+            if is_turns and turns is None:
+                turns = column
+            states[:, place] = _states(column, is_turns and turns is column)
+            if pa.types.is_string(column.type):
+                parts.append(column)
+                starts[place] = num_texts
+                num_texts += table.num_rows
+        keys = [row.tobytes() for row in states]
+        bad = (states == _OTHER).any(axis=1)
+        firsts = np.zeros(table.num_rows, np.int64)
+        if turns is not None:
+            codes = self._turns(turns.values)
+            if codes is None:
+                return None
+            offsets = turns.offsets.to_numpy()
+            contents, coded = codes
+            ends = offsets.tolist()
+            keys = [key + coded[ends[i] : ends[i + 1]].tobytes() for i, key in enumerate(keys)]
+            unclear = offsets_from_lengths((coded == _OTHER << 8).astype(np.int64))
+            bad |= unclear[offsets[1:]] > unclear[offsets[:-1]]
+            parts.append(contents)
+            firsts = num_texts + offsets[:-1].astype(np.int64)
+        for row in np.flatnonzero(bad).tolist():
+            keys[row] = b""
+        return _Outlines(keys, pa.concat_arrays(parts), starts, firsts)
+
+    def _turns(self, turns: pa.StructArray) -> tuple[pa.StringArray, NDArray[np.uint16]] | None:
+        """The contents of turns, and a code for each: state of the content << 8 | word of the role."""
+        names = [field.name for field in turns.type if turns.field(field.name).null_count < len(turns)]
+        roles = [name for name in self._role_keys if name in names]
+        keys = [name for name in self._content_keys if name in names]
+        if not roles or not keys:
             return None
-        FastPath.num_bytes += sum(map(len, lines))
-        if self._cut is None and FastPath.num_bytes > _WORTH_BYTES:
-            self._cut = LineMatcher(self._constants)
-        return self._cut
+        role, content = turns.field(roles[0]), turns.field(keys[0])
+        if not pa.types.is_string(role.type) or not pa.types.is_string(content.type):
+            return None
+        unclear = ~pc.is_valid(role).to_numpy(False) | ~pc.is_valid(turns).to_numpy(False)
+        for name in set(names) - {roles[0], keys[0]}:
+            unclear |= pc.is_valid(turns.field(name)).to_numpy(False)
+        encoded = role.dictionary_encode()
+        words = [
+            self._words.setdefault((roles[0], word, keys[0]), len(self._words))
+            for word in encoded.dictionary.to_pylist()
+        ]
+        if len(self._words) > _MAX_WORDS:
+            return None
+        places = encoded.indices.fill_null(0).to_numpy()
+        codes = np.array([*words, 0], np.uint16)[places] | _states(content, False).astype(np.uint16) << 8
+        codes[unclear] = _OTHER << 8
+        return content, codes
 
-    def _plan(self, stencil: bytes) -> FieldPlan | None:
-        plan: FieldPlan | Literal[False] | None = self._plans.get(stencil, False)
-        if plan is False:
-            if len(self._plans) >= _MAX_PLANS:
-                self._plans.clear()
-            plan = self._plans[stencil] = self._new_plan(stencil)
-        return plan
-
-    def _new_plan(self, stencil: bytes) -> FieldPlan | None:
-        head, *rest = stencil.split(MARK)
-        named = b"".join([head, *(b'"\\u0001%d;"%b' % (i, part) for i, part in enumerate(rest))])
+    def _plan(self, key: bytes) -> FieldPlan | None:
+        """Read a row of the outline with placeholders for its texts; None where the record is more than roles and texts."""
+        num, words = len(self._fields), list(self._words)
+        turns = []
+        for turn, code in enumerate(np.frombuffer(key[num:], np.uint16).tolist()):
+            role_key, word, content_key = words[code & 255]
+            turns.append({role_key: word, content_key: _sample(code >> 8, num + turn)})
+        row = {
+            name: turns if state == _TURNS else _sample(state, place)
+            for place, (name, state) in enumerate(zip(self._fields, key, strict=False))
+            if state != _ABSENT
+        }
         try:
-            row = orjson.loads(named)
-            drafts = self._read(row) if row.__class__ is dict and not _is_deep(row) else []
-        except (orjson.JSONDecodeError, Unfit):
+            drafts = self._read(row)
+        except Unfit:
             return None
-        return _plan_of(drafts[0], self._constants) if len(drafts) == 1 else None
+        if len(drafts) != 1 or drafts[0] != Draft(drafts[0].turns):
+            return None
+        pieces: list[int] = []
+        counts: list[int] = []
+        for _, content, *rest in drafts[0].turns:
+            names = [_PLACEHOLDER.fullmatch(part) for part in (content or "").split("\n")]
+            if any(value is not None for value in rest):
+                return None
+            if content in self._constants:
+                pieces.append(-1 - self._constants.index(content))
+            elif None in names:
+                return None
+            else:
+                pieces += [int(name[1]) for name in names if name is not None]
+            counts.append(len(pieces) - sum(counts))
+        roles = np.array([ROLES.index(turn[0]) for turn in drafts[0].turns], np.int8)
+        return FieldPlan(roles, np.array(pieces, np.int64), np.array(counts, np.int32))
 
-    def _batch(self, columns: list[pa.Array], told: _Told) -> pa.RecordBatch:
-        num = len(told.plans)
-        contents = _contents(told)
-        if self._spec.kind == "text":
-            columns = [*columns, contents, _no_texts(num)]
-        else:
-            columns = [*columns, _messages(contents, told.plans), *(_no_texts(num) for _ in range(3))]
-        return pa.RecordBatch.from_arrays(columns, schema=SCHEMAS[self._spec.kind])
 
-
-def _is_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(_MAX_DEPTH):
-        children = (
-            child for parent in level for child in (parent.values() if type(parent) is dict else parent)
+def _parsed(lines: list[bytes]) -> pa.RecordBatch | None:
+    """The lines as columns, a row each; None where one of them is not an object of strict JSON on its own."""
+    whole = b"\n".join(lines)
+    for line in lines:
+        # no object can go on over a line that ends with a brace into one that begins with a brace
+        if not line.startswith(b"{") or not line.endswith(b"}"):
+            return None
+        if len(line) > 2 * _MAX_BRACKETS and line.count(b"[") + line.count(b"{") > _MAX_BRACKETS:
+            return None
+    try:
+        if not whole.isascii():
+            pa.array([whole], pa.binary()).cast(pa.string())
+        table = pj.read_json(
+            pa.BufferReader(whole), read_options=pj.ReadOptions(use_threads=False, block_size=len(whole) + 1)
         )
-        level = [child for child in children if type(child) in (dict, list)]
-    return bool(level)
-
-
-def _plan_of(draft: Draft, constants: tuple[str, ...]) -> FieldPlan | None:
-    """What a record read from a stencil is made of; None where it is more than texts."""
-    if draft != Draft(draft.turns, text=draft.text):
+    except pa.ArrowInvalid:
         return None
-    turns: Sequence[tuple[Any, ...]] = draft.turns or [("user", draft.text)]
-    made = [_pieces(turn[1], constants) for turn in turns]
-    if any(pieces is None for pieces in made) or any(any(turn[2:]) or False in turn[2:] for turn in turns):
+    types = str(table.schema)
+    if table.num_rows != len(lines) or types.count("<") > _MAX_NESTED:
         return None
-    pieces = [piece for some in made for piece in some or ()]
-    return FieldPlan(
-        np.array([ROLES.index(turn[0]) for turn in turns], np.int8),
-        np.array(pieces, np.int64),
-        np.array([len(some or ()) for some in made], np.int32),
-    )
+    if "double" in types and (b"NaN" in whole or b"Inf" in whole):
+        return None
+    return table.combine_chunks().to_batches()[0]
 
 
-def _pieces(content: str | None, constants: tuple[str, ...]) -> list[int] | None:
-    if content in constants:
-        return [-1 - constants.index(content)]
-    names = [_NAME.fullmatch(part) for part in (content or "").split("\n")]
-    return None if None in names else [int(name[1]) for name in names if name is not None]
+def _states(column: pa.Array, is_turns: bool) -> NDArray[np.uint8]:
+    """What each row of a column holds."""
+    valid = pc.is_valid(column).to_numpy(False)
+    if pa.types.is_string(column.type):
+        filled, empty = _TEXT, _EMPTY
+    elif pa.types.is_list(column.type):
+        filled, empty = _TURNS if is_turns else _OTHER, _NO_ITEMS
+    else:
+        return np.where(valid, _OTHER, _ABSENT).astype(np.uint8)
+    offsets = np.frombuffer(column.buffers()[1], np.int32)[: len(column) + 1]
+    return np.where(valid, np.where(np.diff(offsets) > 0, filled, empty), _ABSENT).astype(np.uint8)
 
 
-def _contents(told: _Told) -> pa.StringArray:
-    """The contents of all turns, one after another; the pieces of one are lines of it."""
-    pieces = np.concatenate([plan.pieces for plan in told.plans])
-    first = np.repeat(told.firsts, [len(plan.pieces) for plan in told.plans])
-    texts = _taken(told.texts, np.where(pieces < 0, -1 - pieces, first + pieces))
-    counts = np.concatenate([plan.counts for plan in told.plans])
-    if len(counts) == len(pieces):
-        return texts
-    joined = pc.binary_join(pa.ListArray.from_arrays(_offsets(counts), texts), "\n")
-    return pa.StringArray.from_buffers(len(joined), *joined.buffers()[1:])
+def _sample(state: int, place: int) -> str | list[Any] | None:
+    samples: dict[int, str | list[Any]] = {_EMPTY: "", _TEXT: f"\x01{place};", _NO_ITEMS: []}
+    return samples.get(state)
 
 
-def _messages(contents: pa.StringArray, plans: list[FieldPlan]) -> pa.ListArray:
+def _messages(outlines: _Outlines, plans: list[FieldPlan], rows: NDArray[np.int64]) -> pa.ListArray:
+    """The conversations of all rows; the pieces of a content are lines of it."""
+    num_fields = len(outlines.starts)
+    pieces = np.concatenate([plan.pieces for plan in plans])
+    row = np.repeat(rows, [len(plan.pieces) for plan in plans])
+    of_field = outlines.starts[np.clip(pieces, 0, num_fields - 1)] + row
+    of_turn = outlines.turns[row] + pieces - num_fields
+    places = np.where(pieces < num_fields, of_field, of_turn)
+    contents = _take(outlines.texts, np.where(pieces < 0, -1 - pieces, places))
+    counts = np.concatenate([plan.counts for plan in plans])
+    if len(counts) != len(pieces):
+        lists = pa.ListArray.from_arrays(pa.array(offsets_from_lengths(counts, np.int32)), contents)
+        joined = pc.binary_join(lists, "\n")
+        contents = pa.StringArray.from_buffers(len(joined), *joined.buffers()[1:])
     roles = np.concatenate([plan.roles for plan in plans])
-    columns = [_taken(pa.array(ROLES), roles), contents]
-    columns += [nulls(len(roles)) for nulls in (_no_texts, _no_texts, _no_texts, _no_texts, _no_flags)]
-    turns = pa.StructArray.from_arrays(columns, fields=list(MESSAGE))
-    return pa.ListArray.from_arrays(_offsets([len(plan.roles) for plan in plans]), turns)
+    columns = [_take(pa.array(ROLES), roles), contents, *(_no_texts(len(roles)) for _ in range(4))]
+    turns = pa.StructArray.from_arrays([*columns, pa.nulls(len(roles), pa.bool_())], fields=list(MESSAGE))
+    offsets = offsets_from_lengths([len(plan.roles) for plan in plans], np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), turns)
 
 
-def _taken(texts: pa.StringArray, places: NDArray[Any]) -> pa.StringArray:
+def _take(texts: pa.StringArray, places: NDArray[Any]) -> pa.StringArray:
+    """Texts by their places, none of them null: without a bitmap, as ``shape`` builds them."""
     taken = texts.take(pa.array(places))
     return pa.StringArray.from_buffers(len(taken), *taken.buffers()[1:])
 
@@ -205,68 +282,3 @@ def _taken(texts: pa.StringArray, places: NDArray[Any]) -> pa.StringArray:
 def _no_texts(count: int) -> pa.StringArray:
     valid, offsets, _ = pa.nulls(count, pa.string()).buffers()
     return pa.StringArray.from_buffers(count, offsets, pa.py_buffer(b""), valid, count)
-
-
-def _no_flags(count: int) -> pa.BooleanArray:
-    return pa.nulls(count, pa.bool_())
-
-
-def _offsets(lengths: Sequence[int] | NDArray[np.int32]) -> pa.Array:
-    offsets = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    return pa.array(offsets)
-
-
-MARK = b"\x01"  # in a stencil, where a text was; outside strings no JSON has it
-_cut = Kernel("formats", "cut", "cut")
-
-
-class LineLayout(NamedTuple):
-    """The lines of a chunk, cut."""
-
-    stencils: list[bytes]  # b"" where the line needs a closer look
-    texts: pa.StringArray  # the constants first, then the texts of all lines in their order
-    firsts: NDArray[np.int64]  # [num_lines] the first text of each line
-
-
-class LineMatcher:
-    """Cuts chunk after chunk in the same memory: fresh pages from the system cost as much as the cutting."""
-
-    def __init__(self, constants: tuple[str, ...]) -> None:
-        self._constants = [constant.encode() for constant in constants]
-        self._room: dict[str, NDArray[Any]] = {}
-
-    def __call__(self, lines: list[bytes]) -> LineLayout | None:
-        """Every line, none of which holds a newline; None where they are not UTF-8. The texts hold until the next call."""
-        whole = b"\n".join([*lines, b" " * BLOCK])
-        if not (whole.isascii() or _is_utf8(whole)):
-            return None
-        head = b"".join(self._constants)
-        texts = self._of("texts", len(head) + len(whole) + BLOCK, np.uint8)
-        texts[: len(head)] = np.frombuffer(head, np.uint8)
-        offsets = self._of("offsets", len(whole) // 3 + len(self._constants) + 2, np.int32)
-        offsets[: len(self._constants) + 1] = np.cumsum([0, *map(len, self._constants)])
-        stencils = self._of("stencils", len(whole), np.uint8)
-        ends = np.empty((len(lines) + 1, 2), np.int64)
-        ends[0] = 0, len(self._constants)
-        starts = np.cumsum([0, *(len(line) + 1 for line in lines)])
-        _cut(np.frombuffer(whole, np.uint8), starts, texts, offsets, stencils, ends)
-        stops, last = ends[:, 0].tolist(), int(ends[-1, 1])
-        bare = stencils[: stops[-1]].tobytes()
-        parts = [bare[start:stop] for start, stop in itertools.pairwise(stops)]
-        stored = pa.py_buffer(offsets[: last + 1]), pa.py_buffer(texts[: offsets[last]])
-        return LineLayout(parts, pa.StringArray.from_buffers(last, *stored), ends[:-1, 1])
-
-    def _of(self, name: str, count: int, kind: type[np.generic]) -> NDArray[Any]:
-        if name not in self._room or len(self._room[name]) < count:
-            self._room[name] = np.empty(count + count // 4, kind)
-        return self._room[name]
-
-
-def _is_utf8(whole: bytes) -> bool:
-    offsets = pa.py_buffer(np.array([0, len(whole)], np.int32))
-    try:
-        pa.StringArray.from_buffers(1, offsets, pa.py_buffer(whole)).validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamix.core.contracts import Slice
-from datamix.core.records import RecordKind
 from datamix.formats import FastPath, ShapeSpec, fast_path
 from datamix.pipeline.prepare import PrepareSpec, prepare
 
@@ -30,7 +29,7 @@ def prepared(content: bytes, spec: ShapeSpec, quick: bool) -> tuple[list[bytes],
             return found
 
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast_path, "_WORTH_BYTES", -1 if quick else 1 << 60)
+        patch.setattr(fast_path, "_PATIENCE", 4 if quick else 0)
         patch.setattr("datamix.pipeline.prepare.FastPath", Counting)
         path, out = Path(folder, "rows.jsonl"), Path(folder, "out")
         out.mkdir()
@@ -79,7 +78,6 @@ def turns(role: str, content: str) -> st.SearchStrategy[Any]:
 
 
 FIELDS = {
-    "text": st.fixed_dictionaries({"text": st.one_of(TEXTS, ODD)}),
     "messages": st.fixed_dictionaries({"messages": turns("role", "content")}),
     "sharegpt": st.fixed_dictionaries({"conversations": turns("from", "value")}),
     "alpaca": st.fixed_dictionaries(
@@ -116,9 +114,8 @@ def test_any_rows_come_out_the_same_by_the_quick_way(format: str, data: st.DataO
     places = data.draw(st.lists(st.tuples(st.integers(0, len(content)), st.binary(max_size=3)), max_size=2))
     for place, noise in places:
         content = content[:place] + noise + content[place:]
-    kind: RecordKind = "text" if format == "text" else "sft"
     system = data.draw(st.sampled_from([None, "Be brief."]))
-    assert_same(content, ShapeSpec(format, kind, system=system))
+    assert_same(content, ShapeSpec(format, "sft", system=system))
 
 
 GOOD = [
@@ -126,6 +123,7 @@ GOOD = [
     for i in range(2000)
 ]
 CHAT = ShapeSpec("messages", "sft")
+QUESTIONS = ShapeSpec("question_answer", "sft")
 
 
 def test_a_few_odd_rows_do_not_keep_the_others_from_the_quick_way() -> None:
@@ -133,62 +131,67 @@ def test_a_few_odd_rows_do_not_keep_the_others_from_the_quick_way() -> None:
         {"messages": []},
         {"messages": [*GOOD[0]["messages"], {"role": "user", "content": "?"}], "tools": [{"name": "f"}]},
     ]
-    content = lines([*GOOD[:700], *odd, *GOOD[700:1300]]) + b"\n \n{broken\n" + lines(GOOD[1300:])
+    content = lines([*GOOD[:700], *odd, *GOOD[700:1300]]) + b"\n \n" + lines(GOOD[1300:])
     assert assert_same(content, CHAT) == 4  # two chunks in each of the two slices
+
+
+def test_a_broken_line_sends_its_chunk_the_long_way() -> None:
+    content = lines(GOOD[:1300]) + b"\n \n{broken\n" + lines(GOOD[1300:])
+    assert assert_same(content, CHAT) == 2  # of two chunks in each of the two slices
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        b'{"text":"\\ud83d\\ude00 \\u00e9\\u4f60\\u0041\\/\\b\\f\\n\\r\\t\\"\\\\"}',
-        b'{"text":"\\ud83d"}',
-        b'{"text":"\\ude00\\ud83d"}',
-        b'{"text":"\\ud83d\\u0041"}',
-        b'{"text":"\\u00g0"}',
-        b'{"text":"\\x"}',
-        b'{"text":"tab\there"}',
-        b'{"text":"\x7f\xc2\x80"}',
-        b'{"text":"\xff"}',
-        b'{"text":"\xed\xa0\x80"}',
-        b'{"text":"\xc0\xaf"}',
-        b'{"text":"open',
-        b'{"text":"open\\',
-        b'{"text":"open\\u00',
-        b'{"text":"a"}{"text":"b"}',
-        b'{"text":"a"},',
-        b'{"text":"a" "b"}',
-        b'{"text":"a","text":"b"}',
-        b'{"text":"a","te\\u0078t":"b"}',
-        b'{"role":"a","text":"b"}',
-        b'{"text":"a","n":01}',
-        b'{"text":"a","n":[1,2.50,10000000000000000000000,1e5,-3,1.,.5]}',
-        b'{"text":"a","n":123456789012345678901234567890}',
-        b'{"text":"a","n":12a}',
-        b'{"text":"a","n":1 2}',
-        b'{"text":"a","n":1e400}',
-        b'{"text":"a","n":NaN}',
-        b'{"text":"a"}\r',
-        b'\xef\xbb\xbf{"text":"a"}',
-        b'{"text":"a"}\x00',
-        b'{"text":\x01}',
-        b'{\x01:"a","text":"b"}',
+        b'{"question":"q","answer":"\\ud83d\\ude00 \\u00e9\\u4f60\\u0041\\/\\b\\f\\n\\r\\t\\"\\\\"}',
+        b'{"question":"q","answer":"\\ud83d"}',
+        b'{"question":"q","answer":"\\ude00\\ud83d"}',
+        b'{"question":"q","answer":"\\ud83d\\u0041"}',
+        b'{"question":"q","answer":"\\u00g0"}',
+        b'{"question":"q","answer":"\\x"}',
+        b'{"question":"q","answer":"tab\there"}',
+        b'{"question":"q","answer":"\x7f\xc2\x80"}',
+        b'{"question":"q","answer":"\xff"}',
+        b'{"question":"q","answer":"\xed\xa0\x80"}',
+        b'{"question":"q","answer":"\xc0\xaf"}',
+        b'{"question":"q","answer":"open',
+        b'{"question":"q","answer":"open\\',
+        b'{"question":"q","answer":"open\\u00',
+        b'{"question":"q","answer":"a"}{"question":"q","answer":"b"}',
+        b'{"question":"q","answer":"a"},',
+        b'{"question":"q","answer":"a" "b"}',
+        b'{"question":"q","answer":"a","question":"q","answer":"b"}',
+        b'{"question":"q","answer":"a","an\\u0073wer":"b"}',
+        b'{"role":"a","question":"q","answer":"b"}',
+        b'{"question":"q","answer":"a","n":01}',
+        b'{"question":"q","answer":"a","n":[1,2.50,10000000000000000000000,1e5,-3,1.,.5]}',
+        b'{"question":"q","answer":"a","n":123456789012345678901234567890}',
+        b'{"question":"q","answer":"a","n":12a}',
+        b'{"question":"q","answer":"a","n":1 2}',
+        b'{"question":"q","answer":"a","n":1e400}',
+        b'{"question":"q","answer":"a","n":NaN}',
+        b'{"question":"q","answer":"a"}\r',
+        b'\xef\xbb\xbf{"question":"q","answer":"a"}',
+        b'{"question":"q","answer":"a"}\x00',
+        b'{"question":"q","answer":\x01}',
+        b'{\x01:"a","question":"q","answer":"b"}',
         b'"text"',
         b'["text"]',
-        b'{"text":"a","x":' + b"[" * 300 + b"]" * 300 + b"}",
-        b'{"text":"a","x":' + b"[" * 250 + b"]" * 250 + b"}",
-        b'{"text":"a","x":' + b"[" * 100_000 + b"}",
+        b'{"question":"q","answer":"a","x":' + b"[" * 300 + b"]" * 300 + b"}",
+        b'{"question":"q","answer":"a","x":' + b"[" * 250 + b"]" * 250 + b"}",
+        b'{"question":"q","answer":"a","x":' + b"[" * 100_000 + b"}",
     ],
 )
 def test_a_strange_line_is_read_or_rejected_as_ever(line: bytes) -> None:
-    regular = lines([{"text": f"Some text {i}", "n": i} for i in range(20)])
+    regular = lines([{"question": "q", "answer": f"Some text {i}", "n": i} for i in range(20)])
     for content in (line, regular + line, line + b"\n" + regular, regular + line + b"\n" + regular):
-        assert_same(content, ShapeSpec("text", "text"))
+        assert_same(content, QUESTIONS)
 
 
 @pytest.mark.parametrize("length", [*range(58, 70), 127, 128, 129])
 def test_texts_of_any_length_end_where_they_end(length: int) -> None:
     texts = ["x" * length, "x" * (length - 1) + "\n", "x" * (length - 1) + "é", "y"]
-    assert assert_same(lines([{"text": t} for t in texts], ensure_ascii=False), ShapeSpec("text", "text"))
+    assert assert_same(lines([{"question": "q", "answer": t} for t in texts], ensure_ascii=False), QUESTIONS)
 
 
 @pytest.mark.shared
@@ -200,13 +203,13 @@ def test_the_suites_of_strange_json_are_read_or_rejected_as_ever() -> None:
     if not suite:
         pytest.skip("the corpora are not beside the checkout")
     naughty = json.loads(next(folder.glob("*naughty*/blns.json")).read_bytes())
-    told = [b'{"text":"a","x":%b}' % case for case in suite] + [b'{"text":%b}' % case for case in suite]
+    told = [b'{"question":"q","answer":"a","x":%b}' % case for case in suite] + [b'{"question":"q","answer":%b}' % case for case in suite]
     told += [
-        json.dumps({"text": text}, ensure_ascii=ascii).encode() for text in naughty for ascii in (True, False)
+        json.dumps({"question": "q", "answer": text}, ensure_ascii=ascii).encode() for text in naughty for ascii in (True, False)
     ]
-    regular = lines([{"text": "some text"}] * 2)
+    regular = lines([{"question": "q", "answer": "some text"}] * 2)
     sound = [case for case in told if case.decode(errors="ignore").encode() == case]
-    assert assert_same(b"".join(case + b"\n" + regular for case in sound), ShapeSpec("text", "text")) > 2
+    assert assert_same(b"".join(case + b"\n" + regular for case in sound), QUESTIONS) > 2
     for case in told:
         if case not in sound:
-            assert_same(regular + case + b"\n" + regular, ShapeSpec("text", "text"))
+            assert_same(regular + case + b"\n" + regular, QUESTIONS)
