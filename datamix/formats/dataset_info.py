@@ -1,7 +1,7 @@
-"""LLaMA-Factory's ``dataset_info.json`` read as it is: each entry says where a data set lies and how its rows are spelled.
+"""LLaMA-Factory's ``dataset_info.json`` read as it is: each entry names the place of a data set and the fields of its rows.
 
-Its rules are kept: a named column map hides every field that it does not name, ``formatting`` decides between alpaca and
-sharegpt, ``tags`` rename roles. What cannot be text here (images, loading scripts) is said in ``problem``.
+Its rules hold: a column map hides every field that it does not name, ``formatting`` decides between alpaca and
+sharegpt, ``tags`` rename roles. An entry that cannot be read as text (images, loading scripts) has a ``problem``.
 Source: LLaMA-Factory ``src/llamafactory/data/parser.py`` and ``data/README.md``.
 """
 
@@ -25,7 +25,9 @@ _TAGS = {
     "function_tag": "call",
     "system_tag": "system",
 }
+_PLAIN = {"role_tag": ("role", "from"), "content_tag": ("content", "value")}  # known without a map
 _MEDIA = ("images", "videos", "audios")
+_PLACES = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class DatasetEntry:
 
     name: str
     files: tuple[str, ...]  # paths below the folder of dataset_info.json, or hf:// addresses
-    format: str  # auto where the entry says nothing about its rows
+    format: str  # auto where the entry does not describe its rows
     columns: tuple[tuple[str, str], ...]
     ranking: bool
     system: str | None  # the column of the system text
@@ -60,59 +62,46 @@ def dataset_info(path: Path) -> list[DatasetEntry]:
 
 
 def is_dataset_info(value: Any) -> bool:
-    """Whether a JSON value is a dataset_info: an object of entries that each say where a data set lies."""
-    places = {"hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name"}
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(isinstance(entry, dict) and places & entry.keys() for entry in value.values())
-    )
+    """Whether a JSON value is a dataset_info: an object whose entries each name the place of a data set."""
+    entries = value.values() if isinstance(value, dict) else ()
+    return bool(entries) and all(isinstance(e, dict) and e.keys() & set(_PLACES) for e in entries)
 
 
 def _entry(name: str, entry: dict[str, Any]) -> DatasetEntry:
-    columns = entry.get("columns") or {}
-    tags = {key: word for key, word in (entry.get("tags") or {}).items() if not _is_plain(key, word)}
-    files, problem = _files(entry)
+    columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
+    problem = None
+    if "hf_hub_url" in entry and "file_name" not in entry:
+        folder = f"/{entry['folder']}" if entry.get("folder") else ""
+        file = f"hf://datasets/{entry['hf_hub_url']}{folder}"
+    else:
+        place = next(key for key in _PLACES if key in entry)
+        file = str(entry[place])
+        if place != "file_name":
+            problem = f"it is at a {place}, which is not read; download it and give the files as path"
     media = [column for column in _MEDIA if column in columns]
     if media and problem is None:
         problem = f"its rows need {', '.join(media)}, and only text is read"
-    format, named = _spelling(entry, columns)
-    turns = tuple((f"turn.{_TAGS[key]}", word) for key, word in sorted(tags.items()) if key in _TAGS)
+    format, renamed = _spelling(entry, columns)
+    if format in ("sharegpt", "messages", "ranking", "kto"):
+        renamed += tuple(
+            (f"turn.{_TAGS[key]}", word)
+            for key, word in sorted(tags.items())
+            if key in _TAGS and word not in _PLAIN.get(key, ()) and ROLES.get(word) != _TAGS[key]
+        )
     num = entry.get("num_samples")
     return DatasetEntry(
         name=name,
-        files=files,
+        files=(file,),
         format=format,
-        columns=named + (turns if format in ("sharegpt", "messages", "ranking", "kto") else ()),
+        columns=renamed,
         ranking=bool(entry.get("ranking")),
         system=columns.get("system"),
-        tags=tuple(sorted((entry.get("tags") or {}).items())),
+        tags=tuple(sorted(tags.items())),
         subset=entry.get("subset"),
         split=entry.get("split"),
         max_records=num if isinstance(num, int) and num > 0 else None,
         problem=problem,
     )
-
-
-def _is_plain(tag: str, word: str) -> bool:
-    """Whether the reader of turns knows the word without being told."""
-    if tag == "role_tag":
-        return word in ("role", "from")
-    if tag == "content_tag":
-        return word in ("content", "value")
-    return ROLES.get(word) == _TAGS.get(tag)
-
-
-def _files(entry: dict[str, Any]) -> tuple[tuple[str, ...], str | None]:
-    if "file_name" in entry:
-        return (str(entry["file_name"]),), None
-    if "hf_hub_url" in entry:
-        folder = f"/{entry['folder']}" if entry.get("folder") else ""
-        return (f"hf://datasets/{entry['hf_hub_url']}{folder}",), None
-    place = next(key for key in ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name") if key in entry)
-    return (
-        str(entry[place]),
-    ), f"it lies at a {place}, which is not read; download it and give the files as path"
 
 
 def _spelling(entry: dict[str, Any], columns: dict[str, str]) -> tuple[str, tuple[tuple[str, str], ...]]:

@@ -1,4 +1,4 @@
-"""What a file holds, from a sample of its rows: the format that fits the most of them.
+"""The format of a file, from a sample of its rows: the one that fits the most of them.
 
 Recognition never guesses between near things: a sample of which less than half fits one format is in no known format.
 """
@@ -26,7 +26,7 @@ _NAMES = (  # other names of fields, tried when the plain ones fit nothing
 
 @dataclass(frozen=True)
 class Detection:
-    """A format, the kind its rows are by themselves, and the column map where fields have other names."""
+    """A format, its native kind, and the column map where fields have other names."""
 
     format: str
     kind: RecordKind
@@ -41,13 +41,12 @@ def detect(values: Sequence[Any], columns: tuple[tuple[str, str], ...] = ()) -> 
         return None
     if columns:
         return _best(rows, columns)
-    found = _best(rows, ())
-    for names in _NAMES:
-        if found is not None:
-            break
-        if all(any(row.get(theirs) is not None for row in rows) for _, theirs in names):
-            found = _best(rows, names)
-    return found
+    candidates = ((), *_NAMES)
+    for names in candidates:
+        present = all(any(row.get(theirs) is not None for row in rows) for _, theirs in names)
+        if present and (detection := _best(rows, names)) is not None:
+            return detection
+    return None
 
 
 def _best(rows: list[ForeignRow], columns: tuple[tuple[str, str], ...]) -> Detection | None:
@@ -65,10 +64,10 @@ def renamer(columns: tuple[tuple[str, str], ...]) -> Callable[[ForeignRow], Fore
     pairs = tuple((ours, theirs) for ours, theirs in columns if "." not in ours)
     if all(ours == theirs for ours, theirs in pairs):
         return None
-    gone = {theirs for _, theirs in pairs} | {ours for ours, _ in pairs}
+    mapped = {theirs for _, theirs in pairs} | {ours for ours, _ in pairs}
 
     def rename(row: ForeignRow) -> ForeignRow:
-        named = {key: value for key, value in row.items() if key not in gone}
+        named = {key: value for key, value in row.items() if key not in mapped}
         for ours, theirs in pairs:
             if theirs in row:
                 named[ours] = row[theirs]

@@ -6,8 +6,6 @@ The prompt part is shared by all of them and by the preference formats: a system
 
 from __future__ import annotations
 
-from typing import Any
-
 from datamix.core.hashing import canonical
 from datamix.formats.drafts import (
     Draft,
@@ -15,6 +13,7 @@ from datamix.formats.drafts import (
     Turn,
     TurnNames,
     Unfit,
+    absent,
     assistant,
     first_present,
     json_text,
@@ -22,6 +21,7 @@ from datamix.formats.drafts import (
     named,
     optional_text,
     parsed,
+    present,
     required_text,
     system,
     user,
@@ -61,16 +61,14 @@ def alpaca(row: ForeignRow, _: TurnNames) -> list[Draft]:
 
 def prompt_completion(row: ForeignRow, names: TurnNames) -> list[Draft]:
     """``{"prompt", "completion"}``, each a text or turns; ``response`` is read as a completion too."""
-    answer = first_present(row, ("completion", "response")) or "completion"
-    if answer not in row:
-        raise Unfit("missing_field", answer, "is missing")
+    answer = present(row, ("completion", "response"))
     turns = prompt_part(row, ("prompt",), names)
     turns.extend(final_turns(row[answer], answer, names))
     return [with_extras(Draft(turns), row)]
 
 
 def question_answer(row: ForeignRow, _: TurnNames) -> list[Draft]:
-    """``{"question", "answer"}`` or ``{"ask", "answer"}``; of several fields the first that is there."""
+    """``{"question", "answer"}`` or ``{"ask", "answer"}``; of several fields the first that is present."""
     turns = asked(row, first_present(row, QUESTIONS) or "question")
     turns.append(assistant(required_text(row, "answer")))
     return [with_extras(Draft(turns), row)]
@@ -79,10 +77,8 @@ def question_answer(row: ForeignRow, _: TurnNames) -> list[Draft]:
 def self_instruct(row: ForeignRow, _: TurnNames) -> list[Draft]:
     """A seed task: one record for each of its ``instances``."""
     instruction = required_text(row, "instruction")
-    if row.get("instances") is None:
-        raise Unfit("missing_field", "instances", "is missing")
     drafts = []
-    for index, instance in enumerate(listed(row["instances"], "instances")):
+    for index, instance in enumerate(listed(row[present(row, ("instances",))], "instances")):
         if not isinstance(instance, dict):
             raise Unfit("not_object", f"instances[{index}]", f"is {named(instance)}, not an instance")
         asked_text = joined(instruction, optional_text(instance, "input"))
@@ -135,26 +131,24 @@ def prompt_part(row: ForeignRow, fields: tuple[str, ...], names: TurnNames) -> l
         return asked(row, field)
     if first_present(row, CHATS):
         return with_system(row, conversation(row, CHATS, names))
-    found = next((f for f in fields if f in row), None)
-    raise Unfit(
-        "null_field" if found else "missing_field", found or fields[0], "is null" if found else "is missing"
-    )
+    raise absent(row, fields)
 
 
 def asked(row: ForeignRow, field: str) -> list[Turn]:
     """System, history and the question in ``field`` as turns. Raises Unfit."""
     question = required_text(row, field)
-    extra = row.get("input")
-    if extra:
+    if row.get("input"):
         question = joined(question, optional_text(row, "input"))
     turns: list[Turn] = []
-    before = optional_text(row, "system") or optional_text(row, "system_prompt")
-    if before is not None:
-        turns.append(system(before))
-    if row.get("history"):
-        turns.extend(_history(row["history"]))
-    turns.append(user(question))
-    return turns
+    for index, pair in enumerate(listed(row["history"], "history") if row.get("history") else ()):
+        place = f"history[{index}]"
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise Unfit("history", place, f"is {named(pair)}, not a [question, answer] pair")
+        for side, part in enumerate(pair):
+            if not isinstance(part, str):
+                raise Unfit("history", f"{place}[{side}]", f"is {named(part)}, not text")
+        turns += [user(pair[0]), assistant(pair[1])]
+    return with_system(row, [*turns, user(question)])
 
 
 def joined(instruction: str, extra: str | None) -> str:
@@ -163,21 +157,8 @@ def joined(instruction: str, extra: str | None) -> str:
     return f"{instruction}\n{extra}" if instruction else extra
 
 
-def _history(value: Any) -> list[Turn]:
-    turns: list[Turn] = []
-    for index, pair in enumerate(listed(value, "history")):
-        place = f"history[{index}]"
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise Unfit("history", place, f"is {named(pair)}, not a [question, answer] pair")
-        for part, said in enumerate(pair):
-            if not isinstance(said, str):
-                raise Unfit("history", f"{place}[{part}]", f"is {named(said)}, not text")
-        turns += [user(pair[0]), assistant(pair[1])]
-    return turns
-
-
 def with_system(row: ForeignRow, turns: list[Turn]) -> list[Turn]:
-    """The turns, headed by the row's system field where they have no system turn of their own."""
+    """The turns, headed by the row's system field where they have no system turn."""
     if turns[0][0] == "system":
         return turns
     before = optional_text(row, "system") or optional_text(row, "system_prompt")
@@ -188,16 +169,11 @@ def with_extras(draft: Draft, row: ForeignRow) -> Draft:
     """The draft with the row's tools and ``chat_template_kwargs``."""
     if "tools" in row:
         draft.tools = tools_text(row)
-    if "chat_template_kwargs" in row:
-        draft.kwargs = _kwargs(row["chat_template_kwargs"])
+    kwargs = row.get("chat_template_kwargs")
+    if isinstance(kwargs, str) and kwargs:
+        kwargs = parsed(kwargs, "chat_template_kwargs", "kwargs")
+    if kwargs:
+        if not isinstance(kwargs, dict):
+            raise Unfit("kwargs", "chat_template_kwargs", f"is {named(kwargs)}, not an object")
+        draft.kwargs = canonical(kwargs)
     return draft
-
-
-def _kwargs(value: Any) -> str | None:
-    if isinstance(value, str) and value:
-        value = parsed(value, "chat_template_kwargs", "kwargs")
-    if not value:
-        return None
-    if not isinstance(value, dict):
-        raise Unfit("kwargs", "chat_template_kwargs", f"is {named(value)}, not an object")
-    return canonical(value)

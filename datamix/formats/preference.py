@@ -1,4 +1,4 @@
-"""Preference rows: a prompt with a better and a worse answer, in the neighbours' spellings; and labelled single answers.
+"""Preference rows: a prompt with a better and a worse answer, in the formats of other tools; and single answers with a label.
 
 Whole conversations (implicit prompts) are split at their common turns; HH-RLHF's dialogue strings are read as turns
 first. Scored answers give one pair for each worse answer than the best, or for each two answers of unequal score.
@@ -16,11 +16,13 @@ from datamix.formats.drafts import (
     Turn,
     TurnNames,
     Unfit,
+    absent,
     assistant,
     first_present,
     listed,
     named,
     parsed,
+    present,
     required_text,
     user,
 )
@@ -33,21 +35,33 @@ _SCORES = (
     ("chosen_rating", "rejected_rating"),
 )
 _PROMPTS = ("prompt", "question", "instruction", "query")
-_HUMAN = re.compile(r"\n\n(Human|Assistant): ?")
+_SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 
 
 def preference(row: ForeignRow, names: TurnNames) -> list[Draft]:
-    """``{"prompt", "chosen", "rejected"}``, each a text or turns; whole conversations carry their prompt themselves."""
-    chosen, rejected = _both(row, "chosen", "rejected")
+    """``{"prompt", "chosen", "rejected"}``, each a text or turns; whole conversations carry their prompt themselves.
+
+    Two texts without a prompt are split where they part; a space before that belongs to the answers.
+    """
+    chosen, rejected = (row[present(row, (field,))] for field in ("chosen", "rejected"))
     if _is_conversation(chosen, names) and _is_conversation(rejected, names):
         return [_split(row, read_turns(chosen, "chosen", names), read_turns(rejected, "rejected", names))]
-    if (
-        first_present(row, (*_PROMPTS, *CHATS)) is None
-        and isinstance(chosen, str)
-        and isinstance(rejected, str)
-    ):
-        return [_implicit_text(row, chosen, rejected)]
-    return [_pair(row, prompt_part(row, _PROMPTS, names), ("chosen", "rejected"), names)]
+    texts = isinstance(chosen, str) and isinstance(rejected, str)
+    if first_present(row, (*_PROMPTS, *CHATS)) is not None or not texts:
+        return [_pair(row, prompt_part(row, _PROMPTS, names), ("chosen", "rejected"), names)]
+    if chosen == rejected:
+        raise Unfit("no_prompt", "chosen", "and rejected are the same text: where the prompt ends is unknown")
+    low, high = 0, min(len(chosen), len(rejected))
+    while low < high:  # bisect: slices compare at the speed of memory
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if chosen[low:middle] == rejected[low:middle] else (low, middle - 1)
+    num = low - 1 if low and chosen[low - 1] == " " else low
+    if not num:
+        raise Unfit(
+            "no_prompt", "chosen", "and rejected have no common beginning, and there is no prompt field"
+        )
+    pair = [assistant(chosen[num:])], [assistant(rejected[num:])]
+    return [with_extras(Draft(with_system(row, [user(chosen[:num])]), *pair, margin=_margin(row)), row)]
 
 
 def ranking(row: ForeignRow, names: TurnNames) -> list[Draft]:
@@ -66,10 +80,7 @@ def medicalgpt_old(row: ForeignRow, names: TurnNames) -> list[Draft]:
 
 def caregpt(row: ForeignRow, names: TurnNames) -> list[Draft]:
     """``{"instruction", "input", "output": [chosen, rejected]}``."""
-    both = row.get("output")
-    if both is None:
-        raise Unfit("missing_field", "output", "is missing")
-    both = listed(both, "output")
+    both = listed(row[present(row, ("output",))], "output")
     if len(both) != 2:
         raise Unfit("not_pair", "output", f"has {len(both)} answers, not two")
     turns = asked(row, "instruction")
@@ -79,20 +90,23 @@ def caregpt(row: ForeignRow, names: TurnNames) -> list[Draft]:
 
 def hh_rlhf(row: ForeignRow, _: TurnNames) -> list[Draft]:
     """Two dialogues of ``\\n\\nHuman: ...\\n\\nAssistant: ...`` that part at the end."""
-    chosen, rejected = (_dialogue(required_text(row, f), f) for f in ("chosen", "rejected"))
-    return [_split(row, chosen, rejected)]
+    dialogues = []
+    for field in ("chosen", "rejected"):
+        head, *parts = _SPEAKER.split(required_text(row, field))
+        if head or not parts or parts[0] != "Human":
+            raise Unfit("dialogue", field, "does not begin with '\\n\\nHuman: '")
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        turns = [user(text) if who == "Human" else assistant(text) for who, text in pairs]
+        if turns[-1][0] != "assistant":
+            raise Unfit("no_answer", field, "ends with a human turn")
+        dialogues.append(turns)
+    return [_split(row, *dialogues)]
 
 
 def paired_messages(row: ForeignRow, names: TurnNames) -> list[Draft]:
     """LLaMA-Factory v1: ``chosen_messages`` and ``rejected_messages``, two whole conversations."""
-    chosen, rejected = _both(row, "chosen_messages", "rejected_messages")
-    return [
-        _split(
-            row,
-            read_turns(chosen, "chosen_messages", names),
-            read_turns(rejected, "rejected_messages", names),
-        )
-    ]
+    fields = ("chosen_messages", "rejected_messages")
+    return [_split(row, *(conversation(row, (field,), names) for field in fields))]
 
 
 def rejected_response(row: ForeignRow, names: TurnNames) -> list[Draft]:
@@ -102,13 +116,13 @@ def rejected_response(row: ForeignRow, names: TurnNames) -> list[Draft]:
         other = read_turns(row["rejected_messages"], "rejected_messages", names)
         return [_split(row, turns, with_system(row, other))]
     cut = _answered(turns)
-    rejected = final_turns(_present(row, "rejected_response"), "rejected_response", names)
+    rejected = final_turns(row[present(row, ("rejected_response",))], "rejected_response", names)
     return [with_extras(Draft(turns[:cut], turns[cut:], rejected, margin=_margin(row)), row)]
 
 
 def openai_preference(row: ForeignRow, names: TurnNames) -> list[Draft]:
     """OpenAI preference fine-tuning: ``input`` of messages and tools, ``preferred_output``, ``non_preferred_output``."""
-    given = _present(row, "input")
+    given = row[present(row, ("input",))]
     if isinstance(given, str):
         given = parsed(given, "input", "not_object")
     if not isinstance(given, dict):
@@ -118,21 +132,27 @@ def openai_preference(row: ForeignRow, names: TurnNames) -> list[Draft]:
 
 
 def kto(row: ForeignRow, names: TurnNames) -> list[Draft]:
-    """One answer and whether it is wanted: a conversation, prompt/completion or alpaca fields with label or kto_tag."""
-    label = _label(row)
-    completion = first_present(row, ("completion", "response", "output"))
-    if completion is None and first_present(row, CHATS):
-        turns = with_system(row, conversation(row, CHATS, names))
-        cut = _answered(turns)
-        return [with_extras(Draft(turns[:cut], turns[cut:], label=label), row)]
-    if completion is None:
-        raise Unfit("missing_field", "completion", "is missing")
-    if _is_conversation(row[completion], names):
-        turns = read_turns(row[completion], completion, names)
-        cut = _answered(turns)
-        return [with_extras(Draft(turns[:cut], turns[cut:], label=label), row)]
-    answer = final_turns(row[completion], completion, names)
-    return [with_extras(Draft(prompt_part(row, _PROMPTS, names), answer, label=label), row)]
+    """One answer and its label: a conversation, prompt/completion or alpaca fields with label or kto_tag."""
+    field = present(row, ("label", "kto_tag"))
+    words: dict[Any, bool] = {"true": True, "1": True, "false": False, "0": False}
+    value = str(row[field]).strip().lower() if row[field] in (0, 1) or isinstance(row[field], str) else None
+    if value not in words:
+        raise Unfit("label", field, f"is {row[field]!r}, not true or false")
+    label = words[value]
+    answer = first_present(row, ("completion", "response", "output"))
+    whole = None
+    if answer is None and first_present(row, CHATS):
+        whole = with_system(row, conversation(row, CHATS, names))
+    elif answer is None:
+        raise absent(row, ("completion",))
+    elif _is_conversation(row[answer], names):
+        whole = read_turns(row[answer], answer, names)
+    if whole is not None:
+        cut = _answered(whole)
+        return [with_extras(Draft(whole[:cut], whole[cut:], label=label), row)]
+    assert answer is not None
+    completion = final_turns(row[answer], answer, names)
+    return [with_extras(Draft(prompt_part(row, _PROMPTS, names), completion, label=label), row)]
 
 
 def ultrafeedback(row: ForeignRow, _: TurnNames) -> list[Draft]:
@@ -147,10 +167,8 @@ def ultrafeedback_pairs(row: ForeignRow, _: TurnNames) -> list[Draft]:
 
 def magpie_scored(row: ForeignRow, _: TurnNames) -> list[Draft]:
     """magpie's ``responses`` with ``rewards_*``: the best against each worse one."""
-    name = next((k for k in row if k.startswith("rewards_") and row[k] is not None), None)
-    if name is None:
-        raise Unfit("missing_field", "rewards_armorm", "is missing")
-    rewards, responses = listed(row[name], name), listed(_present(row, "responses"), "responses")
+    name = present(row, (*(key for key in row if key.startswith("rewards_")), "rewards_armorm"))
+    rewards, responses = listed(row[name], name), listed(row[present(row, ("responses",))], "responses")
     if len(rewards) != len(responses):
         raise Unfit("not_pair", name, f"has {len(rewards)} scores for {len(responses)} responses")
     scored = [
@@ -163,21 +181,6 @@ def magpie_scored(row: ForeignRow, _: TurnNames) -> list[Draft]:
     return _ranked(row, scored, all_pairs=False)
 
 
-def _both(row: ForeignRow, chosen: str, rejected: str) -> tuple[Any, Any]:
-    return _present(row, chosen), _present(row, rejected)
-
-
-def _present(row: ForeignRow, field: str) -> Any:
-    value = row.get(field)
-    if value is None:
-        raise Unfit(
-            "null_field" if field in row else "missing_field",
-            field,
-            "is null" if field in row else "is missing",
-        )
-    return value
-
-
 def _is_conversation(value: Any, names: TurnNames) -> bool:
     """Whether a list of turns begins with something else than an answer."""
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
@@ -188,7 +191,7 @@ def _is_conversation(value: Any, names: TurnNames) -> bool:
 
 
 def _pair(row: ForeignRow, turns: list[Turn], fields: tuple[str, str], names: TurnNames) -> Draft:
-    chosen, rejected = (final_turns(_present(row, f), f, names) for f in fields)
+    chosen, rejected = (final_turns(row[present(row, (f,))], f, names) for f in fields)
     return with_extras(Draft(turns, chosen, rejected, margin=_margin(row)), row)
 
 
@@ -213,67 +216,11 @@ def common_turns(chosen: list[Turn], rejected: list[Turn]) -> int:
     return num
 
 
-def _implicit_text(row: ForeignRow, chosen: str, rejected: str) -> Draft:
-    """Two texts with a common beginning, which is the prompt; a space before the parting belongs to the answers."""
-    if chosen == rejected:
-        raise Unfit(
-            "no_prompt", "chosen", "and rejected are the same text: where the prompt ends cannot be seen"
-        )
-    num = _common_length(chosen, rejected)
-    if num and chosen[num - 1] == " ":
-        num -= 1
-    if not num:
-        raise Unfit(
-            "no_prompt",
-            "chosen",
-            "and rejected have no common beginning, and no prompt field stands beside them",
-        )
-    pair = [assistant(chosen[num:])], [assistant(rejected[num:])]
-    return with_extras(Draft(with_system(row, [user(chosen[:num])]), *pair, margin=_margin(row)), row)
-
-
-def _common_length(a: str, b: str) -> int:
-    """The length in characters of the common beginning of two texts, by bisection over slices."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _dialogue(text: str, field: str) -> list[Turn]:
-    """``"\\n\\nHuman: a\\n\\nAssistant: b"`` -> two turns. Raises Unfit."""
-    head, *parts = _HUMAN.split(text)
-    if head or not parts or parts[0] != "Human":
-        raise Unfit("dialogue", field, "does not begin with '\\n\\nHuman: '")
-    spoken = zip(parts[::2], parts[1::2], strict=True)
-    turns = [user(said) if who == "Human" else assistant(said) for who, said in spoken]
-    if turns[-1][0] != "assistant":
-        raise Unfit("no_answer", field, "ends with a human turn")
-    return turns
-
-
 def _answered(turns: list[Turn]) -> int:
     cut = last_answer(turns)
     if cut == len(turns):
         raise Unfit("no_answer", "messages", "does not end with an answer")
     return cut
-
-
-def _label(row: ForeignRow) -> bool:
-    field = first_present(row, ("label", "kto_tag"))
-    if field is None:
-        raise Unfit("missing_field", "label", "is missing")
-    value = row[field]
-    words = {"true": True, "1": True, "false": False, "0": False}
-    if isinstance(value, str) and value.strip().lower() in words:
-        return words[value.strip().lower()]
-    if value in (0, 1):
-        return bool(value)
-    raise Unfit("label", field, f"is {value!r}, not true or false")
 
 
 def _margin(row: ForeignRow) -> float | None:
@@ -297,10 +244,8 @@ def _score(value: Any, field: str) -> float:
 
 
 def _completions(row: ForeignRow) -> list[tuple[float, str]]:
-    if row.get("completions") is None:
-        raise Unfit("missing_field", "completions", "is missing")
     scored = []
-    for index, completion in enumerate(listed(row["completions"], "completions")):
+    for index, completion in enumerate(listed(row[present(row, ("completions",))], "completions")):
         place = f"completions[{index}]"
         if not isinstance(completion, dict):
             raise Unfit("not_object", place, f"is {named(completion)}, not a completion")

@@ -1,6 +1,6 @@
 """Every format by its name: the kinds it gives, the fields it reads, how a row is recognised and read.
 
-The order is the order of recognition: where two formats fit a row, the one that says more about it stands first.
+The order is the order of recognition: where two formats fit a row, the more specific one comes first.
 """
 
 from __future__ import annotations
@@ -94,23 +94,6 @@ def _is_pair(row: ForeignRow) -> bool:
 
 def _any_chat(row: ForeignRow) -> bool:
     return _is_turns(row.get("messages")) or _is_turns(row.get("conversations"))
-
-
-def _is_kto(row: ForeignRow) -> bool:
-    label = row.get("label", row.get("kto_tag"))
-    if not (isinstance(label, bool) or str(label).lower() in ("true", "false")):
-        return False
-    return _any_chat(row) or _has(row, "completion") or _is_text(row, "instruction", "output")
-
-
-def _is_prompt(row: ForeignRow) -> bool:
-    if {"response", "completion", "output"} & row.keys():
-        return False
-    if _is_turns(row.get("prompt")) or _ends_asking(row):
-        return True
-    if _is_turns(row.get("messages")) and not _says(row["messages"], _ANSWERS):
-        return True
-    return any(_is_text(row, name) for name in ("prompt", "question", "ask", "problem", "instruction"))
 
 
 def _ends_asking(row: ForeignRow) -> bool:
@@ -255,7 +238,10 @@ _ALL = (
         | _ASKED
         | _EXTRAS,
         preference.kto,
-        _is_kto,
+        lambda row: (
+            str(row.get("label", row.get("kto_tag"))).lower() in ("true", "false")
+            and (_any_chat(row) or _has(row, "completion") or _is_text(row, "instruction", "output"))
+        ),
     ),
     _format(
         "self_instruct",
@@ -328,7 +314,15 @@ _ALL = (
         | _ASKED
         | _EXTRAS,
         instruct.prompt,
-        _is_prompt,
+        lambda row: (
+            not {"response", "completion", "output"} & row.keys()
+            and (
+                _is_turns(row.get("prompt"))
+                or _ends_asking(row)
+                or (_is_turns(row.get("messages")) and not _says(row["messages"], _ANSWERS))
+                or any(isinstance(row.get(name), str) for name in instruct.PROMPTS)
+            )
+        ),
     ),
     _format(
         "text",
@@ -343,7 +337,7 @@ RECORD_FORMATS: Mapping[str, RecordFormat] = MappingProxyType({f.name: f for f i
 
 
 def native_kinds(format: str) -> tuple[RecordKind, ...]:
-    """The kinds that a format's rows are by themselves, the usual one first."""
+    """The native kinds of a format, the usual one first."""
     return RECORD_FORMATS[format].kinds
 
 

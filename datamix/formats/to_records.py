@@ -1,7 +1,7 @@
-"""Foreign rows in our own shape: one pass over a chunk, drafts out, rejects beside them, columns built once.
+"""Foreign rows to records: one pass over a chunk gives drafts and rejects, from which the columns are built once.
 
-A row that does not fit is a reject with a reason, the field's path and its original bytes; it is never mended. The
-target kind may be another than the rows' own where that makes sense: a pair in an sft recipe is its prompt and
+A row that does not fit is a reject with a reason, the field's path and its original bytes; it is never repaired. The
+target kind may differ from the rows' native kind where that makes sense: a pair in an sft recipe is its prompt and
 better answer, either of them in a prompt recipe is the prompt.
 """
 
@@ -46,7 +46,7 @@ class ShapeSpec:
 
 
 def shape(rows: contracts.Rows, slice_index: int, spec: ShapeSpec) -> contracts.Shaped:
-    """Shape a chunk of rows; the rejects are those found here, ``rows.rejects`` not among them.
+    """Shape a chunk of rows; the rejects do not include ``rows.rejects``.
 
     A row may give several records (scored answers, seed tasks): they share its ordinal. Raises RecipeError: the
     format is unknown, or its rows cannot become the asked kind.
@@ -61,16 +61,16 @@ def shape(rows: contracts.Rows, slice_index: int, spec: ShapeSpec) -> contracts.
     rejects: list[contracts.Reject] = []
     for index, value in enumerate(rows.values):
         try:
-            row = value if value.__class__ is dict else _row(value, spec.format)
-            found = read(row if rename is None else rename(row), names)
+            row = {"text": value} if isinstance(value, str) and spec.format == "text" else value
+            if row.__class__ is not dict:
+                raise Unfit("not_object", "record", f"is {named(row)}, not an object")
+            read_drafts = read(row if rename is None else rename(row), names)
         except Unfit as unfit:
             rejects.append(_reject(rows, index, unfit, spec))
             continue
-        kept = meta(row) if meta else None
-        for draft in found:
-            records.append(rows.records[index])
-            drafts.append(draft)
-            metas.append(kept)
+        drafts += read_drafts
+        records += [rows.records[index]] * len(read_drafts)
+        metas += [meta(row) if meta else None] * len(read_drafts)
     _fill(drafts, spec)
     return _built(rows, slice_index, spec, (records, drafts, metas), rejects)
 
@@ -89,7 +89,7 @@ def row_reader(spec: ShapeSpec) -> Callable[[ForeignRow], list[Draft]]:
 
 
 def _reader(spec: ShapeSpec) -> Reader:
-    """The format's reader for the asked kind, with the step from its own kind to that one. Raises RecipeError."""
+    """The format's reader for the asked kind, with the step from its native kind to that one. Raises RecipeError."""
     format = RECORD_FORMATS.get(spec.format)
     if format is None:
         raise RecipeError(
@@ -101,11 +101,10 @@ def _reader(spec: ShapeSpec) -> Reader:
     if not can_become(native, spec.kind):
         raise RecipeError(
             f"format: {spec.format} gives {native} records, which cannot be used as {spec.kind} records. "
-            "Name the right format, or use the file in a recipe of its own kind."
+            "Name the right format, or use the file in a recipe of that kind."
         )
-    turned = _better if spec.kind == "sft" else _prompt_of
     read = _checked(format.readers[native], native)
-    return _checked(lambda row, names: _distinct([turned(d) for d in read(row, names)]), spec.kind)
+    return _checked(lambda row, names: _become(read(row, names), spec.kind), spec.kind)
 
 
 def _checked(read: Reader, kind: RecordKind) -> Reader:
@@ -130,49 +129,35 @@ def _checked(read: Reader, kind: RecordKind) -> Reader:
     return checked
 
 
-def _better(draft: Draft) -> Draft:
-    """A pair as a conversation: its prompt and better answer."""
-    if draft.label is False:
-        raise Unfit(
-            "undesired", "label", "is false: the answer is a bad example, which an sft record cannot be"
-        )
-    return Draft([*draft.turns, *(draft.chosen or [])], tools=draft.tools, kwargs=draft.kwargs)
-
-
-def _prompt_of(draft: Draft) -> Draft:
-    turns = draft.turns if draft.chosen is not None else draft.turns[: last_answer(draft.turns)]
-    return Draft(turns, tools=draft.tools, kwargs=draft.kwargs)
-
-
-def _distinct(drafts: list[Draft]) -> list[Draft]:
-    """The drafts of one row without repetition: several pairs share a prompt and a better answer."""
-    if len(drafts) == 1:
-        return drafts
-    seen: list[Draft] = []
+def _become(drafts: list[Draft], kind: RecordKind) -> list[Draft]:
+    """Pairs as conversations (prompt and better answer), or any records as prompts; without repetition, since
+    several pairs of a row share a prompt and a better answer."""
+    result: list[Draft] = []
     for draft in drafts:
-        if draft not in seen:
-            seen.append(draft)
-    return seen
-
-
-def _row(value: Any, format: str) -> ForeignRow:
-    if isinstance(value, dict):
-        return dict(value)
-    if isinstance(value, str) and format == "text":
-        return {"text": value}
-    raise Unfit("not_object", "record", f"is {named(value)}, not an object")
+        if kind == "prompt":
+            turns = draft.turns if draft.chosen is not None else draft.turns[: last_answer(draft.turns)]
+        elif draft.label is False:
+            raise Unfit(
+                "undesired", "label", "is false: the answer is a bad example, which an sft record cannot be"
+            )
+        else:
+            turns = [*draft.turns, *(draft.chosen or [])]
+        other = Draft(turns, tools=draft.tools, kwargs=draft.kwargs)
+        if other not in result:
+            result.append(other)
+    return result
 
 
 def _reject(rows: contracts.Rows, index: int, unfit: Unfit, spec: ShapeSpec) -> contracts.Reject:
     theirs = dict(spec.columns).get(unfit.field.split("[")[0].split(".")[0])
     where = f" (read from {theirs!r})" if theirs is not None else ""
     raw = rows.raws[index] or json_text(rows.values[index]).encode(errors="surrogatepass")
-    detail = f"{unfit.field} {unfit.found}{where}"
+    detail = f"{unfit.field} {unfit.problem}{where}"
     return contracts.Reject(rows.records[index], rows.lines[index], unfit.reason, detail, raw)
 
 
 def _meta_reader(spec: ShapeSpec, format: RecordFormat) -> Callable[[ForeignRow], str | None] | None:
-    """A function from a row to the JSON object of the fields that are kept; None where none are."""
+    """A function from a row to the JSON object of the fields in ``keep_meta``; None where there are none."""
     if not spec.keep_meta:
         return None
     keep = spec.keep_meta
@@ -184,19 +169,19 @@ def _meta_reader(spec: ShapeSpec, format: RecordFormat) -> Callable[[ForeignRow]
         fields = (
             [key for key in row if key not in read] if everything else [key for key in keep if key in row]
         )
-        kept: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for key in fields:
             if key == "meta" and isinstance(row[key], dict):
-                kept.update(row[key])
+                values.update(row[key])
             elif row[key] is not None:
-                kept[key] = row[key]
-        return json_text(kept) if kept else None
+                values[key] = row[key]
+        return json_text(values) if values else None
 
     return meta
 
 
 def _fill(drafts: list[Draft], spec: ShapeSpec) -> None:
-    """Give every draft the source's system text and template arguments where it has none of its own."""
+    """Give every draft the source's system text and template arguments where it has none."""
     if spec.kind == "text":
         return
     if spec.system is not None:
@@ -207,36 +192,31 @@ def _fill(drafts: list[Draft], spec: ShapeSpec) -> None:
     if spec.kwargs is not None:
         common = parsed(spec.kwargs, "chat_template_kwargs", "kwargs")
         for draft in drafts:
-            own = parsed(draft.kwargs, "chat_template_kwargs", "kwargs") if draft.kwargs else {}
-            draft.kwargs = canonical({**common, **own})
+            specific = parsed(draft.kwargs, "chat_template_kwargs", "kwargs") if draft.kwargs else {}
+            draft.kwargs = canonical({**common, **specific})
 
 
 def _built(
     rows: contracts.Rows,
     slice_index: int,
     spec: ShapeSpec,
-    found: tuple[list[int], list[Draft], list[str | None]],
+    shaped: tuple[list[int], list[Draft], list[str | None]],
     rejects: list[contracts.Reject],
 ) -> contracts.Shaped:
     """The batch; where a text cannot be UTF-8 (a lone surrogate), without the records that hold one."""
-    records, drafts, metas = found
     try:
-        return contracts.Shaped(record_batch(spec.kind, slice_index, records, drafts, metas), rejects)
+        return contracts.Shaped(record_batch(spec.kind, slice_index, *shaped), rejects)
     except UnicodeEncodeError:
-        pass
+        bad = set()
+    for record, draft, meta in zip(*shaped, strict=True):
+        try:
+            record_batch(spec.kind, 0, [record], [draft], [meta])
+        except UnicodeEncodeError:
+            bad.add(record)
     places = {record: i for i, record in enumerate(rows.records)}
-    bad = {r for r, d, m in zip(*found, strict=True) if not _is_utf8(spec.kind, r, d, m)}
     unfit = Unfit("surrogate", "record", "holds a lone surrogate, which is not text")
     rejects = [*rejects, *(_reject(rows, places[record], unfit, spec) for record in bad)]
     rejects.sort(key=lambda reject: reject.record)
-    keep = [i for i, record in enumerate(records) if record not in bad]
-    kept = ([records[i] for i in keep], [drafts[i] for i in keep], [metas[i] for i in keep])
-    return contracts.Shaped(record_batch(spec.kind, slice_index, *kept), rejects)
-
-
-def _is_utf8(kind: RecordKind, record: int, draft: Draft, meta: str | None) -> bool:
-    try:
-        record_batch(kind, 0, [record], [draft], [meta])
-    except UnicodeEncodeError:
-        return False
-    return True
+    good = [row for row in zip(*shaped, strict=True) if row[0] not in bad]
+    columns = [list(column) for column in zip(*good, strict=True)] if good else [[], [], []]
+    return contracts.Shaped(record_batch(spec.kind, slice_index, *columns), rejects)

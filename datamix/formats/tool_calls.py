@@ -1,4 +1,4 @@
-"""Tool definitions and tool calls, brought to one spelling.
+"""Tool definitions and tool calls in one form.
 
 Definitions become a JSON list of ``{"type": "function", "function": {...}}`` (what chat templates document); calls a
 JSON list of ``{"id"?, "type": "function", "function": {"name", "arguments": object}}``. Arguments that come as JSON
@@ -25,23 +25,20 @@ def tools_text(row: ForeignRow, field: str = "tools") -> str | None:
         value = [value]
     if not isinstance(value, (list, tuple)):
         raise Unfit("tools", field, f"is {named(value)}, not a list of tool definitions")
-    definitions = [_definition(tool, f"{field}[{i}]") for i, tool in enumerate(value)]
+    definitions = []
+    for index, tool in enumerate(value):
+        place = f"{field}[{index}]"
+        if isinstance(tool, str):
+            tool = parsed(tool, place, "tools")
+        if not isinstance(tool, dict):
+            raise Unfit("tools", place, f"is {named(tool)}, not a tool definition")
+        bare = "type" not in tool and isinstance(tool.get("name"), str)
+        definitions.append({"type": "function", "function": tool} if bare else tool)
     return json_text(definitions) if definitions else None
 
 
-def _definition(tool: Any, field: str) -> dict[str, Any]:
-    if isinstance(tool, str):
-        tool = parsed(tool, field, "tools")
-    if not isinstance(tool, dict):
-        raise Unfit("tools", field, f"is {named(tool)}, not a tool definition")
-    if "type" not in tool and isinstance(tool.get("name"), str):
-        return {"type": "function", "function": tool}
-    return tool
-
-
-def bare_tools(text: str) -> list[Any]:
-    """The definitions without their wrapping, as sharegpt files write them."""
-    tools = parsed(text, "tools", "tools")
+def bare_tools(tools: list[Any]) -> list[Any]:
+    """Definitions without their wrapping, as sharegpt files write them."""
     return [t["function"] if set(t) == {"type", "function"} and "name" in t["function"] else t for t in tools]
 
 
@@ -66,19 +63,15 @@ def _call(call: Any, field: str) -> dict[str, Any]:
         raise Unfit("tool_call", field, "has no function name")
     identity = call.get("id")
     head = {"id": identity} if isinstance(identity, str) else {}
-    arguments = _arguments(function.get("arguments"), field)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            value = parsed(arguments, field, "tool_call")
+        except Unfit:
+            value = None
+        arguments = value if isinstance(value, dict) else arguments
+    elif arguments is None:
+        arguments = {}
+    elif not isinstance(arguments, dict):
+        raise Unfit("tool_call", f"{field}.arguments", f"is {named(arguments)}, not an object")
     return {**head, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
-
-
-def _arguments(value: Any, field: str) -> Any:
-    if value is None:
-        return {}
-    if isinstance(value, dict):
-        return value
-    if not isinstance(value, str):
-        raise Unfit("tool_call", f"{field}.arguments", f"is {named(value)}, not an object")
-    try:
-        arguments = parsed(value, field, "tool_call")
-    except Unfit:
-        return value
-    return arguments if isinstance(arguments, dict) else value

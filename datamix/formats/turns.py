@@ -1,6 +1,6 @@
 """Foreign chat turns to ours: sharegpt's from/value, OpenAI's role/content, content parts, calls, reasoning, loss flags.
 
-A turn of two plain fields takes the short path; every further key the long one. The order is checked, never mended:
+A turn of two plain fields takes the short path; every further key the long one. The order is checked, never repaired:
 the first turn after an optional system turn is the user's, and a tool speaks after a call.
 """
 
@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from datamix.formats.drafts import ForeignRow, Turn, TurnNames, Unfit, assistant, listed, named, parsed
+from datamix.formats.drafts import (
+    ForeignRow,
+    Turn,
+    TurnNames,
+    Unfit,
+    assistant,
+    listed,
+    named,
+    parsed,
+    present,
+)
 from datamix.formats.tool_calls import calls_text
 
 ROLES = {
@@ -38,7 +48,7 @@ _UNTRAINED = ("loss", "loss_weight", "loss_scale", "weight", "train")
 
 
 def turn_names(columns: tuple[tuple[str, str], ...]) -> TurnNames:
-    """The spelling of turns from a column map: ``turn.role``, ``turn.content``, and ``turn.user: USER`` for role words."""
+    """How turns are written, from a column map: ``turn.role``, ``turn.content``, and ``turn.user: USER`` for role words."""
     ours = {name[len("turn.") :]: theirs for name, theirs in columns if name.startswith("turn.")}
     if not ours:
         return PLAIN
@@ -47,14 +57,9 @@ def turn_names(columns: tuple[tuple[str, str], ...]) -> TurnNames:
 
 
 def conversation(row: ForeignRow, fields: tuple[str, ...], names: TurnNames) -> list[Turn]:
-    """The checked turns of the first of ``fields`` that is there. Raises Unfit."""
-    for field in fields:
-        if row.get(field) is not None:
-            return read_turns(row[field], field, names)
-    found = next((f for f in fields if f in row), None)
-    if found is None:
-        raise Unfit("missing_field", fields[0], "is missing")
-    raise Unfit("null_field", found, "is null")
+    """The checked turns of the first of ``fields`` that is present. Raises Unfit."""
+    field = present(row, fields)
+    return read_turns(row[field], field, names)
 
 
 def read_turns(value: Any, field: str, names: TurnNames, begun: bool = False) -> list[Turn]:
@@ -92,16 +97,24 @@ def _turn(turn: Any, field: str, index: int, names: TurnNames) -> Turn:
 
 
 def _full_turn(turn: ForeignRow, role: str, content: Any, field: str) -> Turn:
-    """A turn with more than a role and a text: parts, reasoning, calls, ids, flags."""
-    if role == "call":
-        return _call_turn(turn, content, field)
+    """A turn with more than a role and a text: parts, reasoning, calls, ids, flags.
+
+    The content of a turn in the role of a call is the call, after an optional ``<think>`` block (sharegpt's ``function_call``).
+    """
     reasoning = _first_text(turn, _REASONING, field)
+    if role == "call":
+        if isinstance(content, str) and content.lstrip().startswith("<think>") and "</think>" in content:
+            thought, _, content = content.lstrip()[len("<think>") :].partition("</think>")
+            reasoning = reasoning or thought.strip("\n")
+        if content is None:
+            raise Unfit("null_content", field, "has no content")
+        return ("assistant", None, reasoning, calls_text(content, field), None, None, _train(turn, field))
     calls = turn.get("tool_calls") or turn.get("function_call")
     written = calls_text(calls, f"{field}.tool_calls") if calls else None
     if content.__class__ is list:
-        content, thought, parts = _parts(content, f"{field}.content")
-        reasoning = reasoning or thought
-        written = written or parts
+        content, part_reasoning, part_calls = _parts(content, f"{field}.content")
+        reasoning = reasoning or part_reasoning
+        written = written or part_calls
     if content == "" and written is not None:
         content = None  # a turn that is nothing but calls has no text
     if content is None and written is None:
@@ -117,17 +130,6 @@ def _full_turn(turn: ForeignRow, role: str, content: Any, field: str) -> Turn:
     return (role, content, reasoning, written, None, None, _train(turn, field))
 
 
-def _call_turn(turn: ForeignRow, content: Any, field: str) -> Turn:
-    """sharegpt's ``function_call``: its value is the call, after an optional ``<think>`` block."""
-    reasoning = _first_text(turn, _REASONING, field)
-    if isinstance(content, str) and content.lstrip().startswith("<think>") and "</think>" in content:
-        thought, content = content.lstrip()[len("<think>") :].split("</think>", 1)
-        reasoning = reasoning or thought.strip("\n")
-    if content is None:
-        raise Unfit("null_content", field, "has no content")
-    return ("assistant", None, reasoning, calls_text(content, field), None, None, _train(turn, field))
-
-
 def _first_text(turn: ForeignRow, keys: tuple[str, ...], field: str) -> str | None:
     for key in keys:
         value = turn.get(key)
@@ -139,7 +141,7 @@ def _first_text(turn: ForeignRow, keys: tuple[str, ...], field: str) -> str | No
 
 
 def _train(turn: ForeignRow, field: str) -> bool | None:
-    """False where a flag says that the turn is never trained; weights are read as yes or no."""
+    """False where a flag excludes the turn from training; weights are read as yes or no."""
     for key in _UNTRAINED:
         value = turn.get(key)
         if value is None:

@@ -1,4 +1,4 @@
-"""Records to foreign rows: the readers of ``instruct`` and ``pairs`` backwards, with an account of what is lost.
+"""Records to foreign rows: the readers of ``instruct`` and ``preference`` backwards, with an account of what is lost.
 
 Reading what was written gives the same records wherever nothing is reported as lost. A record that the format
 cannot hold at all gives no row and is counted.
@@ -6,16 +6,18 @@ cannot hold at all gives no row and is counted.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import pyarrow as pa
 
 from datamix.core.errors import RecipeError
 from datamix.core.records import RecordKind
-from datamix.formats import write_pairs
 from datamix.formats.drafts import Draft, ForeignRow, Turn, drafts_of, json_text, parsed
+from datamix.formats.preference import common_turns
 from datamix.formats.registry import RECORD_FORMATS
 from datamix.formats.tool_calls import bare_tools
 from datamix.formats.turns import last_answer
@@ -25,11 +27,24 @@ from datamix.formats.write_turns import (
     answer_text,
     asked_fields,
     openai_turns,
+    part_turns,
     plain_text,
     sharegpt_turns,
 )
 
 Writer = Callable[[Draft, Lost], list[ForeignRow]]
+TurnsWriter = Callable[[list[Turn], Lost], Any]
+
+_OPENAI_TOOLS = (  # formats that hold definitions as objects with their wrapping; the others as text, bare
+    "messages",
+    "preference",
+    "preference_implicit",
+    "prompt_completion",
+    "prompt",
+    "kto",
+    "openai_preference",
+)
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
 
 def unshape(batch: pa.RecordBatch, kind: RecordKind, format: str) -> tuple[list[ForeignRow], list[str]]:
@@ -42,7 +57,10 @@ def unshape_counted(
     batch: pa.RecordBatch, kind: RecordKind, format: str
 ) -> tuple[list[ForeignRow], Counter[str]]:
     """As ``unshape``, with the number of records that lose each thing."""
-    write = _writer(kind, format)
+    write = WRITERS.get((format, kind))
+    if write is None:
+        fitting = ", ".join(sorted(name for name, of in WRITERS if of == kind))
+        raise RecipeError(f"format: {format} cannot hold {kind} records. Formats that can: {fitting}.")
     known = RECORD_FORMATS[format].fields
     rows: list[ForeignRow] = []
     total: Counter[str] = Counter()
@@ -53,70 +71,36 @@ def unshape_counted(
         except Unwritable as unwritable:
             total[f"records with {unwritable} (left out)"] += 1
             continue
+        fields = parsed(meta, "meta", "meta") if meta is not None else {}
+        for name in fields.keys() & known:
+            lost[f"the meta field {name!r}, whose name the format uses itself"] += 1
         for row in written:
-            _extend(row, draft, meta, format)
-        if meta is not None:
-            for name in parsed(meta, "meta", "meta").keys() & known:
-                lost[f"the kept field {name!r}, whose name the format uses itself"] += 1
+            if draft.tools is not None:
+                tools = parsed(draft.tools, "tools", "tools")
+                place = row["input"] if format == "openai_preference" else row
+                place["tools"] = tools if format in _OPENAI_TOOLS else json_text(bare_tools(tools))
+            if draft.kwargs is not None:
+                row["chat_template_kwargs"] = parsed(draft.kwargs, "chat_template_kwargs", "kwargs")
+            row.update((name, value) for name, value in fields.items() if name not in known)
         rows += written
         total.update(lost.keys())
     return rows, total
 
 
-def _writer(kind: RecordKind, format: str) -> Writer:
-    write = WRITERS.get((format, kind))
-    if write is None:
-        fitting = sorted(name for name, of in WRITERS if of == kind)
-        raise RecipeError(
-            f"format: {format} cannot hold {kind} records. Formats that can: {', '.join(fitting)}."
-        )
+def _answered(row: Callable[[list[Turn], list[Turn], Lost], ForeignRow]) -> Writer:
+    """A writer of the row that ``row`` makes of a prompt and its answer."""
+
+    def write(draft: Draft, lost: Lost) -> list[ForeignRow]:
+        cut = last_answer(draft.turns)
+        if cut == len(draft.turns):
+            raise Unwritable("no answer at the end")
+        return [row(draft.turns[:cut], draft.turns[cut:], lost)]
+
     return write
 
 
-def _extend(row: ForeignRow, draft: Draft, meta: str | None, format: str) -> None:
-    """Add tools, template arguments and kept fields to a row."""
-    if draft.tools is not None:
-        wrapped = format in (
-            "messages",
-            "preference",
-            "preference_implicit",
-            "prompt_completion",
-            "prompt",
-            "kto",
-            "openai_preference",
-        )
-        tools = parsed(draft.tools, "tools", "tools") if wrapped else bare_tools(draft.tools)
-        place = row["input"] if format == "openai_preference" else row
-        place["tools"] = tools if wrapped else json_text(tools)
-    if draft.kwargs is not None:
-        row["chat_template_kwargs"] = parsed(draft.kwargs, "chat_template_kwargs", "kwargs")
-    if meta is not None:
-        known = RECORD_FORMATS[format].fields
-        row.update((k, v) for k, v in parsed(meta, "meta", "meta").items() if k not in known)
-
-
-def _text(draft: Draft, _: Lost) -> list[ForeignRow]:
-    return [{"text": draft.text}]
-
-
-def _messages(draft: Draft, _: Lost) -> list[ForeignRow]:
-    return [{"messages": openai_turns(draft.turns)}]
-
-
-def _sharegpt(draft: Draft, lost: Lost) -> list[ForeignRow]:
-    return [{"conversations": sharegpt_turns(draft.turns, lost)}]
-
-
-def _split(draft: Draft) -> tuple[list[Turn], list[Turn]]:
-    cut = last_answer(draft.turns)
-    if cut == len(draft.turns):
-        raise Unwritable("no answer at the end")
-    return draft.turns[:cut], draft.turns[cut:]
-
-
-def _alpaca(draft: Draft, lost: Lost) -> list[ForeignRow]:
-    before, answer = _split(draft)
-    asked = asked_fields(before, "instruction", lost)
+def _alpaca(prompt: list[Turn], answer: list[Turn], lost: Lost) -> ForeignRow:
+    asked = asked_fields(prompt, "instruction", lost)
     row = {"instruction": asked.pop("instruction"), "input": ""}
     if len(answer) != 1:
         raise Unwritable("an answer of several turns")
@@ -124,38 +108,23 @@ def _alpaca(draft: Draft, lost: Lost) -> list[ForeignRow]:
     row["output"] = plain_text((*answer[0][:2], None, *answer[0][3:]), lost)
     if reasoning is not None:
         row["reasoning"] = reasoning
-    return [{**row, **asked}]
-
-
-def _prompt_completion(draft: Draft, _: Lost) -> list[ForeignRow]:
-    before, answer = _split(draft)
-    return [{"prompt": openai_turns(before), "completion": openai_turns(answer)}]
-
-
-def _answered(question: str, answer: str) -> Writer:
-    def write(draft: Draft, lost: Lost) -> list[ForeignRow]:
-        before, after = _split(draft)
-        return [{**asked_fields(before, question, lost), answer: answer_text(after, lost)}]
-
-    return write
+    return {**row, **asked}
 
 
 def _self_instruct(draft: Draft, lost: Lost) -> list[ForeignRow]:
-    before, after = _split(draft)
-    asked = asked_fields(before, "instruction", lost)
-    if len(asked) > 1:
-        raise Unwritable("a system text or history")
     if draft.tools is not None or draft.kwargs is not None:
         raise Unwritable("tools")
-    instances = [{"input": "", "output": answer_text(after, lost)}]
-    return [{"instruction": asked["instruction"], "instances": instances}]
+    [row] = _answered(_question_answer("instruction", "output"))(draft, lost)
+    if len(row) > 2:
+        raise Unwritable("a system text or history")
+    return [{"instruction": row["instruction"], "instances": [{"input": "", "output": row["output"]}]}]
 
 
-def _prompt(draft: Draft, _: Lost) -> list[ForeignRow]:
-    row: ForeignRow = {"prompt": openai_turns(draft.turns)}
-    if draft.reference is not None:
-        row["reference"] = draft.reference
-    return [row]
+def _question_answer(question: str, answer: str) -> Callable[[list[Turn], list[Turn], Lost], ForeignRow]:
+    return lambda prompt, final, lost: {
+        **asked_fields(prompt, question, lost),
+        answer: answer_text(final, lost),
+    }
 
 
 def _question_reference(draft: Draft, lost: Lost) -> list[ForeignRow]:
@@ -164,18 +133,177 @@ def _question_reference(draft: Draft, lost: Lost) -> list[ForeignRow]:
     return [{**asked_fields(draft.turns, "question", lost), "answer": draft.reference}]
 
 
+def _answers(draft: Draft) -> tuple[list[Turn], list[Turn]]:
+    if draft.chosen is None or draft.rejected is None:
+        raise Unwritable("a label instead of a pair")
+    return draft.chosen, draft.rejected
+
+
+def _conversations(draft: Draft, lost: Lost) -> tuple[list[Turn], list[Turn]]:
+    """Two whole conversations; their common beginning is lost as a prompt where the answers begin alike."""
+    chosen, rejected = _answers(draft)
+    both = [*draft.turns, *chosen], [*draft.turns, *rejected]
+    if common_turns(*both) != len(draft.turns):
+        lost["where the prompt ends (the answers begin alike)"] += 1
+    return both
+
+
+def _margin(draft: Draft) -> ForeignRow:
+    return {} if draft.margin is None else {"margin": draft.margin}
+
+
+def _pair(names: tuple[str, str], prompt: TurnsWriter, answer: TurnsWriter) -> Writer:
+    """A writer of the fields that ``prompt`` gives and of two answers."""
+
+    def write(draft: Draft, lost: Lost) -> list[ForeignRow]:
+        answers = _answers(draft)
+        row = prompt(draft.turns, lost)
+        row.update((name, answer(turns, lost)) for name, turns in zip(names, answers, strict=True))
+        return [row | _margin(draft)]
+
+    return write
+
+
+def _whole(names: tuple[str, str], conversation: TurnsWriter) -> Writer:
+    """A writer of two whole conversations."""
+
+    def write(draft: Draft, lost: Lost) -> list[ForeignRow]:
+        both = _conversations(draft, lost)
+        return [
+            {name: conversation(turns, lost) for name, turns in zip(names, both, strict=True)}
+            | _margin(draft)
+        ]
+
+    return write
+
+
+def _rejected_response(draft: Draft, lost: Lost) -> list[ForeignRow]:
+    chosen, rejected = _answers(draft)
+    row: ForeignRow = {"messages": openai_turns([*draft.turns, *chosen], lost)}
+    plain = len(rejected) == 1 and rejected[0][2:] == (None,) * 5
+    if plain and all(turn[0] == "assistant" for turn in chosen):
+        row["rejected_response"] = rejected[0][1]
+    else:
+        row["rejected_messages"] = openai_turns(_conversations(draft, lost)[1], lost)
+    return [row | _margin(draft)]
+
+
+def _sharegpt_prompt(turns: list[Turn], lost: Lost) -> ForeignRow:
+    return {"conversations": sharegpt_turns(turns, lost)}
+
+
+def _sharegpt_answer(turns: list[Turn], lost: Lost) -> ForeignRow:
+    rows = sharegpt_turns(turns, lost)
+    if len(rows) != 1:
+        raise Unwritable("an answer of several turns")
+    return rows[0]
+
+
+def _caregpt(draft: Draft, lost: Lost) -> list[ForeignRow]:
+    output = [answer_text(turns, lost) for turns in _answers(draft)]
+    asked = asked_fields(draft.turns, "instruction", lost)
+    row = {"instruction": asked.pop("instruction"), "input": "", "output": output, **asked}
+    return [row | _margin(draft)]
+
+
+def _dialogue(turns: list[Turn], lost: Lost) -> str:
+    """The reader ``hh_rlhf`` backwards."""
+    if turns[0][0] == "system":
+        raise Unwritable("a system text")
+    speakers = ["Human" if turn[0] == "user" else "Assistant" for turn in turns]
+    texts = [plain_text(turn, lost) for turn in turns]
+    dialogue = "".join(f"\n\n{who}: {text}" for who, text in zip(speakers, texts, strict=True))
+    if len(_SPEAKER.findall(dialogue)) != len(turns):
+        raise Unwritable("'\\n\\nHuman:' or '\\n\\nAssistant:' inside a turn")
+    return dialogue
+
+
+def _scored(row: Callable[[list[str], list[float]], ForeignRow]) -> Writer:
+    """A writer of the question and of what ``row`` makes of two answers and of scores whose difference is the margin."""
+
+    def write(draft: Draft, lost: Lost) -> list[ForeignRow]:
+        answers = [answer_text(turns, lost) for turns in _answers(draft)]
+        margin = draft.margin
+        if margin is None:
+            lost["that the margin is unknown (written as 1)"] += 1
+            margin = 1.0
+        if not margin > 0:
+            raise Unwritable("a margin that is not above 0")
+        return [{**asked_fields(draft.turns, "instruction", lost), **row(answers, [margin, 0.0])}]
+
+    return write
+
+
+def _kto(draft: Draft, lost: Lost) -> list[ForeignRow]:
+    prompt = openai_turns(draft.turns, lost)
+    if draft.label is not None and draft.chosen is not None:
+        return [{"prompt": prompt, "completion": openai_turns(draft.chosen, lost), "label": draft.label}]
+    answers = _answers(draft)
+    lost["which answers were compared (a pair becomes two labelled rows)"] += 1
+    if draft.margin is not None:
+        lost["the margin"] += 1
+    return [
+        {"prompt": prompt, "completion": openai_turns(turns, lost), "label": label}
+        for turns, label in zip(answers, (True, False), strict=True)
+    ]
+
+
+_CHOSEN = ("chosen", "rejected")
+_PAIR_WRITERS: dict[str, Writer] = {
+    "preference": _pair(_CHOSEN, lambda turns, lost: {"prompt": openai_turns(turns, lost)}, openai_turns),
+    "preference_implicit": _whole(_CHOSEN, openai_turns),
+    "paired_messages": _whole(("chosen_messages", "rejected_messages"), part_turns),
+    "rejected_response": _rejected_response,
+    "openai_preference": _pair(
+        ("preferred_output", "non_preferred_output"),
+        lambda turns, lost: {"input": {"messages": openai_turns(turns, lost)}},
+        openai_turns,
+    ),
+    "ranking": _pair(_CHOSEN, _sharegpt_prompt, _sharegpt_answer),
+    "medicalgpt": _pair(_CHOSEN, _sharegpt_prompt, answer_text),
+    "medicalgpt_old": _pair(
+        ("response_chosen", "response_rejected"),
+        lambda turns, lost: {"system": "", "history": [], **asked_fields(turns, "question", lost)},
+        answer_text,
+    ),
+    "caregpt": _caregpt,
+    "hh_rlhf": _whole(_CHOSEN, _dialogue),
+    **dict.fromkeys(
+        ("ultrafeedback", "ultrafeedback_pairs"),
+        _scored(
+            lambda texts, scores: {
+                "completions": [
+                    {"response": text, "overall_score": score}
+                    for text, score in zip(texts, scores, strict=True)
+                ]
+            }
+        ),
+    ),
+    "magpie_scored": _scored(
+        lambda texts, scores: {"responses": texts, "rewards_armorm": [{"score": score} for score in scores]}
+    ),
+    "kto": _kto,
+}
 WRITERS: Mapping[tuple[str, RecordKind], Writer] = MappingProxyType(
     {
-        ("text", "text"): _text,
-        ("alpaca", "sft"): _alpaca,
-        ("sharegpt", "sft"): _sharegpt,
-        ("messages", "sft"): _messages,
-        ("prompt_completion", "sft"): _prompt_completion,
-        ("question_answer", "sft"): _answered("question", "answer"),
-        ("magpie", "sft"): _answered("instruction", "response"),
+        ("text", "text"): lambda draft, _: [{"text": draft.text}],
+        ("alpaca", "sft"): _answered(_alpaca),
+        ("sharegpt", "sft"): lambda draft, lost: [_sharegpt_prompt(draft.turns, lost)],
+        ("messages", "sft"): lambda draft, lost: [{"messages": openai_turns(draft.turns, lost)}],
+        ("prompt_completion", "sft"): _answered(
+            lambda prompt, answer, lost: {
+                "prompt": openai_turns(prompt, lost),
+                "completion": openai_turns(answer, lost),
+            }
+        ),
+        ("question_answer", "sft"): _answered(_question_answer("question", "answer")),
+        ("magpie", "sft"): _answered(_question_answer("instruction", "response")),
         ("self_instruct", "sft"): _self_instruct,
-        ("prompt", "prompt"): _prompt,
+        ("prompt", "prompt"): lambda draft, lost: [
+            {"prompt": openai_turns(draft.turns, lost)}
+            | ({} if draft.reference is None else {"reference": draft.reference})
+        ],
         ("question_answer", "prompt"): _question_reference,
-        **{(name, "preference"): write for name, write in write_pairs.WRITERS.items()},
+        **{(name, "preference"): write for name, write in _PAIR_WRITERS.items()},
     }
 )

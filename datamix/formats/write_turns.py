@@ -1,4 +1,4 @@
-"""Our turns in foreign spellings; what a spelling cannot hold is counted, or refuses the record."""
+"""Turns in the forms of other tools; what a form cannot hold is counted, or refuses the record."""
 
 from __future__ import annotations
 
@@ -11,35 +11,29 @@ Lost = Counter[str]
 
 
 class Unwritable(Exception):
-    """A record that a format cannot hold at all; the argument says what stands in the way."""
+    """A record that a format cannot hold at all; the argument says why."""
 
 
-def openai_turns(turns: list[Turn]) -> list[ForeignRow]:
+def openai_turns(turns: list[Turn], _: Lost) -> list[ForeignRow]:
     """``{"role", "content"}`` with every field that a turn may have: nothing is lost."""
-    return [_openai_turn(turn) for turn in turns]
-
-
-def _openai_turn(turn: Turn) -> ForeignRow:
-    role, content, reasoning, calls, call_id, name, train = turn
-    row: ForeignRow = {"role": role, "content": content}
-    if reasoning is not None:
-        row["reasoning_content"] = reasoning
-    if calls is not None:
-        row["tool_calls"] = parsed(calls, "tool_calls", "tool_call")
-    if call_id is not None:
-        row["tool_call_id"] = call_id
-    if name is not None:
-        row["name"] = name
-    if train is False:
-        row["loss"] = False
-    return row
+    rows: list[ForeignRow] = []
+    for role, content, reasoning, calls, call_id, name, train in turns:
+        more = {"reasoning_content": reasoning, "tool_call_id": call_id, "name": name}
+        row: ForeignRow = {"role": role, "content": content}
+        row.update((key, value) for key, value in more.items() if value is not None)
+        if calls is not None:
+            row["tool_calls"] = parsed(calls, "tool_calls", "tool_call")
+        if train is False:
+            row["loss"] = False
+        rows.append(row)
+    return rows
 
 
 _FROM = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 
 def sharegpt_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
-    """``{"from", "value"}``; ids of calls are lost, reasoning is written inline, text beside calls as a turn of its own."""
+    """``{"from", "value"}``; ids of calls are lost, reasoning is written inline, text beside calls as a turn before them."""
     rows: list[ForeignRow] = []
     for role, content, reasoning, calls, call_id, name, train in turns:
         if call_id is not None or name is not None:
@@ -59,20 +53,18 @@ def sharegpt_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
 
 
 def _sharegpt_calls(calls: str, reasoning: str | None, lost: Lost) -> str:
-    bare = [_bare_call(call, lost) for call in parsed(calls, "tool_calls", "tool_call")]
+    """A call as an object, several as a list, after the reasoning."""
+    bare = []
+    for call in parsed(calls, "tool_calls", "tool_call"):
+        if "id" in call:
+            lost["ids of tool calls"] += 1
+        bare.append({key: call["function"][key] for key in ("name", "arguments")})
     value = json_text(bare[0] if len(bare) == 1 else bare)
     if reasoning is None:
         return value
     if reasoning != reasoning.strip("\n") or "</think>" in reasoning:
         lost["newlines around reasoning"] += 1
     return f"<think>\n{reasoning}\n</think>\n\n{value}"
-
-
-def _bare_call(call: ForeignRow, lost: Lost) -> ForeignRow:
-    if "id" in call:
-        lost["ids of tool calls"] += 1
-    function: ForeignRow = call["function"]
-    return {"name": function["name"], "arguments": function["arguments"]}
 
 
 def part_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
@@ -122,8 +114,7 @@ def asked_fields(turns: list[Turn], question: str, lost: Lost) -> dict[str, Any]
             lost["an empty system text"] += 1
         turns = turns[1:]
     texts = [plain_text(turn, lost) for turn in turns]
-    wanted = ["user", "assistant"] * (len(turns) // 2) + ["user"]
-    if [turn[0] for turn in turns] != wanted:
+    if [turn[0] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
         raise Unwritable("turns that do not alternate between user and assistant")
     if len(texts) > 1:
         row["history"] = [list(pair) for pair in zip(texts[:-1:2], texts[1::2], strict=True)]

@@ -211,7 +211,7 @@ def test_a_kept_field_under_a_name_of_the_format_is_reported() -> None:
     record = {"text": "x", "meta": '{"text":"other","id":3}'}
     rows, lost = unshape(batch_of("text", [record]), "text", "text")
     assert rows == [{"text": "x", "id": 3}]
-    assert lost == ["the kept field 'text', whose name the format uses itself: 1 record"]
+    assert lost == ["the meta field 'text', whose name the format uses itself: 1 record"]
 
 
 def test_a_pair_becomes_two_labelled_rows_and_says_what_that_loses() -> None:
