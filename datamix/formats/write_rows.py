@@ -29,7 +29,9 @@ from datamix.formats.write_turns import (
     openai_turns,
     part_turns,
     plain_text,
+    required,
     sharegpt_turns,
+    single,
 )
 
 Writer = Callable[[Draft, Lost], list[ForeignRow]]
@@ -101,14 +103,10 @@ def _answered(row: Callable[[list[Turn], list[Turn], Lost], ForeignRow]) -> Writ
 
 def _alpaca(prompt: list[Turn], answer: list[Turn], lost: Lost) -> ForeignRow:
     asked = asked_fields(prompt, "instruction", lost)
+    role, content, reasoning, *rest = single(answer)
     row = {"instruction": asked.pop("instruction"), "input": ""}
-    if len(answer) != 1:
-        raise Unwritable("an answer of several turns")
-    reasoning = answer[0][2]
-    row["output"] = plain_text((*answer[0][:2], None, *answer[0][3:]), lost)
-    if reasoning is not None:
-        row["reasoning"] = reasoning
-    return {**row, **asked}
+    row["output"] = plain_text((role, content, None, *rest), lost)
+    return {**row, **({} if reasoning is None else {"reasoning": reasoning}), **asked}
 
 
 def _self_instruct(draft: Draft, lost: Lost) -> list[ForeignRow]:
@@ -127,16 +125,9 @@ def _question_answer(question: str, answer: str) -> Callable[[list[Turn], list[T
     }
 
 
-def _question_reference(draft: Draft, lost: Lost) -> list[ForeignRow]:
-    if draft.reference is None:
-        raise Unwritable("no reference")
-    return [{**asked_fields(draft.turns, "question", lost), "answer": draft.reference}]
-
-
 def _answers(draft: Draft) -> tuple[list[Turn], list[Turn]]:
-    if draft.chosen is None or draft.rejected is None:
-        raise Unwritable("a label instead of a pair")
-    return draft.chosen, draft.rejected
+    label = "a label instead of a pair"
+    return required(draft.chosen, label), required(draft.rejected, label)
 
 
 def _conversations(draft: Draft, lost: Lost) -> tuple[list[Turn], list[Turn]]:
@@ -190,13 +181,6 @@ def _rejected_response(draft: Draft, lost: Lost) -> list[ForeignRow]:
 
 def _sharegpt_prompt(turns: list[Turn], lost: Lost) -> ForeignRow:
     return {"conversations": sharegpt_turns(turns, lost)}
-
-
-def _sharegpt_answer(turns: list[Turn], lost: Lost) -> ForeignRow:
-    rows = sharegpt_turns(turns, lost)
-    if len(rows) != 1:
-        raise Unwritable("an answer of several turns")
-    return rows[0]
 
 
 def _caregpt(draft: Draft, lost: Lost) -> list[ForeignRow]:
@@ -259,7 +243,7 @@ _PAIR_WRITERS: dict[str, Writer] = {
         lambda turns, lost: {"input": {"messages": openai_turns(turns, lost)}},
         openai_turns,
     ),
-    "ranking": _pair(_CHOSEN, _sharegpt_prompt, _sharegpt_answer),
+    "ranking": _pair(_CHOSEN, _sharegpt_prompt, lambda turns, lost: single(sharegpt_turns(turns, lost))),
     "medicalgpt": _pair(_CHOSEN, _sharegpt_prompt, answer_text),
     "medicalgpt_old": _pair(
         ("response_chosen", "response_rejected"),
@@ -303,7 +287,12 @@ WRITERS: Mapping[tuple[str, RecordKind], Writer] = MappingProxyType(
             {"prompt": openai_turns(draft.turns, lost)}
             | ({} if draft.reference is None else {"reference": draft.reference})
         ],
-        ("question_answer", "prompt"): _question_reference,
+        ("question_answer", "prompt"): lambda draft, lost: [
+            {
+                **asked_fields(draft.turns, "question", lost),
+                "answer": required(draft.reference, "no reference"),
+            }
+        ],
         **{(name, "preference"): write for name, write in _PAIR_WRITERS.items()},
     }
 )

@@ -98,11 +98,23 @@ def plain_text(turn: Turn, lost: Lost) -> str:
     return content
 
 
-def answer_text(turns: list[Turn], lost: Lost) -> str:
-    """The one text of an answer. Raises Unwritable: it is several turns, or a call."""
+def required(value: Any, otherwise: str) -> Any:
+    """The value. Raises Unwritable with ``otherwise``: there is none."""
+    if value is None:
+        raise Unwritable(otherwise)
+    return value
+
+
+def single(turns: list[Any]) -> Any:
+    """The only turn of an answer. Raises Unwritable: it is several."""
     if len(turns) != 1:
         raise Unwritable("an answer of several turns")
-    return plain_text(turns[0], lost)
+    return turns[0]
+
+
+def answer_text(turns: list[Turn], lost: Lost) -> str:
+    """The one text of an answer. Raises Unwritable: it is several turns, or a call."""
+    return plain_text(single(turns), lost)
 
 
 def asked_fields(turns: list[Turn], question: str, lost: Lost) -> dict[str, Any]:
