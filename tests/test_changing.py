@@ -11,7 +11,7 @@ from small import recipe
 
 import datamix
 from datamix.core.errors import DataError, RecipeError
-from datamix.jobs.sweep import sweep
+from datamix.jobs.build import sweep
 from datamix.load import TrainingSet
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe

@@ -113,3 +113,11 @@ def test_a_name_that_promises_another_container_is_refused(tmp_path: Path):
     source = lines(tmp_path / "in.jsonl", [{"text": "一二三"}])
     with pytest.raises(RecipeError, match=r"not written as .xz. Name it out.jsonl."):
         deduplicate([source], str(tmp_path / "out.jsonl.xz"), SPEC)
+
+
+def test_a_file_without_one_text_in_the_column_stays_as_it_is(tmp_path: Path):
+    first = lines(tmp_path / "a.jsonl", [{"text": 5}])
+    second = lines(tmp_path / "b.jsonl", [{"text": "x"}, {"text": "x"}])
+    done = deduplicate([first, second], str(tmp_path / "out"), SPEC, "text")
+    assert [(f.num_records, f.num_exact, f.num_unread) for f in done.files] == [(1, 0, 1), (2, 1, 0)]
+    assert (tmp_path / "out" / "a.jsonl").read_text() == '{"text": 5}\n'

@@ -11,8 +11,7 @@ from small import recipe
 
 import datamix
 from datamix.core.errors import DataError, RecipeError
-from datamix.jobs.build import build
-from datamix.jobs.sweep import parse_vary, sweep
+from datamix.jobs.build import build, parse_vary, sweep
 from datamix.pipeline.exporting import export, parse_format
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe

@@ -8,7 +8,7 @@ import pytest
 from small import GENERAL, alpaca, recipe, write_jsonl
 
 from datamix.core.errors import RecipeError
-from datamix.jobs.sweep import sweep
+from datamix.jobs.build import sweep
 from datamix.pipeline.state import Options
 from datamix.recipe import Recipe
 from datamix.reporting.summaries import ladder_table

@@ -32,7 +32,7 @@ def sweep(
     overrides: tuple[str, ...], overwrite: bool,
 ) -> None:  # fmt: skip
     """Make a ladder of mixtures from one preparation; each is a virtual set, a schedule of a few bytes a row."""
-    from datamix.jobs.sweep import sweep as make
+    from datamix.jobs.build import sweep as make
     from datamix.pipeline.opening import default_cache
     from datamix.pipeline.progress import Screen
     from datamix.pipeline.state import Options

@@ -1,18 +1,24 @@
-"""The main job: a recipe in, a training set out. The order of the phases stands here and nowhere else.
+"""The main job: a recipe in, a training set out. The order of the phases is here and nowhere else. And ``sweep``: a ladder of mixtures.
 
-``ready`` (per record, cached by content) -> ``decide`` (fates) -> ``pack`` and ``schedule`` (integers) -> ``emit`` (rows)
--> ``publish`` (the folder OUT, manifest last). Every step is a task with a key, so a build that was stopped goes on where
-it was, and one that changes only weights does only integers and the last copy.
+``prepare_sources`` (per record, cached by content) -> ``decide_and_pack`` (fates, bins) -> ``mix_rows`` (the order) -> ``publish``
+(the rows and the folder OUT, manifest last). Every step is a task with a key, so a build that was stopped resumes, and one that
+changes only weights does only integers and the last copy. A sweep prepares once; each of its mixtures is a virtual set, only a
+schedule of about ten bytes a row.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from datamix import mix
+from datamix.core.errors import RecipeError
 from datamix.pipeline import prepare_sources, translate
-from datamix.pipeline.out_folder import whole_set
+from datamix.pipeline.out_folder import check_out, whole_set
 from datamix.pipeline.planning import report_scarcity, report_scarcity_first
 from datamix.pipeline.preflight import preflight
+from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.publish import hold, publish, remember, set_key
 from datamix.pipeline.state import Options, ResolvedBuild
@@ -31,29 +37,111 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
         try:
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)
-            found = prepare_sources.scan_sources(context, works)
-            prepare_sources.preload_tokenizer(context, works, found)
-            said = report_scarcity_first(recipe, context, encode, works, found)
-            _say_if(slow_engine_notice(), screen)
-            prepared = prepare_sources.prepare_sources(context, works, found)
+            files = prepare_sources.scan_sources(context, works)
+            prepare_sources.preload_tokenizer(context, works, files)
+            reported = report_scarcity_first(recipe, context, encode, works, files)
+            if notice := slow_engine_notice():
+                screen.say(notice)
+            prepared = prepare_sources.prepare_sources(context, works, files)
             engines = {receipt.counts["engine"] for source in prepared for receipt in source.encoded}
-            _say_if(slow_engine_notice(engines), screen)
+            if notice := slow_engine_notice(engines):
+                screen.say(notice)
             decided = decide_and_pack(recipe, context, encode, prepared)
-            made = ResolvedBuild(recipe, tokenizer, decided, mix_rows(recipe, context, decided))
-            if not said:
-                report_scarcity(made.arranged.quota, screen)
-            done = whole_set(options.out, set_key(made), options.cache, options.overwrite)
-            if done is not None:
-                screen.say(
-                    f"{options.out} is already built from this recipe and these inputs: nothing to do."
-                )
-                remember(made, options)
-                return done
-            return publish(made, options, context, render_report)
+            resolved = ResolvedBuild(recipe, tokenizer, decided, mix_rows(recipe, context, decided))
+            if not reported:
+                report_scarcity(resolved.arranged.quota, screen)
+            return _finish(
+                resolved,
+                options,
+                context,
+                f"{options.out} is already built from this recipe and these inputs: nothing to do.",
+            )
         finally:
             context.engine.close()
 
 
-def _say_if(notice: str | None, screen: Screen) -> None:
-    if notice:
-        screen.say(notice)
+def _finish(
+    resolved: ResolvedBuild, options: Options, context: BuildContext, if_done: str = ""
+) -> dict[str, Any]:
+    """The manifest of the set in OUT: published now, unless the same set is there already."""
+    done = whole_set(options.out, set_key(resolved), options.cache, options.overwrite)
+    if done is None:
+        return publish(resolved, options, context, render_report)
+    if if_done:
+        context.screen.say(if_done)
+    remember(resolved, options)
+    return done
+
+
+def parse_vary(text: str) -> tuple[str, tuple[float, ...]]:
+    """``general=0,0.05,0.25`` -> the name and its shares. Raises RecipeError."""
+    name, equals, values = text.partition("=")
+    try:
+        shares = tuple(float(value) for value in values.split(","))
+    except ValueError:
+        shares = ()
+    if not equals or not name.strip() or not shares or not all(0 <= share <= 1 for share in shares):
+        raise RecipeError(
+            f"--vary {text}: should be a source or group and its shares, such as general=0,0.05,0.25."
+        )
+    return name.strip(), shares
+
+
+def sweep(
+    recipe: Recipe, vary: str, options: Options, scale: float = 1.0, screen: Screen | None = None
+) -> dict[Path, dict[str, Any]]:
+    """Build one virtual set for each share of ``vary``; return their manifests by folder.
+
+    ``options.out`` names the folders: ``OUT-general-0.05``. ``scale``: every source and the size shrunk alike, so that a small
+    run sees each record as often as the large one. Raises RecipeError where a rung cannot be mixed.
+    """
+    name, shares = parse_vary(vary)
+    members = [n for n, s in recipe.sources.items() if name in (n, s.group)]
+    if not members:
+        names = ", ".join([*recipe.sources, *recipe.groups])
+        raise RecipeError(f"--vary {name}: no source or group has this name; there are {names}.")
+    if recipe.mix.stages or recipe.mix.replay:
+        raise RecipeError(
+            "--vary: the recipe has stages or replay. Remove them: a sweep varies one whole mixture."
+        )
+    outs = {share: options.out.with_name(f"{options.out.name}-{name}-{share:g}") for share in shares}
+    for out in outs.values():  # whether another recipe built a set is known when the weights are
+        check_out(out, options.cache, recipe.model_copy(update={"write": ()}), overwrite=True)
+    context = open_context(options, screen or Screen(quiet=True), list(outs.values()))
+    try:
+        tokenizer = preflight(recipe)
+        encode = translate.encode_spec(recipe, tokenizer)
+        works = translate.source_works(recipe, encode, options.sample)
+        decided = decide_and_pack(recipe, context, encode, prepare_sources.prepare_sources(context, works))
+        packed = decided.packed[: len(recipe.sources)]
+        weights = translate.weights(recipe, translate.available(recipe, packed, scale))
+        rungs: dict[Path, ResolvedBuild] = {}
+        for share, out in outs.items():  # all are mixed and checked before any is published
+            varied = mix.vary(list(recipe.sources), weights, members, share)
+            rung = _rung(recipe, dict(zip(recipe.sources, varied, strict=True)), f"{name}-{share:g}", scale)
+            check_out(out, options.cache, rung, options.overwrite)
+            try:
+                rungs[out] = ResolvedBuild(rung, tokenizer, decided, mix_rows(rung, context, decided, scale))
+            except RecipeError as error:
+                advice = f"Or leave {share:g} out of the ladder."
+                raise RecipeError(f"--vary {name}={share:g}: {error} {advice}") from None
+        manifests = {}
+        for out, rung_build in rungs.items():
+            with hold(out, rung_build.recipe, replace(options, out=out), context.screen):
+                manifests[out] = _finish(rung_build, replace(options, out=out), context)
+        return manifests
+    finally:
+        context.engine.close()
+
+
+def _rung(recipe: Recipe, weights: dict[str, float], suffix: str, scale: float) -> Recipe:
+    """The recipe with its weights written out, as a virtual set."""
+    value = recipe.resolved()
+    stage = {"name": "main", "share": 1.0, "weights": weights}
+    size = recipe.mix.size
+    scaled = max(1, round(size * scale)) if isinstance(size, int) else value["mix"]["size"]
+    value |= {"name": f"{recipe.name}-{suffix}", "write": []}
+    value["mix"] |= {"stages": [stage], "weights": None, "size": scaled}
+    rung = Recipe.model_validate(value)
+    rung._base = recipe.base
+    return rung

@@ -1,7 +1,7 @@
 """Validate files of records: which line, which field, why.
 
-A record is right when a build would take it: every row goes through ``shape``. Asked for a kind (``--as sft``), files in
-our own form must also hold to its published JSON Schema, checked by a compiled validator. One pass, bounded memory.
+A record is valid when a build would take it: every row goes through ``shape``. With a kind (``--as sft``), files in datamix's
+native form must also fit its published JSON Schema, checked by a compiled validator. One pass, bounded memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from datamix.core.contracts import Reject, Rows
+from datamix.core.contracts import Rows
 from datamix.core.errors import RecipeError, mask_url
 from datamix.core.records import RecordKind
 from datamix.formats import RECORD_FORMATS, ShapeSpec, can_become, native_kinds, shape
@@ -21,8 +21,7 @@ from datamix.pipeline.recognise import Recognised, recognise
 from datamix.read import find, read
 from datamix.recipe.schemas import schema_text
 
-KINDS: tuple[RecordKind, ...] = ("text", "sft", "preference", "prompt")
-_OWN = {  # formats that are our own record form, by kind
+_NATIVE_FORMATS: dict[RecordKind, tuple[str, ...]] = {
     "text": ("text",),
     "sft": ("alpaca", "messages"),
     "preference": ("preference", "medicalgpt", "kto"),
@@ -52,87 +51,63 @@ def check(files: Sequence[str], kind: str | None = None) -> Iterator[Problem]:
 
     Raises RecipeError: a path matches nothing, or ``kind`` is no kind of record. Raises DataError: a file is unreadable.
     """
-    wanted = _kind(kind)
+    expected = next((k for k in _NATIVE_FORMATS if k == ("text" if kind == "pretrain" else kind)), None)
+    if kind is not None and expected is None:
+        kinds = ", ".join(_NATIVE_FORMATS)
+        raise RecipeError(f"--as {kind}: there is no such kind of record. Kinds: {kinds}.")
     for path in find(files, "."):
-        yield from _check_file(path, wanted)
-
-
-def _kind(kind: str | None) -> RecordKind | None:
-    asked = "text" if kind == "pretrain" else kind
-    for known in KINDS:
-        if asked == known:
-            return known
-    if kind is None:
-        return None
-    raise RecipeError(f"--as {kind}: there is no such kind of record. Kinds: {', '.join(KINDS)}.")
-
-
-def _check_file(path: str, kind: RecordKind | None) -> Iterator[Problem]:
-    seen = recognise(path)
-    spec = _spec(seen, kind)
-    if not seen.values:
-        yield from _check_unread(path, seen)
-        return
-    if spec is None:
-        yield Problem(path, None, None, "", f"is in no known format: {seen.fields()}")
-        return
-    strict = kind is not None and spec.format in _OWN[spec.kind]
-    validator = jsonschema_rs.Draft202012Validator(json.loads(schema_text(spec.kind))) if strict else None
-    native = seen.detection.kind if seen.detection else spec.kind
-    if spec.kind not in native_kinds(spec.format) and not can_become(native, spec.kind):
-        yield Problem(
-            path, None, None, "", f"holds {native} records ({spec.format}), not {spec.kind} records"
-        )
-        return
-    for rows in read(seen.piece):
-        yield from _check_rows(path, rows, spec, validator)
-
-
-def _check_unread(path: str, seen: Recognised) -> Iterator[Problem]:
-    """Of a file whose first records cannot be read, or that has none."""
-    if not seen.rejects:
-        yield Problem(path, None, None, "", "holds no records")
-    for rows in read(seen.piece):
-        for reject in rows.rejects:
-            yield Problem(path, reject.record, reject.line, "", f"{reject.reason}: {reject.detail}")
+        seen = recognise(path)
+        if not seen.values and not seen.rejects:
+            yield Problem(path, None, None, "", "holds no records")
+        if not seen.values:
+            for rows in read(seen.piece):
+                yield from _check_rows(path, rows, None, None)
+            continue
+        spec = _spec(seen, expected)
+        if spec is None:
+            yield Problem(path, None, None, "", f"is in no known format: {seen.fields()}")
+            continue
+        native = seen.detection.kind if seen.detection else spec.kind
+        if spec.kind not in native_kinds(spec.format) and not can_become(native, spec.kind):
+            reason = f"holds {native} records ({spec.format}), not {spec.kind} records"
+            yield Problem(path, None, None, "", reason)
+            continue
+        strict = expected is not None and spec.format in _NATIVE_FORMATS[spec.kind]
+        validator = jsonschema_rs.Draft202012Validator(json.loads(schema_text(spec.kind))) if strict else None
+        for rows in read(seen.piece):
+            yield from _check_rows(path, rows, spec, validator)
 
 
 def _spec(seen: Recognised, kind: RecordKind | None) -> ShapeSpec | None:
-    """How to read the file; our own form where nothing is recognised but a kind is asked for."""
+    """How to read the file; the native form where no format is detected but a kind is asked for."""
     if seen.detection is not None:
-        native = native_kinds(seen.detection.format)
-        wanted = kind or native[0]
-        return ShapeSpec(seen.detection.format, wanted, seen.detection.columns)
-    if kind is None or not seen.values:
+        target = kind or native_kinds(seen.detection.format)[0]
+        return ShapeSpec(seen.detection.format, target, seen.detection.columns)
+    if kind is None:
         return None
-    own = _OWN[kind]
-    fields = [RECORD_FORMATS[name].fields for name in own]
+    formats = _NATIVE_FORMATS[kind]
+    fields = [RECORD_FORMATS[name].fields for name in formats]
     overlap = [sum(len(known & set(v)) for v in seen.values if isinstance(v, dict)) for known in fields]
-    return ShapeSpec(own[overlap.index(max(overlap))], kind)
+    return ShapeSpec(formats[overlap.index(max(overlap))], kind)
 
 
-def _check_rows(path: str, rows: Rows, spec: ShapeSpec, validator: Any) -> Iterator[Problem]:
-    unfit = shape(rows, 0, spec).rejects
-    found = [(r.record, Problem(path, r.record, r.line, "", f"{r.reason}: {r.detail}")) for r in rows.rejects]
-    found += [(reject.record, _problem(path, reject)) for reject in unfit]
+def _check_rows(path: str, rows: Rows, spec: ShapeSpec | None, validator: Any) -> Iterator[Problem]:
+    """The problems of a chunk in the order of its records; ``spec`` None: only what cannot be read."""
+    problems = [
+        (r.record, Problem(path, r.record, r.line, "", f"{r.reason}: {r.detail}")) for r in rows.rejects
+    ]
+    unfit = shape(rows, 0, spec).rejects if spec else ()
+    for reject in unfit:  # its detail begins with the field's path
+        field, _, reason = reject.detail.partition(" ")
+        problem = Problem(path, reject.record, reject.line, "" if field == "record" else field, reason)
+        problems.append((reject.record, problem))
     if validator is not None:
         refused = {reject.record for reject in unfit}
         for record, line, value in zip(rows.records, rows.lines, rows.values, strict=True):
-            if record not in refused and not validator.is_valid(value):
-                found += [(record, p) for p in _schema_problems(path, record, line, value, validator)]
-    found.sort(key=lambda item: item[0])
-    yield from (problem for _, problem in found)
-
-
-def _problem(path: str, reject: Reject) -> Problem:
-    """The detail of a reject of ``shape`` begins with the field's path."""
-    field, _, reason = reject.detail.partition(" ")
-    return Problem(path, reject.record, reject.line, "" if field == "record" else field, reason)
-
-
-def _schema_problems(
-    path: str, record: int, line: int | None, value: Any, validator: Any
-) -> Iterator[Problem]:
-    for error in validator.iter_errors(value):
-        steps = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in error.instance_path)
-        yield Problem(path, record, line, steps.lstrip("."), error.message[:200])
+            if record in refused or validator.is_valid(value):
+                continue
+            for error in validator.iter_errors(value):
+                steps = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in error.instance_path)
+                problems.append((record, Problem(path, record, line, steps.lstrip("."), error.message[:200])))
+    problems.sort(key=lambda item: item[0])
+    yield from (problem for _, problem in problems)

@@ -1,17 +1,35 @@
-"""One file of records in another format: read, shape, unshape, write, a chunk at a time.
+"""One file of records in another format: read, shape, write, a chunk at a time.
 
-Nothing is lost unasked: fields that no format knows travel along, and what the target cannot hold stops the conversion
-unless it is told to be lossy. The target appears only when it is whole.
+Nothing is lost by default: fields that no format knows are carried over, and what the target cannot hold stops the conversion
+unless it may be lossy. The target appears only when it is complete.
+
+The container follows the target's name: JSON Lines, JSON, CSV, TSV, Parquet; gzip, zstd, xz, bz2, lz4 of text. Tables hold
+less than JSON: in a CSV every cell is text, so lists and objects are written as JSON text where a reader parses them, and
+conversations of one turn as that turn's text. In Parquet, calls and tools are JSON text, because a column of objects with
+different fields would give each the fields of all. What still cannot be held is counted as lost.
 """
 
 from __future__ import annotations
 
-import difflib
+import bz2
+import contextlib
+import csv
+import gzip
+import io
+import itertools
+import json
+import lzma
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import lz4.frame
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
 
 from datamix.core.contracts import Reject
 from datamix.core.errors import DataError, RecipeError, mask_url
@@ -26,9 +44,16 @@ from datamix.formats import (
     unshape_counted,
 )
 from datamix.jobs.output_files import check_outputs, complete_files
-from datamix.jobs.row_writers import open_writer
-from datamix.pipeline.recognise import Recognised, recognise
+from datamix.pipeline.recognise import recognise
 from datamix.read import find, read
+from datamix.recipe.mistakes import nearest
+
+OutputRow = dict[str, Any]
+_PARSED = {"messages", "conversations", "history", "tools", "chosen_messages", "rejected_messages"}
+_PARSED |= {"completions", "instances", "responses", "chat_template_kwargs", "rewards_armorm"}
+_EMPTY_IS_NONE = {"system", "input", "history", "tools", "chat_template_kwargs", "reasoning", "margin"}
+_TURN_FIELDS = ("prompt", "completion", "chosen", "rejected")
+_NAMES = "jsonl, json, csv, tsv or parquet (jsonl, json, csv and tsv also with .gz, .zst, .xz, .bz2 or .lz4)"
 
 
 @dataclass(frozen=True)
@@ -44,29 +69,24 @@ class Converted:
     lost: dict[str, int]  # what was lost -> records
 
     def __str__(self) -> str:
-        lines = [
-            f"{_counted(self.num_records, 'record')} of {mask_url(self.source)} ({self.format_from}) "
-            f"-> {_counted(self.num_rows, 'row')} of {self.target} ({self.format_to})"
+        nums = [
+            f"{num:,} {noun}{'s' * (num != 1)}"
+            for num, noun in ((self.num_records, "record"), (self.num_rows, "row"))
         ]
-        lines += [f"  lost: {what}: {num:,}" for what, num in self.lost.items()]
-        return "\n".join(lines)
-
-
-def _counted(num: int, what: str) -> str:
-    return f"{num:,} {what}{'s' * (num != 1)}"
+        first = f"{nums[0]} of {mask_url(self.source)} ({self.format_from}) -> {nums[1]} of {self.target} ({self.format_to})"
+        return "\n".join([first, *(f"  lost: {what}: {num:,}" for what, num in self.lost.items())])
 
 
 def convert(source: str, target: str, to: str, lossy: bool = False, overwrite: bool = False) -> Converted:
     """Write the records of one file in format ``to``; the target's name says jsonl, json, csv, tsv or parquet.
 
-    Raises RecipeError: an unknown format, a kind that ``to`` cannot hold, losses without ``lossy``, a target that is the source or
-    exists without ``overwrite``. Raises DataError:
-    the source is unreadable or in no known format.
+    Raises RecipeError: an unknown format, a kind that ``to`` cannot hold, losses without ``lossy``, a target that is the
+    source or exists without ``overwrite``. Raises DataError: the source is unreadable or in no known format.
     """
     if to not in RECORD_FORMATS:
-        near = difflib.get_close_matches(to, RECORD_FORMATS, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise RecipeError(f"--to {to}: there is no such format.{meant} Formats: {', '.join(RECORD_FORMATS)}.")
+        near = nearest(to, list(RECORD_FORMATS))
+        hint = f" Did you mean {near}?" if near else ""
+        raise RecipeError(f"--to {to}: there is no such format.{hint} Formats: {', '.join(RECORD_FORMATS)}.")
     paths = find([source], ".")
     if len(paths) != 1:
         raise RecipeError(f"{source}: is {len(paths):,} files; convert takes one at a time.")
@@ -80,43 +100,34 @@ def convert(source: str, target: str, to: str, lossy: bool = False, overwrite: b
             "format, or build from it with `columns:` in a recipe."
         )
     native = seen.detection.format
-    kind, lost = _target_kind(native, to)
+    kind, lost_by_kind = _target_kind(native, to)
     spec = ShapeSpec(native, kind, seen.detection.columns, keep_meta=(EVERYTHING,))
-    work = _Conversion(seen, spec, to, Counter(), [], Counter())
+    num_records, lost = 0, Counter[str]()
+    rejects: list[Reject] = []  # the first few
     with complete_files([Path(target)], overwrite) as (draft,):
         with open_writer(draft, target, to) as writer:
-            for rows in work.rows():
-                writer.write(rows)
-        work.lost.update(writer.lost)
-        if lost:
-            work.lost[lost] += work.counts["records"]
-        lost_all = dict(sorted(work.lost.items()))
-        if lost_all and not lossy:
-            raise RecipeError(_refusal(source, to, lost_all, work.rejects))
-    return Converted(source, target, native, to, work.counts["records"], writer.num_rows, lost_all)
-
-
-@dataclass
-class _Conversion:
-    seen: Recognised
-    spec: ShapeSpec
-    to: str
-    lost: Counter[str]
-    rejects: list[Reject]  # the first few
-    counts: Counter[str]
-
-    def rows(self) -> Iterator[list[dict[str, Any]]]:
-        """The rows of the target, a chunk at a time; losses are counted on the way."""
-        for rows in read(self.seen.piece):
-            shaped = shape(rows, 0, self.spec)
-            rejected = sorted([*rows.rejects, *shaped.rejects], key=lambda reject: reject.record)
-            self.counts["records"] += len(rows.values) + len(rows.rejects)
-            if rejected:
-                self.lost["records that do not fit their own format (left out)"] += len(rejected)
-                self.rejects += rejected[: 5 - len(self.rejects)]
-            written, lost = unshape_counted(shaped.batch, self.spec.kind, self.to)
-            self.lost.update(lost)
-            yield written
+            for rows in read(seen.piece):
+                shaped = shape(rows, 0, spec)
+                num_records += len(rows.values) + len(rows.rejects)
+                if rejected := sorted([*rows.rejects, *shaped.rejects], key=lambda reject: reject.record):
+                    lost["records that do not fit their own format (left out)"] += len(rejected)
+                    rejects += rejected[: 5 - len(rejects)]
+                written, lost_here = unshape_counted(shaped.batch, kind, to)
+                lost.update(lost_here)
+                writer.write(written)
+        lost.update(writer.lost)
+        if lost_by_kind:
+            lost[lost_by_kind] += num_records
+        if lost and not lossy:
+            losses = "; ".join(f"{what}: {num:,}" for what, num in sorted(lost.items()))
+            examples = "; ".join(
+                f"{f'record {r.record}' if r.line is None else f'line {r.line}'}: {r.detail}" for r in rejects
+            )
+            first = f" First of those that do not fit: {examples}." if examples else ""
+            raise RecipeError(
+                f"{source} cannot be written as {to} without loss: {losses}.{first} Allow it with --lossy, or choose another format."
+            )
+    return Converted(source, target, native, to, num_records, writer.num_rows, dict(sorted(lost.items())))
 
 
 def _target_kind(native: str, to: str) -> tuple[RecordKind, str]:
@@ -135,12 +146,183 @@ def _target_kind(native: str, to: str) -> tuple[RecordKind, str]:
     )
 
 
-def _refusal(source: str, to: str, lost: dict[str, int], rejects: list[Reject]) -> str:
-    named = "; ".join(f"{what}: {num:,}" for what, num in lost.items())
-    examples = "; ".join(f"{_place(r)}: {r.detail}" for r in rejects)
-    told = f" First of those that do not fit: {examples}." if examples else ""
-    return f"{source} cannot be written as {to} without loss: {named}.{told} Allow it with --lossy, or choose another format."
+class RowWriter(Protocol):
+    """Takes rows in chunks; ``lost`` counts what the container could not hold."""
+
+    num_rows: int
+    lost: Counter[str]
+
+    def write(self, rows: list[OutputRow]) -> None: ...
+
+    def close(self) -> None: ...
 
 
-def _place(reject: Reject) -> str:
-    return f"line {reject.line}" if reject.line is not None else f"record {reject.record}"
+@contextlib.contextmanager
+def open_writer(path: Path, name: str, format: str) -> Iterator[RowWriter]:
+    """A writer to ``path`` of the container that ``name`` says. Raises RecipeError: the name says none."""
+    suffixes = [suffix.lower() for suffix in Path(name).suffixes[-2:]]
+    codec = suffixes.pop() if suffixes and suffixes[-1] in _OPENERS else ""
+    container = suffixes[-1] if suffixes else ""
+    if container == ".parquet" and not codec:
+        writer: RowWriter = _Parquet(path)
+    elif container in (".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
+        stream = io.TextIOWrapper(_OPENERS[codec](path, "wb"), encoding="utf-8", newline="")
+        if container in (".csv", ".tsv"):
+            writer = _Csv(stream, path, "," if container == ".csv" else "\t", format)
+        else:
+            writer = _Json(stream, lines=container != ".json")
+    else:
+        raise RecipeError(f"{name}: its name does not say what to write. Known are {_NAMES}.")
+    with contextlib.closing(writer):
+        yield writer
+
+
+def _gzip(path: Path, mode: str) -> Any:
+    """gzip without a time and a name, so that equal rows give equal bytes."""
+    stream = open(path, mode)  # noqa: SIM115 - closed with the archive, as its `myfileobj`
+    archive = gzip.GzipFile("", mode, fileobj=stream, mtime=0)
+    archive.myfileobj = stream  # type: ignore[assignment]
+    return archive
+
+
+_OPENERS: dict[str, Any] = {
+    "": open,
+    ".gz": _gzip,
+    ".zst": zstandard.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".lz4": lz4.frame.open,
+}
+
+
+def _dumps(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # an integer beyond 64 bits
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class _Json:
+    """JSON Lines, or one array with a record a line."""
+
+    def __init__(self, stream: io.TextIOWrapper, lines: bool) -> None:
+        self.num_rows = 0
+        self.lost: Counter[str] = Counter()
+        self._stream = stream
+        self._lines = lines
+
+    def write(self, rows: list[OutputRow]) -> None:
+        for row in rows:
+            if not self._lines:
+                self._stream.write(",\n" if self.num_rows else "[\n")
+            self._stream.write(_dumps(row) + "\n" * self._lines)
+            self.num_rows += 1
+
+    def close(self) -> None:
+        if not self._lines:
+            self._stream.write("\n]\n" if self.num_rows else "[]\n")
+        self._stream.close()
+
+
+class _Waiting:
+    """Rows as JSON Lines in a file beside the target, removed once they were read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(path.name + ".rows")
+        self._stream = self._path.open("w", encoding="utf-8")
+
+    def add(self, row: OutputRow) -> None:
+        self._stream.write(_dumps(row) + "\n")
+
+    def rows(self) -> Iterator[OutputRow]:
+        self._stream.close()
+        try:
+            with self._path.open(encoding="utf-8", newline="\n") as stream:
+                for line in stream:
+                    yield json.loads(line)
+        finally:
+            self._path.unlink()
+
+
+class _Csv:
+    """Comma or tab separated. The header is known after the last row: until then rows wait in a file beside the target."""
+
+    def __init__(self, stream: io.TextIOWrapper, path: Path, delimiter: str, format: str) -> None:
+        self.num_rows = 0
+        self.lost: Counter[str] = Counter()
+        self._stream = stream
+        self._delimiter = delimiter
+        with_turns = format in ("preference", "prompt_completion", "prompt", "kto")
+        self._turn_fields = _TURN_FIELDS if with_turns else ()
+        self._waiting = _Waiting(path)
+        self._num_cells: Counter[str] = Counter()  # in the order in which fields appear
+
+    def write(self, rows: list[OutputRow]) -> None:
+        for row in rows:
+            cells = {field: self._cell(field, value) for field, value in row.items()}
+            self._num_cells.update(cells.keys())
+            self._waiting.add(cells)
+            self.num_rows += 1
+
+    def _cell(self, field: str, value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        if field in self._turn_fields:
+            if isinstance(value, list) and len(value) == 1 and set(value[0]) == {"role", "content"}:
+                return str(value[0]["content"])
+            self.lost[f"turns in {field} (CSV holds one text)"] += 1
+        elif field not in _PARSED and not isinstance(value, (bool, int, float)):
+            self.lost[f"the structure of {field} (CSV holds text)"] += 1
+        elif field not in _PARSED and field not in ("label", "margin"):
+            self.lost[f"that {field} is not text (CSV holds text)"] += 1
+        return _dumps(value)
+
+    def close(self) -> None:
+        with contextlib.closing(self._stream):
+            for field, num in self._num_cells.items():
+                if num < self.num_rows and field not in _EMPTY_IS_NONE:
+                    self.lost[f"where {field} is absent (CSV holds an empty text)"] += self.num_rows - num
+            table = csv.writer(self._stream, delimiter=self._delimiter, lineterminator="\n")
+            if self._num_cells:
+                table.writerow(self._num_cells)
+            for cells in self._waiting.rows():
+                table.writerow([cells.get(field, "") for field in self._num_cells])
+
+
+class _Parquet:
+    """Parquet with the schema of all rows; until it is known they wait in a file beside the target."""
+
+    def __init__(self, path: Path) -> None:
+        self.num_rows = 0
+        self.lost: Counter[str] = Counter()
+        self._path = path
+        self._waiting = _Waiting(path)
+        self._schema = pa.schema([])
+
+    def write(self, rows: list[OutputRow]) -> None:
+        flat = [{field: self._column(field, value) for field, value in row.items()} for row in rows]
+        fields = dict.fromkeys(field for row in flat for field in row)
+        table = pa.table({field: pa.array([row.get(field) for row in flat]) for field in fields})
+        self._schema = pa.unify_schemas([self._schema, table.schema], promote_options="permissive")
+        for row in flat:
+            self._waiting.add(row)
+        self.num_rows += len(flat)
+
+    def _column(self, field: str, value: Any) -> Any:
+        if field in ("tools", "chat_template_kwargs") and not isinstance(value, str):
+            return _dumps(value)
+        if isinstance(value, list):
+            for turn in value:  # the arguments of its calls as JSON text
+                for call in (turn.get("tool_calls") or ()) if isinstance(turn, dict) else ():
+                    if not isinstance(call["function"]["arguments"], str):
+                        call["function"]["arguments"] = _dumps(call["function"]["arguments"])
+        elif isinstance(value, dict) and not {"from", "value"} >= value.keys():
+            self.lost[f"the structure of {field} (written as JSON text)"] += 1
+            return _dumps(value)
+        return value
+
+    def close(self) -> None:
+        with pq.ParquetWriter(self._path, self._schema, compression="zstd") as writer:
+            waiting = self._waiting.rows()
+            while chunk := list(itertools.islice(waiting, 1024)):
+                writer.write_table(pa.Table.from_pylist(chunk, self._schema))

@@ -1,37 +1,41 @@
 """Deduplicate files on their own: the engine of a build, without a tokenizer or a recipe.
 
-Two passes. The first reads every file as records (or one named column as text), signs them and spools records and signatures beside
-the target; then all are decided at once; the second pass copies the records that stay, in order, as they stood: the bytes of
-the line where the container has lines. What cannot be read as a record stays in the file and is counted.
+Two passes. The first reads every file as records (or one named column as text), signs them and spools records and signatures
+beside the target; then all are decided at once; the second pass copies the remaining records in order, byte for byte where the
+container has lines. What cannot be read as a record stays in the file and is counted.
 
-Files are sources: of two duplicates the one in the file named first stays. Memory: a few bytes a record.
+Files are sources: of two duplicates, the one in the file named first stays. Memory: a few bytes a record.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from datamix.core.contracts import Rows
+from datamix.core.contracts import Rows, Slice
 from datamix.core.errors import DataError, RecipeError, mask_url
 from datamix.core.records import SCHEMAS, RecordKind
 from datamix.dedup import Decision, DedupeSpec, Signed, decide, sign
 from datamix.formats import ShapeSpec, native_kinds, shape
 from datamix.jobs.output_files import check_outputs, complete_files
-from datamix.jobs.row_writers import KeptWriter, copied_columns
 from datamix.pipeline.recognise import Recognised, recognise
 from datamix.read import find, read
 
 _METHODS = np.array(["", "exact", "near"])
 _COLUMNAR = ("parquet", "arrow", "arrow_stream")
-_COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")  # what is written so where the name asks for it
+_COMPRESSED = (".gz", ".zst", ".bz2", ".lz4")  # written so where the name asks for it
+_WIDE = ("utf-16", "utf-32")
 _SUFFIXES = {
     ".jsonl": ("jsonl",),
     ".ndjson": ("jsonl",),
@@ -41,6 +45,16 @@ _SUFFIXES = {
     ".parquet": ("parquet",),
     ".arrow": ("arrow", "arrow_stream"),
 }
+_AUDIT = pa.schema(
+    {
+        "file": pa.string(),
+        "record": pa.int64(),
+        "method": pa.string(),
+        "kept_file": pa.string(),
+        "kept_record": pa.int64(),
+        "similarity": pa.float32(),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -54,21 +68,21 @@ class FileCount:
     num_unread: int  # no records of the detected format; they stay
 
     def __str__(self) -> str:
-        kept = self.num_records - self.num_exact - self.num_near
+        num_stay = self.num_records - self.num_exact - self.num_near
         unread = f", {self.num_unread:,} that are no records stay" if self.num_unread else ""
         return (
-            f"{mask_url(self.path)}: {kept:,} of {self.num_records:,} stay "
+            f"{mask_url(self.path)}: {num_stay:,} of {self.num_records:,} stay "
             f"({self.num_exact:,} exact and {self.num_near:,} near duplicates removed{unread})"
         )
 
 
 @dataclass(frozen=True)
 class Deduplication:
-    """What was read, and where the rest and the audit stand."""
+    """The counts of each file, and the paths of the output and the audit."""
 
     files: tuple[FileCount, ...]
     target: Path
-    audit: Path  # one row for each removed record: who stayed instead, by which method, at which similarity
+    audit: Path  # a row a removed record: which record stays instead, by which method, at which similarity
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.files), f"Wrote {self.target} and {self.audit}"])
@@ -76,12 +90,54 @@ class Deduplication:
 
 @dataclass(frozen=True)
 class _Input:
-    """One file: how it is read, and its spooled records."""
+    """One file, and how it is read."""
 
     seen: Recognised
     spec: ShapeSpec | None  # None: the text of one column
     column: str
     kind: RecordKind
+
+    @classmethod
+    def open(cls, path: str, column: str | None) -> _Input:
+        seen = recognise(path)
+        if column is not None:
+            if seen.values and not any(isinstance(v, dict) and column in v for v in seen.values):
+                raise RecipeError(f"{path}: no column {column!r}: {seen.fields()}.")
+            return cls(seen, None, column, "text")
+        if seen.detection is None:
+            if not seen.values:
+                raise DataError(f"{path}: {seen.fields()}, so there is nothing to deduplicate.")
+            raise DataError(
+                f"{path}: its records are in no known format: {seen.fields()}. Name the column to compare with --column."
+            )
+        kind = native_kinds(seen.detection.format)[0]
+        return cls(seen, ShapeSpec(seen.detection.format, kind, seen.detection.columns), "", kind)
+
+    @property
+    def plain_name(self) -> str:
+        """The name in a folder: compressed as before, if that can be written."""
+        path = Path(self.seen.path)
+        writable = self.seen.piece.container not in _COLUMNAR and path.suffix in _COMPRESSED
+        recompressed = self.seen.piece.compression and path.suffix != ".parquet" and not writable
+        return path.stem if recompressed else path.name
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Its records, or the texts of the column as records of kind text."""
+        for rows in read(self.seen.piece):
+            if self.spec is not None:
+                batch = shape(rows, 0, self.spec).batch
+            else:
+                texts = {
+                    record: value[self.column]
+                    for record, value in zip(rows.records, rows.values, strict=True)
+                    if isinstance(value, dict) and isinstance(value.get(self.column), str)
+                }
+                columns = {"record": [*texts], "text": [*texts.values()]}
+                columns |= {"slice": [0] * len(texts), "meta": [None] * len(texts)}
+                schema = SCHEMAS["text"]
+                batch = pa.RecordBatch.from_pydict({n: columns[n] for n in schema.names}, schema)
+            if len(batch):
+                yield batch
 
 
 def deduplicate(
@@ -95,56 +151,47 @@ def deduplicate(
 
     One file becomes a file; several become a folder of files of the same names, or one file where ``target`` has a
     suffix and all are of one container. ``column``: compare the text of that column instead of whole records.
-    Raises RecipeError: nothing matches, an output is an input, exists without ``overwrite``, or cannot hold them. Raises DataError: a file is unreadable.
+    Raises RecipeError: nothing matches; an output is an input, exists without ``overwrite``, or cannot hold the records.
+    Raises DataError: a file is unreadable.
     """
     paths = list(dict.fromkeys(path for name in inputs for path in find([name], ".")))  # in the order named
-    folder = None if Path(target).suffix else Path(target)
-    audit = _audit_path(Path(target), whole=folder is None)
-    check_outputs([audit] if folder else [audit, Path(target)], paths, overwrite, folder)
-    files = [_input(path, column) for path in paths]
-    targets = _targets(files, Path(target))
-    outputs = [
-        audit,
-        *dict.fromkeys(targets),
-    ]  # the audit first: records that are gone can always be looked up
+    output = Path(target)
+    folder = None if output.suffix else output
+    plain = output.with_suffix("") if output.suffix in _COMPRESSED else output
+    audit = folder / "removed.parquet" if folder else plain.with_name(plain.stem + ".removed.parquet")
+    check_outputs([audit] if folder else [audit, output], paths, overwrite, folder)
+    files = [_Input.open(path, column) for path in paths]
+    targets = _targets(files, output)
+    outputs = [audit, *dict.fromkeys(targets)]  # the audit first: every removed record can be looked up
     check_outputs(outputs, paths, overwrite, folder)
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     with complete_files(outputs, overwrite) as drafts:
         spool = drafts[0].with_name(drafts[0].name + ".spool")
         spool.mkdir()
-        ordinals, sources = [], []
-        for number, file in enumerate(files):
-            known, source = _spooled(file, spool, number, spec)
-            ordinals.append(known)
-            sources.append(source)
-        decisions = decide(sources, spec)
+        spooled = [_spool(file, spool, number, spec) for number, file in enumerate(files)]
+        ordinals = [known for known, _ in spooled]
+        decisions = decide([source for _, source in spooled], spec)
         shutil.rmtree(spool)
         draft_of = dict(zip(outputs, drafts, strict=True))
-        counts = _copy(files, [draft_of[path] for path in targets], ordinals, decisions)
-        pq.write_table(_audit(paths, ordinals, decisions), draft_of[audit])
-    return Deduplication(tuple(counts), Path(target), audit)
-
-
-def _input(path: str, column: str | None) -> _Input:
-    seen = recognise(path)
-    if column is not None:
-        if seen.values and not any(isinstance(v, dict) and column in v for v in seen.values):
-            raise RecipeError(f"{path}: no column {column!r}: {seen.fields()}.")
-        return _Input(seen, None, column, "text")
-    if seen.detection is None:
-        if not seen.values:
-            raise DataError(f"{path}: {seen.fields()}, so there is nothing to deduplicate.")
-        raise DataError(
-            f"{path}: its records are in no known format: {seen.fields()}. Name the column to compare with --column."
+        removed = [_entirely_removed(known, d.fate > 0) for known, d in zip(ordinals, decisions, strict=True)]
+        totals = _copy(
+            files,
+            [draft_of[path] for path in targets],
+            [k[r] for k, r in zip(ordinals, removed, strict=True)],
         )
-    kind = native_kinds(seen.detection.format)[0]
-    return _Input(seen, ShapeSpec(seen.detection.format, kind, seen.detection.columns), "", kind)
+        pq.write_table(_audit(paths, ordinals, decisions, removed), draft_of[audit])
+    counts = []
+    for path, known, decision, mask, total in zip(paths, ordinals, decisions, removed, totals, strict=True):
+        records, first = np.unique(known, return_index=True)
+        fates = decision.fate[first][np.isin(records, known[mask])]
+        exact, near = (int((fates == code).sum()) for code in (1, 2))
+        counts.append(FileCount(path, total, exact, near, total - len(records)))
+    return Deduplication(tuple(counts), output, audit)
 
 
 def _targets(files: Sequence[_Input], target: Path) -> list[Path]:
-    """Where the rest of each file goes."""
-    names = [_plain_name(file.seen) for file in files]
+    """The output of each file. Raises RecipeError where a name promises what is not written."""
     if target.suffix:
         containers = sorted({file.seen.piece.container for file in files})
         if len(files) > 1 and (len(containers) > 1 or containers[0] in ("text", "csv", *_COLUMNAR)):
@@ -153,128 +200,159 @@ def _targets(files: Sequence[_Input], target: Path) -> list[Path]:
             )
         targets = [target] * len(files)
     else:
-        if len(set(names)) < len(names):
+        targets = [target / file.plain_name for file in files]
+        if len(set(targets)) < len(targets):
             raise RecipeError(
                 f"{target}: two of the files have the same name. Deduplicate them into one file."
             )
-        targets = [target / name for name in names]
     for file, path in zip(files, targets, strict=True):
-        _check_name(file, path)
+        source, container = file.seen.path, file.seen.piece.container
+        if path.suffix == ".xz" or (container in _COLUMNAR and path.suffix in _COMPRESSED):
+            raise RecipeError(
+                f"{path}: {source} is not written as {path.suffix}. Name it {path.with_suffix('').name}."
+            )
+        plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
+        same_suffix = plain.suffix in Path(source).suffixes
+        if not same_suffix and container not in _SUFFIXES.get(plain.suffix, (container,)):
+            name = plain.with_suffix("").name + Path(file.plain_name).suffix
+            raise RecipeError(
+                f"{path}: {source} is {container} and stays {container}. Name it {name}, or deduplicate into a folder."
+            )
     return targets
 
 
-def _check_name(file: _Input, path: Path) -> None:
-    """Raise RecipeError where a name promises what is not written."""
-    container, columnar = file.seen.piece.container, file.seen.piece.container in _COLUMNAR
-    if path.suffix == ".xz" or (columnar and path.suffix in _COMPRESSED):
-        raise RecipeError(
-            f"{path}: {file.seen.path} is not written as {path.suffix}. Name it {path.with_suffix('').name}."
-        )
-    plain = path.with_suffix("") if path.suffix in _COMPRESSED else path
-    as_named = plain.suffix in Path(file.seen.path).suffixes
-    if not as_named and container not in _SUFFIXES.get(plain.suffix, (container,)):
-        raise RecipeError(
-            f"{path}: {file.seen.path} is {container} and stays {container}. Name it {plain.with_suffix('').name}"
-            f"{Path(_plain_name(file.seen)).suffix}, or deduplicate into a folder."
-        )
-
-
-def _plain_name(seen: Recognised) -> str:
-    """The name in a folder: compressed as before, if that can be written."""
-    path = Path(seen.path)
-    writable = seen.piece.container not in _COLUMNAR and path.suffix in _COMPRESSED
-    return path.stem if seen.piece.compression and path.suffix != ".parquet" and not writable else path.name
-
-
-def _audit_path(target: Path, whole: bool) -> Path:
-    plain = target.with_suffix("") if target.suffix in _COMPRESSED else target
-    return plain.with_name(plain.stem + ".removed.parquet") if whole else target / "removed.parquet"
-
-
-def _spooled(file: _Input, spool: Path, number: int, spec: DedupeSpec) -> tuple[NDArray[np.int64], Signed]:
-    """Write records and signatures of one file; returns the ordinal in the file of each record."""
+def _spool(file: _Input, folder: Path, number: int, spec: DedupeSpec) -> tuple[NDArray[np.int64], Signed]:
+    """Write records and signatures of one file; return the ordinal in the file of each record."""
     ordinals: list[int] = []
-    records, signatures = spool / f"{number}.records.arrow", spool / f"{number}.signatures.arrow"
+    paths = folder / f"{number}.records.arrow", folder / f"{number}.signatures.arrow"
     writers: list[pa.ipc.RecordBatchFileWriter] = []
-    with pa.OSFile(str(records), "wb") as first, pa.OSFile(str(signatures), "wb") as second:
-        for batch in _batches(file):
-            ordinals += batch.column("record").to_pylist()
-            signed = sign(batch, file.kind, spec)
-            if not writers:
-                writers = [pa.ipc.new_file(first, batch.schema), pa.ipc.new_file(second, signed.schema)]
-            writers[0].write_batch(batch)
-            writers[1].write_batch(signed)
-        for writer in writers:
-            writer.close()
-    source = Signed(file.seen.path, (str(signatures),), (str(records),), file.kind, number)
-    return np.array(ordinals, np.int64), source
+    for batch in file.batches():
+        ordinals += batch.column("record").to_pylist()
+        batches = batch, sign(batch, file.kind, spec)
+        if not writers:
+            writers = [pa.ipc.new_file(str(path), b.schema) for path, b in zip(paths, batches, strict=True)]
+        for writer, part in zip(writers, batches, strict=True):
+            writer.write_batch(part)
+    for writer in writers:
+        writer.close()
+    records, signatures = (((str(path),) if writers else ()) for path in paths)
+    return np.array(ordinals, np.int64), Signed(file.seen.path, signatures, records, file.kind, number)
 
 
-def _batches(file: _Input) -> Iterator[pa.RecordBatch]:
-    for rows in read(file.seen.piece):
-        batch = _text_batch(rows, file.column) if file.spec is None else shape(rows, 0, file.spec).batch
-        if len(batch):
-            yield batch
-
-
-def _text_batch(rows: Rows, column: str) -> pa.RecordBatch:
-    found = [
-        (record, value[column])
-        for record, value in zip(rows.records, rows.values, strict=True)
-        if isinstance(value, dict) and isinstance(value.get(column), str)
-    ]
-    columns = {"record": [r for r, _ in found], "text": [t for _, t in found]}
-    columns |= {"slice": [0] * len(found), "meta": [None] * len(found)}
-    return pa.RecordBatch.from_pydict({n: columns[n] for n in SCHEMAS["text"].names}, SCHEMAS["text"])
+def _entirely_removed(known: NDArray[np.int64], removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Of file records that give several records (pairs of one prompt), only those all of whose records are removed."""
+    mask: NDArray[np.bool_] = removed & ~np.isin(known, known[~removed])
+    return mask
 
 
 def _copy(
-    files: Sequence[_Input],
-    targets: Sequence[Path],
-    ordinals: Sequence[NDArray[np.int64]],
-    decisions: Sequence[Decision],
-) -> list[FileCount]:
-    """Copy what stays, file by file; several inputs of one target follow one another."""
-    counts: list[FileCount] = []
-    writer: KeptWriter | None = None
-    for number, (file, known, decision) in enumerate(zip(files, ordinals, decisions, strict=True)):
-        gone = known[_whole(known, decision.fate > 0)]
-        target = targets[number]
-        if file.seen.piece.container in _COLUMNAR:
-            total = copied_columns(file.seen.path, file.seen.piece.container, target, gone)
+    files: Sequence[_Input], targets: Sequence[Path], removed: Sequence[NDArray[np.int64]]
+) -> list[int]:
+    """Copy the remaining records file by file, several inputs of one target in sequence; return the records read of each."""
+    totals: list[int] = []
+    writer: RecordCopier | None = None
+    for number, (file, target, ordinals) in enumerate(zip(files, targets, removed, strict=True)):
+        piece = file.seen.piece
+        if piece.container in _COLUMNAR:
+            totals.append(_copy_columns(piece, target, ordinals))
+            continue
+        if writer is None or writer.path != target:
+            writer = RecordCopier(target, piece)
+        totals.append(writer.copy(read(piece), set(ordinals.tolist())))
+        if number + 1 == len(files) or targets[number + 1] != target:
+            writer.close()
+    return totals
+
+
+def _copy_columns(piece: Slice, target: Path, removed: NDArray[np.int64]) -> int:
+    """Copy a Parquet or Arrow file without some rows, its schema unchanged; return the rows read."""
+    total = 0
+    with pa.OSFile(piece.path, "rb") as stream:
+        if piece.container == "parquet":
+            parquet = pq.ParquetFile(stream)
+            batches, schema = parquet.iter_batches(), parquet.schema_arrow
+            writer = pq.ParquetWriter(target, schema, compression="zstd")
+        elif piece.container == "arrow":
+            file = pa.ipc.open_file(stream)
+            batches, schema = (file.get_batch(i) for i in range(file.num_record_batches)), file.schema
+            writer = pa.ipc.new_file(str(target), schema)
         else:
-            if writer is None or writer.path != target:
-                writer = KeptWriter(target, file.seen.piece)
-            total = writer.copy(read(file.seen.piece), set(gone.tolist()))
-            if number + 1 == len(files) or targets[number + 1] != target:
-                writer.close()
-        fates = decision.fate[np.unique(known, return_index=True)[1]][np.isin(np.unique(known), gone)]
-        exact, near = (int((fates == code).sum()) for code in (1, 2))
-        counts.append(FileCount(file.seen.path, total, exact, near, total - len(set(known.tolist()))))
-    return counts
+            batches = pa.ipc.open_stream(stream)
+            writer = pa.ipc.new_stream(str(target), batches.schema)
+        with closing(writer):
+            for batch in batches:
+                rows = np.arange(total, total + len(batch))
+                writer.write_batch(batch.filter(pa.array(~np.isin(rows, removed))))
+                total += len(batch)
+    return total
 
 
-def _whole(known: NDArray[np.int64], removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of rows that give several records (pairs of one prompt), only those all of whose records are removed."""
-    stays = np.unique(known[~removed])
-    whole: NDArray[np.bool_] = removed & ~np.isin(known, stays)
-    return whole
+class RecordCopier:
+    """A text file that records are copied to, compressed as its suffix says (.gz, .zst, .bz2, .lz4).
+
+    JSON Lines, JSON and text stay byte for byte; tables are written as UTF-8.
+    """
+
+    def __init__(self, path: Path, piece: Slice) -> None:
+        self.path = path
+        self._piece = piece
+        self._stream = pa.output_stream(str(path), compression="detect", buffer_size=1 << 20)
+        self._num_written = 0
+
+    def copy(self, chunks: Iterable[Rows], removed: set[int]) -> int:
+        """Copy all but the records in ``removed``; return how many records were read, broken ones included."""
+        total = 0
+        for rows in chunks:
+            records = [*zip(rows.records, rows.raws, rows.values, strict=True)]
+            records += [(reject.record, reject.raw, None) for reject in rows.rejects]
+            total += len(records)
+            for record, raw, value in sorted(records, key=lambda item: item[0]):
+                if record not in removed:
+                    self._stream.write(self._encoded(raw, value))
+                    self._num_written += 1
+        return total
+
+    def _encoded(self, raw: bytes, value: object) -> bytes:
+        container = self._piece.container
+        if container == "csv":
+            if not isinstance(value, dict):
+                return raw + b"\n"
+            text = io.StringIO(newline="")
+            delimiter = dict(self._piece.options).get("delimiter", ",")
+            table = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+            if not self._num_written:
+                table.writerow(list(value))
+            table.writerow(["" if cell is None else cell for cell in value.values()])
+            return text.getvalue().encode()
+        if value is not None and self._piece.encoding.startswith(_WIDE):
+            raw = orjson.dumps(value)
+        if container == "json":
+            return (b",\n" if self._num_written else b"[\n") + raw
+        return raw + b"\n" if container in ("jsonl", "lines") else raw
+
+    def close(self) -> None:
+        if self._piece.container == "json":
+            self._stream.write(b"\n]\n" if self._num_written else b"[]\n")
+        self._stream.close()
 
 
 def _audit(
-    paths: Sequence[str], ordinals: Sequence[NDArray[np.int64]], decisions: Sequence[Decision]
+    paths: Sequence[str],
+    ordinals: Sequence[NDArray[np.int64]],
+    decisions: Sequence[Decision],
+    removed: Sequence[NDArray[np.bool_]],
 ) -> pa.Table:
-    columns: dict[str, list[object]] = {
-        name: [] for name in ("file", "record", "method", "kept_file", "kept_record", "similarity")
-    }
-    for path, known, decision in zip(paths, ordinals, decisions, strict=True):
-        gone = np.flatnonzero(_whole(known, decision.fate > 0))
-        columns["file"] += [mask_url(path)] * len(gone)
-        columns["record"] += known[gone].tolist()
-        columns["method"] += _METHODS[decision.fate[gone]].tolist()
-        columns["kept_file"] += [mask_url(paths[s]) for s in decision.kept_source[gone].tolist()]
-        pairs = zip(decision.kept_source[gone].tolist(), decision.kept_record[gone].tolist(), strict=True)
-        columns["kept_record"] += [int(ordinals[s][r]) for s, r in pairs]
-        columns["similarity"] += decision.similarity[gone].tolist()
-    types = [pa.string(), pa.int64(), pa.string(), pa.string(), pa.int64(), pa.float32()]
-    return pa.table(columns, pa.schema(list(zip(columns, types, strict=True))))
+    """A row for each removed record."""
+    names = [mask_url(path) for path in paths]
+    rows: list[tuple[object, ...]] = []
+    for name, known, decision, mask in zip(names, ordinals, decisions, removed, strict=True):
+        methods = _METHODS[decision.fate[mask]].tolist()
+        sources, records = decision.kept_source[mask].tolist(), decision.kept_record[mask].tolist()
+        kept = [(names[s], int(ordinals[s][r])) for s, r in zip(sources, records, strict=True)]
+        similarity = decision.similarity[mask].tolist()
+        rows += [
+            (name, record, method, *of, alike)
+            for record, method, of, alike in zip(known[mask].tolist(), methods, kept, similarity, strict=True)
+        ]
+    columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * len(_AUDIT)
+    return pa.table(dict(zip(_AUDIT.names, columns, strict=True)), _AUDIT)

@@ -1,7 +1,7 @@
 """Files that a command writes for the user: checked before work, complete when they appear, never in place of an input.
 
-Each is written beside its target under a name of ours that nobody else has, flushed to the disk, and renamed when all of them
-are complete. A process killed anywhere leaves the old target whole; what it left beside it is removed by the next run.
+Each is written beside its target under a unique name that begins with ``.datamix-``, flushed to the disk, and renamed when all
+are complete. A process killed anywhere leaves the old target intact; its drafts are removed by the next run.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from datamix.pipeline.store import sync
 
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 _NO_LINKS = (1, 38, 95)  # EPERM, ENOSYS, ENOTSUP: a file system without hard links
-_NAME_END = (
-    40  # characters of a target's name that its draft bears: a name of 255 bytes leaves no room for more
-)
+# Characters of a target's name that its draft bears: a name of 255 bytes leaves no room for more.
+_NAME_END = 40
 
 
 def check_outputs(
     outputs: Sequence[Path], inputs: Sequence[str], overwrite: bool, new_folder: Path | None = None
 ) -> None:
-    """Raise RecipeError where an output is an input (by any name or link), stands twice, or exists unasked.
+    """Raise RecipeError where an output is an input (by any name or link), occurs twice, or exists without ``overwrite``.
 
     The folder of each must exist, but for ``new_folder``.
     """
@@ -65,15 +64,15 @@ def check_outputs(
 def _identity(path: str) -> tuple[int, int] | None:
     """Device and inode: equal for hard links, symbolic links and other spellings of one file, ``file://`` too."""
     try:
-        found = os.stat(re.sub("^(file|local)://", "", path.split("::")[-1]) if "://" in path else path)
+        status = os.stat(re.sub("^(file|local)://", "", path.split("::")[-1]) if "://" in path else path)
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 @contextmanager
 def complete_files(outputs: Sequence[Path], overwrite: bool) -> Iterator[list[Path]]:
-    """Names to write instead of ``outputs``, in their folders; they become the outputs where nothing goes wrong.
+    """Names to write instead of ``outputs``, in their folders; they become the outputs where nothing fails.
 
     What is written beside a draft under its name and a suffix is removed at the end. A link is followed: the file that it names
     is replaced. Raises MachineError where the disk is full or the folder may not be written, RecipeError where an output
@@ -84,37 +83,42 @@ def complete_files(outputs: Sequence[Path], overwrite: bool) -> Iterator[list[Pa
     with ExitStack() as locks:
         try:
             for final in finals:
-                _remove_strays(final)
-                drafts.append(_draft(final, locks))
+                for path in final.parent.glob(".datamix-*-*-*"):  # drafts of killed processes
+                    match = re.fullmatch(r"\.datamix-(\d+)-[0-9a-f]{8}-(.+)", path.name)
+                    if match and match[2] == final.name[-_NAME_END:] and not _in_use(path, int(match[1])):
+                        _remove(path)
+                name = f".datamix-{os.getpid()}-{secrets.token_hex(4)}-{final.name[-_NAME_END:]}"
+                drafts.append(final.with_name(name))
+                handle = os.open(drafts[-1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                locks.callback(os.close, handle)
+                with suppress(
+                    OSError
+                ):  # a file system without locks; else how a later run knows what is in use
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield drafts
             for draft, final in zip(drafts, finals, strict=True):
                 with suppress(OSError):
                     draft.chmod(stat.S_IMODE(final.stat().st_mode))
             sync(drafts)
-            _appear(drafts, finals, overwrite)
+            _publish(drafts, finals, overwrite)
             sync({final.parent for final in finals})
         except OSError as error:
-            explained = _explained(error, outputs[0])
-            if explained is None:
-                raise
-            raise explained from error
+            if error.errno in _NO_SPACE:
+                raise MachineError(
+                    f"No space left while writing {outputs[0]}. Nothing was replaced: free some space, or choose another place."
+                ) from error
+            if Path(str(error.filename or "")).name.startswith(".datamix-"):
+                raise MachineError(
+                    f"{outputs[0]}: cannot be written there ({error.strerror}). Choose another folder, or fix its permissions."
+                ) from error
+            raise
         finally:
             for draft in drafts:
                 _remove(draft)
 
 
-def _draft(final: Path, locks: ExitStack) -> Path:
-    """A new file beside ``final``, locked while this process writes it: how a later run knows what is in use."""
-    draft = final.with_name(f".datamix-{os.getpid()}-{secrets.token_hex(4)}-{final.name[-_NAME_END:]}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    locks.callback(os.close, handle)
-    with suppress(OSError):  # a file system without locks
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return draft
-
-
-def _appear(drafts: Sequence[Path], finals: Sequence[Path], overwrite: bool) -> None:
-    """Give drafts their names; without ``overwrite`` what took a name meanwhile stays, and none of them appears."""
+def _publish(drafts: Sequence[Path], finals: Sequence[Path], overwrite: bool) -> None:
+    """Give drafts their names; without ``overwrite`` a file that took a name meanwhile stays, and none of them appears."""
     linked: list[Path] = []
     for draft, final in zip(drafts, finals, strict=True):
         if overwrite:
@@ -134,27 +138,6 @@ def _appear(drafts: Sequence[Path], finals: Sequence[Path], overwrite: bool) -> 
             if error.errno not in _NO_LINKS:
                 raise
             draft.replace(final)
-
-
-def _explained(error: OSError, output: Path) -> MachineError | None:
-    """The paragraph for a failure of the disk or the folder; None for errors of other files."""
-    if error.errno in _NO_SPACE:
-        return MachineError(
-            f"No space left while writing {output}. Nothing was replaced: free some space, or choose another place."
-        )
-    if Path(str(error.filename or "")).name.startswith(".datamix-"):
-        return MachineError(
-            f"{output}: cannot be written there ({error.strerror}). Choose another folder, or fix its permissions."
-        )
-    return None
-
-
-def _remove_strays(final: Path) -> None:
-    """Remove drafts of this target whose process was killed."""
-    for path in final.parent.glob(".datamix-*-*-*"):
-        match = re.fullmatch(r"\.datamix-(\d+)-[0-9a-f]{8}-(.+)", path.name)
-        if match and match[2] == final.name[-_NAME_END:] and not _in_use(path, int(match[1])):
-            _remove(path)
 
 
 def _in_use(draft: Path, pid: int) -> bool:

@@ -18,8 +18,7 @@ from small import GENERAL, MEDICAL, ROOT, alpaca, datamix, fingerprint, recipe, 
 
 from datamix import Recipe, verify
 from datamix.core.errors import MachineError, RecipeError
-from datamix.jobs.build import build
-from datamix.jobs.sweep import sweep
+from datamix.jobs.build import build, sweep
 from datamix.pipeline import building, exporting, out_folder
 from datamix.pipeline.exporting import export
 from datamix.pipeline.state import Options
