@@ -100,13 +100,13 @@ def test_entries_of_a_dataset_info_become_sources(tmp_path: Path) -> None:
     loaded, text = recipe([tmp_path / "d"], None, tmp_path)
     columns = {"history": "", "input": "", "instruction": "q", "output": "a", "system": ""}
     assert loaded["sources"] == {"mine": {"path": "d/x.jsonl", "format": "alpaca", "columns": columns}}
-    assert "hf://datasets/A/B: it lies on the Hub" in text
-    assert "d/gone.json: its file is not there" in text
+    assert "hf://datasets/A/B: it is on the Hub" in text
+    assert "d/gone.json: its file does not exist" in text
 
 
 def test_nothing_usable_is_an_error_that_says_what_was_found(tmp_path: Path) -> None:
     lines(tmp_path / "odd.jsonl", [{"foo": 1}])
-    with pytest.raises(RecipeError, match=r"Nothing that was found can be a source .*fields foo"):
+    with pytest.raises(RecipeError, match=r"No file can be a source .*fields foo"):
         init([str(tmp_path)], None, str(tmp_path))
 
 

@@ -259,23 +259,25 @@ class _Csv:
 
     def write(self, rows: list[OutputRow]) -> None:
         for row in rows:
-            cells = {field: self._cell(field, value) for field, value in row.items()}
+            cells: dict[str, str] = {}
+            for field, value in row.items():
+                turns = field in self._turn_fields
+                if isinstance(value, str):
+                    cells[field] = value
+                    continue
+                if turns and isinstance(value, list) and [set(v) for v in value] == [{"role", "content"}]:
+                    cells[field] = str(value[0]["content"])
+                    continue
+                if turns:
+                    self.lost[f"turns in {field} (CSV holds one text)"] += 1
+                elif field not in _PARSED and not isinstance(value, (bool, int, float)):
+                    self.lost[f"the structure of {field} (CSV holds text)"] += 1
+                elif field not in _PARSED and field not in ("label", "margin"):
+                    self.lost[f"that {field} is not text (CSV holds text)"] += 1
+                cells[field] = _dumps(value)
             self._num_cells.update(cells.keys())
             self._waiting.add(cells)
-            self.num_rows += 1
-
-    def _cell(self, field: str, value: Any) -> str:
-        if isinstance(value, str):
-            return value
-        if field in self._turn_fields:
-            if isinstance(value, list) and len(value) == 1 and set(value[0]) == {"role", "content"}:
-                return str(value[0]["content"])
-            self.lost[f"turns in {field} (CSV holds one text)"] += 1
-        elif field not in _PARSED and not isinstance(value, (bool, int, float)):
-            self.lost[f"the structure of {field} (CSV holds text)"] += 1
-        elif field not in _PARSED and field not in ("label", "margin"):
-            self.lost[f"that {field} is not text (CSV holds text)"] += 1
-        return _dumps(value)
+        self.num_rows += len(rows)
 
     def close(self) -> None:
         with contextlib.closing(self._stream):
@@ -300,26 +302,23 @@ class _Parquet:
         self._schema = pa.schema([])
 
     def write(self, rows: list[OutputRow]) -> None:
-        flat = [{field: self._column(field, value) for field, value in row.items()} for row in rows]
-        fields = dict.fromkeys(field for row in flat for field in row)
-        table = pa.table({field: pa.array([row.get(field) for row in flat]) for field in fields})
-        self._schema = pa.unify_schemas([self._schema, table.schema], promote_options="permissive")
-        for row in flat:
+        for row in rows:
+            for field, value in row.items():
+                if field in ("tools", "chat_template_kwargs") and not isinstance(value, str):
+                    row[field] = _dumps(value)
+                elif isinstance(value, dict) and not {"from", "value"} >= value.keys():
+                    self.lost[f"the structure of {field} (written as JSON text)"] += 1
+                    row[field] = _dumps(value)
+                elif isinstance(value, list):
+                    turns = [turn for turn in value if isinstance(turn, dict)]
+                    for call in (call for turn in turns for call in turn.get("tool_calls") or ()):
+                        if not isinstance(call["function"]["arguments"], str):
+                            call["function"]["arguments"] = _dumps(call["function"]["arguments"])
             self._waiting.add(row)
-        self.num_rows += len(flat)
-
-    def _column(self, field: str, value: Any) -> Any:
-        if field in ("tools", "chat_template_kwargs") and not isinstance(value, str):
-            return _dumps(value)
-        if isinstance(value, list):
-            for turn in value:  # the arguments of its calls as JSON text
-                for call in (turn.get("tool_calls") or ()) if isinstance(turn, dict) else ():
-                    if not isinstance(call["function"]["arguments"], str):
-                        call["function"]["arguments"] = _dumps(call["function"]["arguments"])
-        elif isinstance(value, dict) and not {"from", "value"} >= value.keys():
-            self.lost[f"the structure of {field} (written as JSON text)"] += 1
-            return _dumps(value)
-        return value
+        fields = dict.fromkeys(field for row in rows for field in row)
+        table = pa.table({field: pa.array([row.get(field) for row in rows]) for field in fields})
+        self._schema = pa.unify_schemas([self._schema, table.schema], promote_options="permissive")
+        self.num_rows += len(rows)
 
     def close(self) -> None:
         with pq.ParquetWriter(self._path, self._schema, compression="zstd") as writer:

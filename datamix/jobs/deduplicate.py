@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,23 +121,39 @@ class _Input:
         recompressed = self.seen.piece.compression and path.suffix != ".parquet" and not writable
         return path.stem if recompressed else path.name
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Its records, or the texts of the column as records of kind text."""
+    def spool(self, folder: Path, number: int, spec: DedupeSpec) -> tuple[NDArray[np.int64], Signed]:
+        """Write its records (or texts of the column) and their signatures; return each one's ordinal in the file."""
+        ordinals: list[int] = []
+        paths = folder / f"{number}.records.arrow", folder / f"{number}.signatures.arrow"
+        writers: list[pa.ipc.RecordBatchFileWriter] = []
         for rows in read(self.seen.piece):
-            if self.spec is not None:
-                batch = shape(rows, 0, self.spec).batch
-            else:
-                texts = {
-                    record: value[self.column]
-                    for record, value in zip(rows.records, rows.values, strict=True)
-                    if isinstance(value, dict) and isinstance(value.get(self.column), str)
-                }
-                columns = {"record": [*texts], "text": [*texts.values()]}
-                columns |= {"slice": [0] * len(texts), "meta": [None] * len(texts)}
-                schema = SCHEMAS["text"]
-                batch = pa.RecordBatch.from_pydict({n: columns[n] for n in schema.names}, schema)
-            if len(batch):
-                yield batch
+            records = shape(rows, 0, self.spec).batch if self.spec else _texts(rows, self.column)
+            if not len(records):
+                continue
+            ordinals += records.column("record").to_pylist()
+            batches = records, sign(records, self.kind, spec)
+            if not writers:
+                writers = [
+                    pa.ipc.new_file(str(path), b.schema) for path, b in zip(paths, batches, strict=True)
+                ]
+            for writer, batch in zip(writers, batches, strict=True):
+                writer.write_batch(batch)
+        for writer in writers:
+            writer.close()
+        files, signatures = (((str(path),) if writers else ()) for path in paths)
+        return np.array(ordinals, np.int64), Signed(self.seen.path, signatures, files, self.kind, number)
+
+
+def _texts(rows: Rows, column: str) -> pa.RecordBatch:
+    """The texts of one column as records of kind text."""
+    texts = {
+        record: value[column]
+        for record, value in zip(rows.records, rows.values, strict=True)
+        if isinstance(value, dict) and isinstance(value.get(column), str)
+    }
+    columns = {"record": [*texts], "text": [*texts.values()]}
+    columns |= {"slice": [0] * len(texts), "meta": [None] * len(texts)}
+    return pa.RecordBatch.from_pydict({n: columns[n] for n in SCHEMAS["text"].names}, SCHEMAS["text"])
 
 
 def deduplicate(
@@ -169,12 +185,15 @@ def deduplicate(
     with complete_files(outputs, overwrite) as drafts:
         spool = drafts[0].with_name(drafts[0].name + ".spool")
         spool.mkdir()
-        spooled = [_spool(file, spool, number, spec) for number, file in enumerate(files)]
+        spooled = [file.spool(spool, number, spec) for number, file in enumerate(files)]
         ordinals = [known for known, _ in spooled]
         decisions = decide([source for _, source in spooled], spec)
         shutil.rmtree(spool)
         draft_of = dict(zip(outputs, drafts, strict=True))
-        removed = [_entirely_removed(known, d.fate > 0) for known, d in zip(ordinals, decisions, strict=True)]
+        removed = []  # of records of a file that give several (pairs of one prompt), only those removed entirely
+        for known, decision in zip(ordinals, decisions, strict=True):
+            stays = decision.fate == 0
+            removed.append(~stays & ~np.isin(known, known[stays]))
         totals = _copy(
             files,
             [draft_of[path] for path in targets],
@@ -221,30 +240,6 @@ def _targets(files: Sequence[_Input], target: Path) -> list[Path]:
     return targets
 
 
-def _spool(file: _Input, folder: Path, number: int, spec: DedupeSpec) -> tuple[NDArray[np.int64], Signed]:
-    """Write records and signatures of one file; return the ordinal in the file of each record."""
-    ordinals: list[int] = []
-    paths = folder / f"{number}.records.arrow", folder / f"{number}.signatures.arrow"
-    writers: list[pa.ipc.RecordBatchFileWriter] = []
-    for batch in file.batches():
-        ordinals += batch.column("record").to_pylist()
-        batches = batch, sign(batch, file.kind, spec)
-        if not writers:
-            writers = [pa.ipc.new_file(str(path), b.schema) for path, b in zip(paths, batches, strict=True)]
-        for writer, part in zip(writers, batches, strict=True):
-            writer.write_batch(part)
-    for writer in writers:
-        writer.close()
-    records, signatures = (((str(path),) if writers else ()) for path in paths)
-    return np.array(ordinals, np.int64), Signed(file.seen.path, signatures, records, file.kind, number)
-
-
-def _entirely_removed(known: NDArray[np.int64], removed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Of file records that give several records (pairs of one prompt), only those all of whose records are removed."""
-    mask: NDArray[np.bool_] = removed & ~np.isin(known, known[~removed])
-    return mask
-
-
 def _copy(
     files: Sequence[_Input], targets: Sequence[Path], removed: Sequence[NDArray[np.int64]]
 ) -> list[int]:
@@ -254,7 +249,7 @@ def _copy(
     for number, (file, target, ordinals) in enumerate(zip(files, targets, removed, strict=True)):
         piece = file.seen.piece
         if piece.container in _COLUMNAR:
-            totals.append(_copy_columns(piece, target, ordinals))
+            totals.append(copy_columns(piece, target, ordinals))
             continue
         if writer is None or writer.path != target:
             writer = RecordCopier(target, piece)
@@ -264,7 +259,7 @@ def _copy(
     return totals
 
 
-def _copy_columns(piece: Slice, target: Path, removed: NDArray[np.int64]) -> int:
+def copy_columns(piece: Slice, target: Path, removed: NDArray[np.int64]) -> int:
     """Copy a Parquet or Arrow file without some rows, its schema unchanged; return the rows read."""
     total = 0
     with pa.OSFile(piece.path, "rb") as stream:
@@ -301,34 +296,30 @@ class RecordCopier:
 
     def copy(self, chunks: Iterable[Rows], removed: set[int]) -> int:
         """Copy all but the records in ``removed``; return how many records were read, broken ones included."""
-        total = 0
+        container, total = self._piece.container, 0
+        end = b"\n" if container in ("csv", "jsonl", "lines") else b""
         for rows in chunks:
             records = [*zip(rows.records, rows.raws, rows.values, strict=True)]
             records += [(reject.record, reject.raw, None) for reject in rows.rejects]
             total += len(records)
             for record, raw, value in sorted(records, key=lambda item: item[0]):
-                if record not in removed:
-                    self._stream.write(self._encoded(raw, value))
-                    self._num_written += 1
+                if record in removed:
+                    continue
+                if container == "csv" and isinstance(value, dict):
+                    text = io.StringIO(newline="")
+                    delimiter = dict(self._piece.options).get("delimiter", ",")
+                    table = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+                    if not self._num_written:
+                        table.writerow(list(value))
+                    table.writerow(["" if cell is None else cell for cell in value.values()])
+                    raw = text.getvalue().encode().removesuffix(b"\n")
+                elif value is not None and container != "csv" and self._piece.encoding.startswith(_WIDE):
+                    raw = orjson.dumps(value)
+                if container == "json":
+                    raw = (b",\n" if self._num_written else b"[\n") + raw
+                self._stream.write(raw + end)
+                self._num_written += 1
         return total
-
-    def _encoded(self, raw: bytes, value: object) -> bytes:
-        container = self._piece.container
-        if container == "csv":
-            if not isinstance(value, dict):
-                return raw + b"\n"
-            text = io.StringIO(newline="")
-            delimiter = dict(self._piece.options).get("delimiter", ",")
-            table = csv.writer(text, delimiter=delimiter, lineterminator="\n")
-            if not self._num_written:
-                table.writerow(list(value))
-            table.writerow(["" if cell is None else cell for cell in value.values()])
-            return text.getvalue().encode()
-        if value is not None and self._piece.encoding.startswith(_WIDE):
-            raw = orjson.dumps(value)
-        if container == "json":
-            return (b",\n" if self._num_written else b"[\n") + raw
-        return raw + b"\n" if container in ("jsonl", "lines") else raw
 
     def close(self) -> None:
         if self._piece.container == "json":

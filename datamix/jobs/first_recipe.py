@@ -1,4 +1,4 @@
-"""A first recipe as commented YAML: the sources that were found, and the settings that one changes first."""
+"""A first recipe as commented YAML: the sources, and the settings that users change first."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from datamix.core.records import Kind, RecordKind
 
 _FALLBACK_TOKENIZER = "Qwen/Qwen2.5-0.5B-Instruct"
-MADE_OF: dict[Kind, RecordKind] = {
+RECORDS_OF: dict[Kind, RecordKind] = {
     "sft": "sft",
     "pretrain": "text",
     "preference": "preference",
@@ -22,54 +23,55 @@ MADE_OF: dict[Kind, RecordKind] = {
 
 @dataclass(frozen=True)
 class SourcePart:
-    """One source to be, or one thing that is none."""
+    """One source to be, or a file that cannot be one."""
 
     name: str
     paths: tuple[str, ...]
     format: str
     kind: RecordKind | None
     columns: tuple[tuple[str, str], ...]
-    num_records: int
-    estimated: bool
-    num_files: int
-    example: str
-    problem: str  # why it is no source
+    num_records: int = 0
+    estimated: bool = False
+    num_files: int = 1
+    example: str = ""
+    problem: str = ""  # why it is no source
     container: str = ""
 
 
 def recipe_text(parts: list[SourcePart], kind: Kind, paths: Sequence[str], base: str) -> str:
-    """The recipe over the parts without a problem, those of the recipe's own kind switched on."""
+    """The recipe over the parts without a problem; those of the recipe's kind are active, others are comments."""
     used = [part for part in parts if not part.problem]
-    own = [part for part in used if _is_own(part, kind)] or used
-    others = [part for part in used if part not in own]
-    unused = [part for part in parts if part.problem]
-    tokenizer, told = _tokenizer(paths, base, kind)
+    active = [
+        part
+        for part in used
+        if part.kind == RECORDS_OF[kind] or (kind == "prompt" and part.format == "question_answer")
+    ] or used
+    others = [part for part in used if part not in active]
+    tokenizer, comment = _tokenizer(paths, base, kind)
     lines = [
-        f"# A recipe of kind {kind} over {len(own)} source{'s' * (len(own) != 1)}, found by datamix init.",
-        "# Look at it, then:  datamix plan THIS_FILE   and   datamix build THIS_FILE",
+        f"# A recipe of kind {kind} over {len(active)} source{'s' * (len(active) != 1)}, written by datamix init.",
+        "# Check it, then:  datamix plan THIS_FILE   and   datamix build THIS_FILE",
         f"name: {kind}-set",
         f"kind: {kind}",
         "seed: 42",
-        f"tokenizer: {_scalar(tokenizer)}" + (f"   # {told}" if told else ""),
+        f"tokenizer: {_scalar(tokenizer)}" + (f"   # {comment}" if comment else ""),
         "",
         "sources:",
     ]
-    for part in own:
+    for part in active:
         lines += _source(part, kind, base)
     lines.append(
-        "    # weight: 1                # beside the other sources' weights; none at all: what is there, once"
+        "    # weight: 1                # relative to the other sources' weights; with no weights, each record once"
     )
     if others:
         lines.append("  # Records of another kind that can be used too:")
         lines += [f"  # {line[2:]}" for part in others for line in _source(part, kind, base)]
-    if unused:
-        lines += ["", "# Found, but not used:"]
-        lines += [f"#   {_shown(part, base)}: {one_line(part.problem, 300)}" for part in unused]
+    if unused := [part for part in parts if part.problem]:
+        lines += ["", "# Not used:"]
+    for part in unused:
+        more = f" and {len(part.paths) - 1} more" if len(part.paths) > 1 else ""
+        lines.append(f"#   {one_line(_relative(part.paths[0], base))}{more}: {one_line(part.problem, 300)}")
     return "\n".join([*lines, "", *_settings(kind)]) + "\n"
-
-
-def _is_own(part: SourcePart, kind: Kind) -> bool:
-    return part.kind == MADE_OF[kind] or (kind == "prompt" and part.format == "question_answer")
 
 
 def _source(part: SourcePart, kind: Kind, base: str) -> Iterator[str]:
@@ -78,7 +80,7 @@ def _source(part: SourcePart, kind: Kind, base: str) -> Iterator[str]:
         about += f" in {part.num_files:,} files"
     if part.kind == "preference" and kind == "sft":
         about += ", the prompt and better answer of each pair"
-    elif part.kind != MADE_OF[kind]:
+    elif part.kind != RECORDS_OF[kind]:
         about += f", {part.kind} records"
     yield f"  {part.name}:"
     yield f"    # {about}, e.g. {part.example}" if part.example else f"    # {about}"
@@ -119,38 +121,23 @@ def _settings(kind: Kind) -> list[str]:
 
 
 def _tokenizer(paths: Sequence[str], base: str, kind: Kind) -> tuple[str, str]:
-    """A tokenizer folder beside the data or the recipe; else one on the Hub."""
-    places = [
-        Path(base),
-        Path(base) / "tokenizer",
-        *map(Path, paths),
-        *(Path(p) / "tokenizer" for p in paths),
-    ]
-    for place in places:
-        if (place / "tokenizer.json").is_file() and (kind == "pretrain" or _has_template(place)):
-            return _relative(str(place), base), ""
+    """A tokenizer folder beside the data or the recipe, with a chat template where the kind needs one; else one on the Hub."""
+    for folder in map(Path, (base, *paths)):
+        for place in (folder, folder / "tokenizer"):
+            config = place / "tokenizer_config.json"
+            with suppress(OSError, ValueError):
+                if (place / "tokenizer.json").is_file() and (
+                    kind == "pretrain"
+                    or (place / "chat_template.jinja").is_file()
+                    or "chat_template" in json.loads(config.read_text(encoding="utf-8"))
+                ):
+                    return _relative(str(place), base), ""
     return _FALLBACK_TOKENIZER, "put the tokenizer of your model here: a folder, a tokenizer.json or a Hub id"
-
-
-def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    try:
-        return "chat_template" in json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
 
 
 def _relative(path: str, base: str) -> str:
     """A path as a recipe in ``base`` names it."""
-    if "://" in path:
-        return path
-    return Path(os.path.relpath(path, base)).as_posix()
-
-
-def _shown(part: SourcePart, base: str) -> str:
-    more = f" and {len(part.paths) - 1} more" if len(part.paths) > 1 else ""
-    return one_line(_relative(part.paths[0], base)) + more
+    return path if "://" in path else Path(os.path.relpath(path, base)).as_posix()
 
 
 def _scalar(text: str) -> str:

@@ -83,10 +83,7 @@ def complete_files(outputs: Sequence[Path], overwrite: bool) -> Iterator[list[Pa
     with ExitStack() as locks:
         try:
             for final in finals:
-                for path in final.parent.glob(".datamix-*-*-*"):  # drafts of killed processes
-                    match = re.fullmatch(r"\.datamix-(\d+)-[0-9a-f]{8}-(.+)", path.name)
-                    if match and match[2] == final.name[-_NAME_END:] and not _in_use(path, int(match[1])):
-                        _remove(path)
+                _remove_strays(final)
                 name = f".datamix-{os.getpid()}-{secrets.token_hex(4)}-{final.name[-_NAME_END:]}"
                 drafts.append(final.with_name(name))
                 handle = os.open(drafts[-1], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -140,21 +137,20 @@ def _publish(drafts: Sequence[Path], finals: Sequence[Path], overwrite: bool) ->
             draft.replace(final)
 
 
-def _in_use(draft: Path, pid: int) -> bool:
-    """Whether the process that wrote a draft lives: here by its pid, in another container by the lock."""
-    try:
-        os.kill(pid, 0)
-        return True
-    except ProcessLookupError:
-        pass
-    except OSError:
-        return True
-    try:
-        with draft.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    return False
+def _remove_strays(final: Path) -> None:
+    """Remove drafts of this target whose process was killed: here by its pid, in another container by the lock."""
+    for path in final.parent.glob(".datamix-*-*-*"):
+        match = re.fullmatch(r"\.datamix-(\d+)-[0-9a-f]{8}-(.+)", path.name)
+        if not match or match[2] != final.name[-_NAME_END:]:
+            continue
+        try:
+            os.kill(int(match[1]), 0)
+        except ProcessLookupError:
+            with suppress(OSError), path.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(path)
+        except OSError:  # it lives, and belongs to somebody else
+            continue
 
 
 def _remove(draft: Path) -> None:
