@@ -1,4 +1,4 @@
-"""The recipe: typed, every error told at once, and put in the words of the rooms."""
+"""The recipe: typed, every error reported at once; its strict YAML, its errors in words, the published schemas."""
 
 from datamix.recipe.model import Recipe
 from datamix.recipe.parts import HELD_OUT, CleanStep, Epochs, Temperature, Weighed

@@ -1,6 +1,6 @@
-"""LLaMA-Factory's ``dataset_info.json`` as a source: each of its entries becomes a source of its own.
+"""LLaMA-Factory's ``dataset_info.json`` as a source: each of its entries becomes a separate source.
 
-``path: data/dataset_info.json`` takes every entry whose files lie beside it; ``dataset_info.json#alpaca_zh,identity`` takes
+``path: data/dataset_info.json`` takes every entry whose files are beside it; ``dataset_info.json#alpaca_zh,identity`` takes
 those named. The entry says format, columns and files; group, max_epochs and the like are the source's, for each entry.
 """
 
@@ -20,30 +20,36 @@ def expand(sources: Any, base: str) -> Any:
     """Plain sources with every catalogue replaced by its entries. Raises RecipeError for what cannot be read."""
     if not isinstance(sources, dict):
         return sources
-    made: dict[str, Any] = {}
+    expanded: dict[str, Any] = {}
     for name, source in sources.items():
         path = source.get("path") if isinstance(source, dict) else None
         if not isinstance(path, str) or Path(path.partition("#")[0]).name != _FILE:
-            made[name] = source
+            expanded[name] = source
             continue
-        for entry in _chosen(name, path, base):
-            if entry.name in made or (entry.name in sources and entry.name != name):
+        folder = Path(path.partition("#")[0]).parent
+        for entry in _entries(name, path, base):
+            if entry.name in expanded or (entry.name in sources and entry.name != name):
                 raise RecipeError(
                     f"sources.{name}: the entry {entry.name} of {path} has the name of another source. Rename that source."
                 )
-            made[entry.name] = _source(source, entry, path)
-    return made
+            files = [f if "://" in f else (folder / f).as_posix() for f in entry.files]
+            value = {"format": entry.format, "columns": dict(entry.columns), **source, "path": files}
+            if entry.max_records is not None:
+                value.setdefault("max_records", entry.max_records)
+            expanded[entry.name] = value
+    return expanded
 
 
-def _chosen(name: str, path: str, base: str) -> list[DatasetEntry]:
-    file, _, wanted = path.partition("#")
+def _entries(name: str, path: str, base: str) -> list[DatasetEntry]:
+    """The entries that ``path`` names, or all whose files exist."""
+    file, _, requested = path.partition("#")
     place = Path(base, file)
     if not place.is_file():
         raise RecipeError(
-            f"sources.{name}.path: there is no {file} (looked in {base}). Give the place of dataset_info.json."
+            f"sources.{name}.path: there is no {file} (looked in {base}). Give the path of dataset_info.json."
         )
     entries = {entry.name: entry for entry in dataset_info(place)}
-    if not wanted:
+    if not requested:
         local = [
             e
             for e in entries.values()
@@ -54,7 +60,7 @@ def _chosen(name: str, path: str, base: str) -> list[DatasetEntry]:
                 f"sources.{name}: none of the {len(entries)} entries of {file} has its files beside it. Get the files, or name other data."
             )
         return local
-    names = [part.strip() for part in wanted.split(",")]
+    names = [part.strip() for part in requested.split(",")]
     for word in names:
         if word not in entries:
             close = nearest(word, list(entries))
@@ -67,12 +73,3 @@ def _chosen(name: str, path: str, base: str) -> list[DatasetEntry]:
                 f"sources.{name}.path: the entry {word} of {file} cannot be read: {entries[word].problem}."
             )
     return [entries[word] for word in names]
-
-
-def _source(source: dict[str, Any], entry: DatasetEntry, path: str) -> dict[str, Any]:
-    folder = Path(path.partition("#")[0]).parent
-    files = [f if "://" in f else (folder / f).as_posix() for f in entry.files]
-    made = {"format": entry.format, "columns": dict(entry.columns), **source, "path": files}
-    if entry.max_records is not None:
-        made.setdefault("max_records", entry.max_records)
-    return made

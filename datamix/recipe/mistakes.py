@@ -1,4 +1,4 @@
-"""Recipe errors in words: every problem with its key, its line and the nearest right name."""
+"""Recipe errors in words: every problem with its key and the nearest right name."""
 
 from __future__ import annotations
 
@@ -12,23 +12,10 @@ from pydantic import BaseModel, ValidationError
 
 from datamix.recipe.strict_yaml import Key
 
-# Words of neighbouring tools, and what they are called here.
-_KINDS = {
-    "dpo": "preference",
-    "kto": "preference",
-    "rm": "preference",
-    "orpo": "preference",
-    "simpo": "preference",
-}
-_KINDS |= {
-    "reward": "preference",
-    "pt": "pretrain",
-    "cpt": "pretrain",
-    "grpo": "prompt",
-    "ppo": "prompt",
-    "rloo": "prompt",
-}
-_KINDS |= {"rlhf": "prompt", "rlvr": "prompt"}
+# Words of other tools, and what they are called here.
+_KINDS = dict.fromkeys(("dpo", "kto", "rm", "orpo", "simpo", "reward"), "preference")
+_KINDS |= dict.fromkeys(("grpo", "ppo", "rloo", "rlhf", "rlvr"), "prompt")
+_KINDS |= dict.fromkeys(("pt", "cpt"), "pretrain")
 _KEYS = {
     "cutoff_len": "encode.max_length",
     "max_seq_length": "encode.max_length",
@@ -67,57 +54,57 @@ _KEYS = {
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> list[tuple[Key, str]]:
-    """Each problem with its key: what was asked, what was found, what to do."""
-    found = [(*_written(problem, root), problem) for problem in error.errors(include_url=False)]
+    """Each problem with its key: what the recipe says, what is expected, what to do."""
+    located = [(*_locate(problem, root), problem) for problem in error.errors(include_url=False)]
     problems: list[tuple[Key, str]] = []
-    for number, (key, allowed, problem) in enumerate(found):
-        if _is_said_better(key, problem, [k for n, (k, _, _) in enumerate(found) if n != number], problems):
-            continue
-        problems.append((key, _say(problem, key, allowed)))
+    for number, (key, allowed, problem) in enumerate(located):
+        if (
+            problem["type"] == "literal_error"
+        ):  # another branch of the union reports what is inside the mapping
+            others = [k for n, (k, _, _) in enumerate(located) if n != number]
+            duplicate = isinstance(problem.get("input"), dict) and any(k[: len(key)] == key for k in others)
+        else:  # another branch of the union reports the word
+            branches = ("model_type", "dict_type", "tuple_type")
+            duplicate = problem["type"] in branches and any(k == key for k, _ in problems)
+        if not duplicate:
+            problems.append((key, _phrase(problem, key, allowed)))
     return problems
 
 
-def _is_said_better(key: Key, problem: Any, others: list[Key], problems: list[tuple[Key, str]]) -> bool:
-    """Whether another branch of the same union tells more: a word was not found where a mapping stands, or the other way."""
-    if problem["type"] == "literal_error":
-        return isinstance(problem.get("input"), dict) and any(k[: len(key)] == key for k in others)
-    kinds = ("model_type", "dict_type", "tuple_type")
-    return problem["type"] in kinds and any(k == key for k, _ in problems)
-
-
-def _written(problem: Any, root: type[BaseModel]) -> tuple[Key, list[str]]:
-    """The key as it stands in the recipe, and the names that its last part could have had there.
+def _locate(problem: Any, root: type[BaseModel]) -> tuple[Key, list[str]]:
+    """The key as it is written in the recipe, and the names that its last part could have there.
 
     Pydantic adds the tried branch of a union to the place (``('mix', 'size', 'Epochs', 'epochs')``) and marks a wrong
-    key of a map (``('sources', NAME, '[key]')``). The model's annotation at that place
-    decides which parts people wrote, never their spelling: a source may be called ``Epochs``.
+    key of a map (``('sources', NAME, '[key]')``). The model's annotation at that place decides which parts the recipe
+    wrote, never their spelling: a source may be called ``Epochs``.
     """
     key: list[str | int] = []
     allowed: list[str] = []
-    here: Any = root
+    annotation: Any = root
     for part in problem["loc"]:
-        members = _members(here)
-        if len(members) > 1:
-            here = _branch(members, str(part))
+        members = _members(annotation)
+        if len(members) > 1:  # the part is the branch: a model's class, alone or inside `function-after[...]`
+            named = [m for m in members if re.search(rf"\b{getattr(m, '__name__', '?')}\b", str(part))]
+            annotation = named[0] if named else None
             continue
         member = members[0] if members else None
         allowed = []
         if isinstance(member, type) and issubclass(member, BaseModel):
             allowed = list(member.model_fields)
-            here = member.model_fields[part].annotation if part in allowed else None
+            annotation = member.model_fields[part].annotation if part in allowed else None
             if part == "[key]" and problem["type"] != "extra_forbidden":
                 continue
         elif typing.get_origin(member) in (dict, tuple, list):
             arguments = typing.get_args(member)
-            here = arguments[1] if typing.get_origin(member) is dict else arguments[0]
-        else:  # nobody writes below a single value
+            annotation = arguments[1] if typing.get_origin(member) is dict else arguments[0]
+        else:  # a recipe writes nothing below a single value
             continue
         key.append(part)
     return tuple(key), allowed
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types that may stand at a place, None left out."""
+    """The types that a place may hold, without None."""
     origin = typing.get_origin(annotation)
     if origin is typing.Annotated:
         return _members(typing.get_args(annotation)[0])
@@ -126,55 +113,37 @@ def _members(annotation: Any) -> list[Any]:
     return [] if annotation is None else [annotation]
 
 
-def _branch(members: list[Any], tag: str) -> Any:
-    """The member of a union that pydantic tried: it names a model by its class, alone or inside ``function-after[...]``."""
-    named = [m for m in members if re.search(rf"\b{re.escape(getattr(m, '__name__', '?'))}\b", tag)]
-    return named[0] if named else None
-
-
-def _say(problem: Any, key: Key, allowed: list[str]) -> str:
-    kind, found = problem["type"], problem.get("input")
+def _phrase(problem: Any, key: Key, allowed: list[str]) -> str:
+    kind, value = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
         return unknown_key(str(key[-1]), allowed)
     if kind == "missing":
         return "is missing"
     if kind == "literal_error":
         right = [w.strip("' ") for w in problem["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        meant = _KINDS.get(str(found).lower()) if key == ("kind",) else nearest(str(found), right)
-        return (
-            f"is {found!r}; it takes {', '.join(right)}"
-            + (f". Did you mean {meant}?" if meant else "").rstrip("?.")
-            + ("?" if meant else "")
-        )
+        close = _KINDS.get(str(value).lower()) if key == ("kind",) else nearest(str(value), right)
+        hint = f". Did you mean {close}?" if close else ""
+        return f"is {value!r}; it takes {', '.join(right)}{hint}"
     if kind == "string_pattern_mismatch":
-        return f"is {found!r}; a name takes letters, digits, _ . and -, begins with none of the last two, and is at most 100 long"
+        return f"is {value!r}; a name takes letters, digits, _ . and -, begins with none of the last two, and is at most 100 long"
     if kind == "value_error":
         return str(problem["ctx"]["error"]).rstrip(".")
     message: str = problem["msg"][0].lower() + problem["msg"][1:]
-    return message.replace("input should be", "should be") + (
-        f"; found {_short(found)}" if found is not None else ""
-    )
+    text = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    return message.replace("input should be", "should be") + (f"; found {text}" if value is not None else "")
 
 
 def unknown_key(word: str, right: list[str]) -> str:
     """``cutoff_len`` -> the datamix name for it; otherwise the nearest name that exists there."""
-    hint = _KEYS.get(word)
-    if hint:
+    if hint := _KEYS.get(word):
         return f"is not a key here. In datamix that is {hint}"
     close = nearest(word, right)
-    return (
-        "is not a key here"
-        + (f"; did you mean {close}?" if close else f"; the keys here are {', '.join(right)}").rstrip("?")
-        + ("?" if close else "")
+    return "is not a key here; " + (
+        f"did you mean {close}?" if close else f"the keys here are {', '.join(right)}"
     )
 
 
 def nearest(word: str, right: list[str]) -> str | None:
     """The closest of ``right`` to ``word``, if any is close."""
-    found = difflib.get_close_matches(word.lower(), right, n=1, cutoff=0.6)
-    return found[0] if found else None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    close = difflib.get_close_matches(word.lower(), right, n=1, cutoff=0.6)
+    return close[0] if close else None

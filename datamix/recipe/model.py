@@ -1,7 +1,7 @@
 """The recipe: what a training set is made of, as one typed value that YAML and Python share.
 
-Pydantic stands here and in ``parts``, nowhere else: it reports every error at once; the YAML gives the lines; the published JSON
-Schema (``schemas/recipe.schema.json``) is generated from these classes.
+Only this module, ``parts`` and ``mistakes`` use pydantic: it reports every error at once; the YAML gives the lines; the
+published JSON Schema (``schemas/recipe.schema.json``) is generated from these classes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    Field,
-    PrivateAttr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from datamix.core.errors import RecipeError, mask_url
 from datamix.core.hashing import digest
 from datamix.core.records import Kind
 from datamix.recipe import strict_yaml
+from datamix.recipe.dataset_entries import expand
 from datamix.recipe.mistakes import explain
 from datamix.recipe.parts import (
     HELD_OUT,
@@ -91,7 +87,7 @@ class Recipe(Model):
     @model_validator(mode="before")
     @classmethod
     def _defaults_by_kind(cls, value: Any) -> Any:
-        """Fill what the contract's table gives each kind, so that the resolved recipe says it."""
+        """Fill what the contract's table gives each kind, so that the resolved recipe holds it."""
         if not isinstance(value, dict) or value.get("kind") not in DEFAULTS:
             return value
         unit, pack, overlong = DEFAULTS[value["kind"]]
@@ -105,7 +101,7 @@ class Recipe(Model):
 
     @classmethod
     def read(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-        """Load a YAML recipe; ``overrides`` are ``key.path=value``. Raises RecipeError with every problem found."""
+        """Load a YAML recipe; ``overrides`` are ``key.path=value``. Raises RecipeError with every problem."""
         file = Path(path)
         try:
             text = file.read_text(encoding="utf-8-sig")
@@ -130,25 +126,21 @@ class Recipe(Model):
     def _checked(cls, value: Any, base: str, name: str, document: strict_yaml.YamlDocument | None) -> Recipe:
         if not isinstance(value, dict):
             raise RecipeError(
-                f"{name}: a recipe is a map of keys such as name, kind, sources; found {type(value).__name__}."
+                f"{name}: a recipe is a map of keys such as name, kind, sources; this is a {type(value).__name__}."
             )
-        from datamix.recipe.dataset_entries import expand
-
         if "sources" in value:
             value = {**value, "sources": expand(value["sources"], base)}
         try:
             recipe = cls.model_validate(value)
         except ValidationError as error:
             raise RecipeError(format_problems(name, document, explain(error, cls))) from None
-        pass
-
         problems = broken_rules(recipe)
         if problems:
             raise RecipeError(format_problems(name, document, problems))
         recipe._base, recipe._name, recipe._document = base, name, document
         return recipe
 
-    def told_all(self, problems: Iterable[tuple[strict_yaml.Key, str]]) -> str:
+    def told_all(self, problems: Iterable[tuple[Key, str]]) -> str:
         """Problems of this recipe, one a line in the order of the file: file, line, key, what is wrong."""
         return format_problems(self._name, self._document, problems)
 
@@ -187,10 +179,16 @@ DEFAULTS: dict[str, tuple[str, str, str]] = {  # kind -> mix.unit, encode.pack, 
     "preference": ("records", "none", "truncate_prompt"),
     "prompt": ("records", "none", "drop"),
 }
+OVERLONG: dict[Kind, tuple[str, ...]] = {
+    "pretrain": ("split", "drop"),
+    "sft": ("drop_turns", "truncate", "drop"),
+    "preference": ("truncate_prompt", "drop"),
+    "prompt": ("drop",),
+}
 
 
 def format_problems(
-    name: str, document: strict_yaml.YamlDocument | None, problems: Iterable[tuple[strict_yaml.Key, str]]
+    name: str, document: strict_yaml.YamlDocument | None, problems: Iterable[tuple[Key, str]]
 ) -> str:
     """``recipe.yaml, line 7: sources.a.path: there is no such file.``, one a line, in the order of the file."""
     lines: dict[str, int] = {}
@@ -204,105 +202,86 @@ def format_problems(
 
 def broken_rules(recipe: Recipe) -> list[tuple[Key, str]]:
     """Each broken rule with the key it is about, in words."""
-    found: list[tuple[Key, str]] = []
-    known = set(recipe.sources) | set(recipe.groups)
+    problems: list[tuple[Key, str]] = []
+    groups = _list(recipe.groups)
     if recipe.validation and recipe.validation.path and HELD_OUT in recipe.sources:
-        found.append((("sources", HELD_OUT), "is the name that validation.path takes; rename this source"))
+        problem = "is the name that validation.path takes; rename this source"
+        problems.append((("sources", HELD_OUT), problem))
     for name, source in recipe.sources.items():
         if source.group is not None and source.group not in recipe.groups:
-            found.append(
-                (
-                    ("sources", name, "group"),
-                    f"no group is called {source.group!r}; groups: {_list(recipe.groups)}",
-                )
-            )
+            problem = f"no group is called {source.group!r}; groups: {groups}"
+            problems.append((("sources", name, "group"), problem))
         if name in recipe.groups:
-            found.append((("groups", name), f"{name!r} names both a source and a group; rename one"))
+            problems.append((("groups", name), f"{name!r} names both a source and a group; rename one"))
     for group in recipe.groups:
         if not any(s.group == group for s in recipe.sources.values()):
-            found.append(
-                (
-                    ("groups", group),
-                    f"no source belongs to the group {group!r}; set `group: {group}` on one",
-                )
-            )
-    wanted: list[tuple[Key, str]] = [
+            problem = f"no source belongs to the group {group!r}; set `group: {group}` on one"
+            problems.append((("groups", group), problem))
+    stages = recipe.mix.stages
+    names: list[tuple[Key, str]] = []  # of sources or groups, where the recipe refers to them
+    names += [
         (("dedupe", "prefer", i), n) for i, n in enumerate(recipe.dedupe.prefer if recipe.dedupe else ())
     ]
-    wanted += [
-        (("mix", "stages", i, "weights", n), n)
-        for i, s in enumerate(recipe.mix.stages)
-        for n in s.weights or ()
-    ]
-    wanted += [(("mix", "replay", "of"), recipe.mix.replay.of)] if recipe.mix.replay else []
-    wanted += [(("clean", i, "sources"), n) for i, s in enumerate(recipe.clean) for n in s.sources]
+    names += [(("mix", "stages", i, "weights", n), n) for i, s in enumerate(stages) for n in s.weights or ()]
+    names += [(("mix", "replay", "of"), recipe.mix.replay.of)] if recipe.mix.replay else []
+    names += [(("clean", i, "sources"), n) for i, s in enumerate(recipe.clean) for n in s.sources]
     if isinstance(recipe.mix.size, Epochs):
-        wanted += [(("mix", "size", "epochs", n), n) for n in recipe.mix.size.epochs]
-    found += [
-        (k, f"no source or group is called {n!r}; there are: {_list(known)}")
-        for k, n in wanted
-        if n not in known
-    ]
-    return found + _never_weighed(recipe) + _kind_rules(recipe)
-
-
-def _never_weighed(recipe: Recipe) -> list[tuple[Key, str]]:
-    """Sources that no stage gives a weight, where every stage names its weights."""
-    stages = recipe.mix.stages
-    if not stages or any(s.weights is None for s in stages):
-        return []
-    named = {name for s in stages for name, weight in (s.weights or {}).items() if weight > 0}
-    never = [n for n, source in recipe.sources.items() if n not in named and source.group not in named]
-    return [
-        (("mix", "stages"), f"no stage weighs {n!r}; give it a weight in one stage, or take it out")
-        for n in never
-    ]
+        names += [(("mix", "size", "epochs", n), n) for n in recipe.mix.size.epochs]
+    known = set(recipe.sources) | set(recipe.groups)
+    unknown = [(key, name) for key, name in names if name not in known]
+    problems += [(k, f"no source or group is called {n!r}; there are: {_list(known)}") for k, n in unknown]
+    if stages and all(s.weights is not None for s in stages):
+        weighed = {name for s in stages for name, weight in (s.weights or {}).items() if weight > 0}
+        for name, source in recipe.sources.items():
+            if name not in weighed and source.group not in weighed:
+                problem = f"no stage weighs {name!r}; give it a weight in one stage, or remove the source"
+                problems.append((("mix", "stages"), problem))
+    return problems + _kind_rules(recipe)
 
 
 def _kind_rules(recipe: Recipe) -> list[tuple[Key, str]]:
-    found: list[tuple[Key, str]] = []
-    allowed = {
-        "pretrain": ("split", "drop"),
-        "sft": ("drop_turns", "truncate", "drop"),
-        "preference": ("truncate_prompt", "drop"),
-        "prompt": ("drop",),
-    }[recipe.kind]
-    if recipe.encode.overlong not in allowed:
-        found.append(
-            (
-                ("encode", "overlong"),
-                f"is {recipe.encode.overlong!r}; a {recipe.kind} recipe takes {' or '.join(allowed)}",
-            )
-        )
-    if recipe.encode.max_length is None and recipe.kind != "prompt":
-        found.append(
-            (
-                ("encode", "max_length"),
-                f"is missing; a {recipe.kind} recipe needs it (tokens), such as 2048",
-            )
-        )
-    if recipe.encode.pack != "none" and recipe.kind in ("preference", "prompt"):
-        found.append(
-            (
-                ("encode", "pack"),
-                f"is {recipe.encode.pack!r}; {recipe.kind} rows are never packed: leave it out",
-            )
-        )
-    if recipe.encode.pack == "concat" and recipe.kind == "sft":
-        found.append(
-            (("encode", "pack"), "is 'concat', which cuts conversations; sft takes none or best_fit")
-        )
-    if recipe.encode.fim is not None and recipe.kind != "pretrain":
-        found.append(
-            (("encode", "fim"), f"cuts documents; a {recipe.kind} recipe has conversations: leave it out")
-        )
-    if isinstance(recipe.mix.loss_norm, Weighed) and recipe.kind in ("preference", "prompt"):
-        found.append(
-            (("mix", "loss_norm"), f"weighs rows by their labels; {recipe.kind} rows have none: leave it out")
-        )
-    if recipe.mix.replay and (recipe.mix.stages or recipe.mix.weights):
-        found.append((("mix", "replay"), "replaces weights and stages; keep one of them"))
-    return found
+    """What a kind of recipe needs and cannot take."""
+    kind, encode, mix = recipe.kind, recipe.encode, recipe.mix
+    unpacked = kind in ("preference", "prompt")
+    allowed = OVERLONG[kind]
+    rules: list[tuple[bool, Key, str]] = [
+        (
+            encode.overlong not in allowed,
+            ("encode", "overlong"),
+            f"is {encode.overlong!r}; a {kind} recipe takes {' or '.join(allowed)}",
+        ),
+        (
+            encode.max_length is None and kind != "prompt",
+            ("encode", "max_length"),
+            f"is missing; a {kind} recipe needs it (tokens), such as 2048",
+        ),
+        (
+            encode.pack != "none" and unpacked,
+            ("encode", "pack"),
+            f"is {encode.pack!r}; {kind} rows are never packed: leave it out",
+        ),
+        (
+            encode.pack == "concat" and kind == "sft",
+            ("encode", "pack"),
+            "is 'concat', which cuts conversations; sft takes none or best_fit",
+        ),
+        (
+            encode.fim is not None and kind != "pretrain",
+            ("encode", "fim"),
+            f"cuts documents; a {kind} recipe has conversations: leave it out",
+        ),
+        (
+            isinstance(mix.loss_norm, Weighed) and unpacked,
+            ("mix", "loss_norm"),
+            f"weighs rows by their labels; {kind} rows have none: leave it out",
+        ),
+        (
+            mix.replay is not None and bool(mix.stages or mix.weights),
+            ("mix", "replay"),
+            "replaces weights and stages; keep one of them",
+        ),
+    ]
+    return [(key, text) for broken, key, text in rules if broken]
 
 
 def _list(names: Any) -> str:

@@ -5,13 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9}
 HELD_OUT = "validation"  # the source that `validation: {path: ...}` makes
@@ -32,10 +26,6 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _near(value: Any) -> Any:
-    return {} if value is True else None if value is False else value
-
-
 Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -48,7 +38,7 @@ class Model(BaseModel):
 
 
 class Source(Model):
-    """One corpus: where it lies, what it is, how much of it is wanted."""
+    """One corpus: where it is, what it holds, how much of it is used."""
 
     path: Paths
     format: str = "auto"
@@ -71,7 +61,7 @@ class Group(Model):
 
 
 class CleanStep(Model):
-    """One cleaning step: its name, its options, and what it is for."""
+    """One cleaning step: its name, its options, and where it applies."""
 
     name: str
     options: dict[str, Any] = {}
@@ -114,7 +104,7 @@ class Fields(Model):
 
 
 class Lines(Model):
-    """Lines or paragraphs that stand in more than ``max_documents`` documents are cut from all of them."""
+    """Lines or paragraphs that occur in more than ``max_documents`` documents are cut from all of them."""
 
     max_documents: Annotated[int, Field(ge=1)]
     unit: Literal["line", "paragraph"] = "line"
@@ -127,7 +117,10 @@ class Dedupe(Model):
     normalize: bool = False
     fields: Fields = Fields()
     lines: Lines | None = None
-    near: Annotated[Near | None, BeforeValidator(_near)] = None
+    near: Annotated[
+        Near | None,
+        BeforeValidator(lambda value: {True: {}, False: None}[value] if isinstance(value, bool) else value),
+    ] = None
     prefer: tuple[str, ...] = ()
     rank: Literal["first", "longest"] = "first"
     scope: Literal["across", "within"] = "across"
@@ -178,7 +171,7 @@ class Encode(Model):
 
 
 class Epochs(Model):
-    """A size said as "this source so many times"."""
+    """A size given as "this source so many times"."""
 
     epochs: Annotated[dict[str, Weight], Field(min_length=1, max_length=1)]
 

@@ -19,7 +19,7 @@ def _folder() -> Path:
 
 
 def schema_names() -> list[str]:
-    """The names that can be asked for."""
+    """The names of the published schemas."""
     return sorted(p.name.removesuffix(".schema.json") for p in _folder().glob("*.schema.json"))
 
 
@@ -28,10 +28,8 @@ def schema_text(name: str) -> str:
     path = _folder() / f"{name}.schema.json"
     if not path.is_file():
         close = nearest(name, schema_names())
-        raise RecipeError(
-            f"There is no schema called {name!r}. "
-            + (f"Did you mean {close}?" if close else f"There are: {', '.join(schema_names())}.")
-        )
+        hint = f"Did you mean {close}?" if close else f"There are: {', '.join(schema_names())}."
+        raise RecipeError(f"There is no schema called {name!r}. {hint}")
     return path.read_text(encoding="utf-8")
 
 
@@ -45,6 +43,6 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def write_recipe_schema() -> None:
-    """Write ``schemas/recipe.schema.json`` of a checkout anew."""
+    """Write ``schemas/recipe.schema.json`` of a checkout again."""
     text = json.dumps(recipe_schema(), ensure_ascii=False, indent=2, sort_keys=True) + "\n"
     (_folder() / "recipe.schema.json").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""YAML as a recipe needs it: safe, strict, and every value with the line it stands on.
+"""YAML as a recipe needs it: safe, strict, and every value with its line.
 
 YAML 1.2 scalars only (``no`` is text, ``010`` is ten, ``1e3`` a number), no tags, no aliases, no duplicate keys, at most
 1 MB and 32 levels deep. Nothing in a file can run code or grow in memory.
@@ -36,7 +36,7 @@ class YamlDocument:
     lines: dict[Key, int]
 
     def line(self, key: Key) -> int | None:
-        """The line of ``key``, or of the nearest parent that stands in the file."""
+        """The line of ``key``, or of the nearest parent that is in the file."""
         while key and key not in self.lines:
             key = key[:-1]
         return self.lines.get(key)
@@ -88,7 +88,7 @@ def _value(node: yaml.Node, key: Key, lines: dict[Key, int], name: str) -> Any:
             raise RecipeError(f"{_at(name, key_node)}: a key must be a plain name.")
         word = key_node.value
         if word in result:
-            raise RecipeError(f"{_at(name, key_node)}: the key {word!r} stands here twice. Keep one.")
+            raise RecipeError(f"{_at(name, key_node)}: the key {word!r} occurs twice. Keep one.")
         lines[(*key, word)] = key_node.start_mark.line + 1
         result[word] = _value(child, (*key, word), lines, name)
     return result
@@ -104,13 +104,15 @@ def set_value(value: dict[str, Any], text: str) -> None:
     if not equals or not path.strip():
         raise RecipeError(f"--set {text}: should be key.path=value, such as --set mix.size=2M.")
     *parents, last = path.strip().split(".")
-    here: Any = value
+    parent: Any = value
     for part in parents:
-        here = here[int(part)] if isinstance(here, list) and part.isdigit() else here.setdefault(part, {})
-        if not isinstance(here, dict | list):
+        parent = (
+            parent[int(part)] if isinstance(parent, list) and part.isdigit() else parent.setdefault(part, {})
+        )
+        if not isinstance(parent, dict | list):
             raise RecipeError(f"--set {text}: {part!r} holds a plain value, so nothing can be set below it.")
     parsed = load(word, "--set").value
-    if isinstance(here, list):
-        here[int(last)] = parsed
+    if isinstance(parent, list):
+        parent[int(last)] = parsed
     else:
-        here[last] = parsed
+        parent[last] = parsed
