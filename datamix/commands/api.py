@@ -38,7 +38,7 @@ def plan(
 
 
 def verify(out: str | Path, inputs: float | None = None) -> list[Check]:
-    """Recount a finished set from its files: one check a promise; ``inputs``: also make this share of the rows again."""
+    """Recount a finished set from its files: one check a promise; ``inputs``: also derive this share of the rows from the raw files."""
     return recount(Path(out), inputs)
 
 
@@ -50,5 +50,5 @@ def _options(
     recipe: Recipe, out: str | Path | None, cache: str | Path | None, workers: int, overwrite: bool
 ) -> Options:
     folder = Path(out) if out is not None else Path(recipe.name)
-    kept = Path(cache) if cache is not None else default_cache(folder)
-    return Options(folder, kept, workers, overwrite=overwrite)
+    cache_folder = Path(cache) if cache is not None else default_cache(folder)
+    return Options(folder, cache_folder, workers, overwrite=overwrite)

@@ -13,8 +13,8 @@ from datamix.commands.options import PATH
 @click.option("--cache", type=PATH, default=Path(".datamix"), show_default=True)
 @click.option("--prune", is_flag=True, help="Remove what no set beside the cache needs.")
 def cache(cache: Path, prune: bool) -> None:
-    """Say what the cache holds and its size."""
+    """List what the cache holds, with sizes."""
     from datamix.pipeline.cache_contents import cache_text
-    from datamix.pipeline.cache_contents import prune as take_out
+    from datamix.pipeline.cache_contents import prune as prune_cache
 
-    click.echo(take_out(cache) if prune else cache_text(cache))
+    click.echo(prune_cache(cache) if prune else cache_text(cache))

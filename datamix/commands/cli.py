@@ -1,4 +1,4 @@
-"""The command line: one file a command, and what becomes of their errors. Nothing heavy is imported before a command runs."""
+"""The command line: one file a command, and their errors as one paragraph and an exit code. Nothing heavy is imported before a command runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _set_debug(ctx: click.Context, option: click.Parameter, value: bool) -> None
 
 
 class _Cli(click.Group):
-    """Commands in the order of a person's work, not of the alphabet; each takes ``--debug``, as the group does."""
+    """Commands in the order of use, not of the alphabet; each takes ``--debug``, as the group does."""
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         cmd.params.append(_debug_option())
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run the command line; expected failures are one paragraph on stderr and an exit code."""
     # Imports and tokenizers allocate hundreds of thousands of objects and almost no cycles.
     gc.set_threshold(500_000)
-    settings: dict[str, bool] = {}  # filled by --debug, wherever it stands
+    settings: dict[str, bool] = {}  # filled by --debug, in any position
     try:
         return cli.main(args=arguments, prog_name="datamix", standalone_mode=False, obj=settings)
     except click.ClickException as error:

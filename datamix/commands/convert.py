@@ -12,7 +12,7 @@ import click
 @click.option("--lossy", is_flag=True, help="Allow what the format cannot hold to be lost.")
 @click.option("--overwrite", is_flag=True, help="Replace the target if it exists.")
 def convert(source: str, target: str, to: str, lossy: bool, overwrite: bool) -> None:
-    """Turn one file of records into another format."""
-    from datamix.jobs.convert import convert as turn
+    """Write the records of one file in another format."""
+    from datamix.jobs.convert import convert as convert_file
 
-    click.echo(str(turn(source, target, to, lossy=lossy, overwrite=overwrite)))
+    click.echo(str(convert_file(source, target, to, lossy=lossy, overwrite=overwrite)))

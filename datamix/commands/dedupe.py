@@ -9,7 +9,7 @@ import click
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
-@click.option("-o", "--output", required=True, help="The file to write; the audit stands beside it.")
+@click.option("-o", "--output", required=True, help="The file to write; the audit is written beside it.")
 @click.option(
     "--threshold", type=float, default=0.8, show_default=True, help="Jaccard similarity of near duplicates."
 )
@@ -25,7 +25,7 @@ def dedupe(
     inputs: tuple[str, ...], output: str, threshold: float, exact_only: bool, scope: Any, keep: int, longest: bool,
     column: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
-    """Deduplicate files on their own, with the engine and the audit of a build."""
+    """Deduplicate plain files, with the engine and the audit of a build."""
     from datamix.dedup import DedupeSpec, NearSpec
     from datamix.jobs.deduplicate import deduplicate
 

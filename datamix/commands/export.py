@@ -34,9 +34,9 @@ def export(
     listed = write(out, [parse_format(f) for f in (*formats, *more)], cache, workers or 0, Screen())
     commands = (read_manifest(out) or {}).get("commands", {})
     for name in dict.fromkeys(entry["format"] for entry in listed):
-        own = [entry for entry in listed if entry["format"] == name]
-        kept = ", ".join(own[0]["keeps"]) or "nothing of the mixture"
-        size = short_bytes(sum(e["bytes"] for e in own))
-        click.echo(f"{name:<14} {len(own):>4} files {size:>10}   keeps {kept}")
+        files = [entry for entry in listed if entry["format"] == name]
+        keeps = ", ".join(files[0]["keeps"]) or "nothing of the mixture"
+        size = short_bytes(sum(e["bytes"] for e in files))
+        click.echo(f"{name:<14} {len(files):>4} files {size:>10}   keeps {keeps}")
         if name in commands:
             click.echo(f"{'':<15}next, in {out / name}: {commands[name]}")

@@ -21,7 +21,7 @@ from datamix.commands.options import PATH
 )
 @click.option("--overwrite", is_flag=True, help="Replace the recipe if it exists.")
 def init(paths: tuple[str, ...], output: Path, kind: str | None, overwrite: bool) -> None:
-    """Look into files or folders and write a commented recipe that builds as it stands."""
+    """Detect what files or folders hold and write a commented recipe that builds without an edit."""
     from datamix.jobs.init import write_recipe
 
     write_recipe(paths, kind, output, overwrite)

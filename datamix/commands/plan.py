@@ -13,10 +13,10 @@ from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS
 @click.argument("recipe", type=PATH)
 @click.option("--exact", is_flag=True, help="Prepare and encode first, so that every number is exact.")
 @click.option(
-    "--batch", type=click.IntRange(min=1), help="Also say what a global batch of this many rows holds."
+    "--batch", type=click.IntRange(min=1), help="Also show what a global batch of this many rows holds."
 )
 @click.option("--json", "as_json", is_flag=True, help="The plan as JSON.")
-@click.option("-o", "--output", type=PATH, help="The folder the set would stand in; default: ./NAME.")
+@click.option("-o", "--output", type=PATH, help="The folder of the set; default: ./NAME.")
 @CACHE
 @WORKERS
 @OVERRIDES
@@ -24,7 +24,7 @@ def plan(
     recipe: Path, exact: bool, batch: int | None, as_json: bool, output: Path | None, cache: Path | None, workers: int | None,
     overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Say what a build would do: every recipe error first, then the table of the mixture."""
+    """Show what a build would do: every recipe error first, then the table of the mixture."""
     from datamix.pipeline.opening import default_cache
     from datamix.pipeline.planning import make_plan
     from datamix.pipeline.progress import Screen
@@ -34,10 +34,10 @@ def plan(
 
     read = Recipe.read(recipe, overrides)
     out = output or Path(read.name)
-    made = make_plan(read, Options(out, cache or default_cache(out), workers or 0), exact, batch, Screen())
+    result = make_plan(read, Options(out, cache or default_cache(out), workers or 0), exact, batch, Screen())
     if as_json:
         import json
 
-        click.echo(json.dumps(made, ensure_ascii=False, indent=2))
+        click.echo(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        click.echo(plan_table(made))
+        click.echo(plan_table(result))

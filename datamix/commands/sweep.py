@@ -31,8 +31,8 @@ def sweep(
     recipe: Path, vary: str, output: Path | None, scale: float, cache: Path | None, workers: int | None,
     overrides: tuple[str, ...], overwrite: bool,
 ) -> None:  # fmt: skip
-    """Make a ladder of mixtures from one preparation; each is a virtual set, a schedule of a few bytes a row."""
-    from datamix.jobs.build import sweep as make
+    """Build a ladder of mixtures from one preparation; each is a virtual set, a schedule of a few bytes a row."""
+    from datamix.jobs.build import sweep as run_sweep
     from datamix.pipeline.opening import default_cache
     from datamix.pipeline.progress import Screen
     from datamix.pipeline.state import Options
@@ -42,4 +42,4 @@ def sweep(
     read = Recipe.read(recipe, overrides)
     out = output or Path(read.name)
     options = Options(out, cache or default_cache(out), workers or 0, overwrite=overwrite)
-    click.echo(ladder_table(make(read, vary, options, scale, Screen()), scale))
+    click.echo(ladder_table(run_sweep(read, vary, options, scale, Screen()), scale))

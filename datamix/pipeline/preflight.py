@@ -39,7 +39,7 @@ def preflight(recipe: Recipe) -> TokenizerFiles:
     except DatamixError as error:
         problems.append((("tokenizer",), str(error).removeprefix("tokenizer: ")))
     if tokenizer is None or problems:
-        raise RecipeError(recipe.told_all(problems))
+        raise RecipeError(recipe.format_problems(problems))
     return tokenizer
 
 

@@ -140,7 +140,7 @@ class Recipe(Model):
         recipe._base, recipe._name, recipe._document = base, name, document
         return recipe
 
-    def told_all(self, problems: Iterable[tuple[Key, str]]) -> str:
+    def format_problems(self, problems: Iterable[tuple[Key, str]]) -> str:
         """Problems of this recipe, one a line in the order of the file: file, line, key, what is wrong."""
         return format_problems(self._name, self._document, problems)
 
