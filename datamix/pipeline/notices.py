@@ -23,6 +23,7 @@ _DROPPED = {
 _NOTICED = {
     "special_text": "hold the text of a control token",
     "unwritten": "say something that the chat template leaves out",
+    "unwritten_tools": "define tools that the chat template leaves out",
 }
 
 

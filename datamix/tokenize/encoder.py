@@ -56,6 +56,7 @@ class EncodeSpec:
             "eos": files.eos_token_id,
             "named_tokens": [list(pair) for pair in files.named_tokens],
             "chat_template": files.chat_template_sha256,
+            "tool_template": files.tool_template,
             "loss_on": self.loss_on if self.kind == "sft" else None,
             "special_text": self.special_text,
             "inline_tags": self.inline_tags,
@@ -131,7 +132,8 @@ class Encoder:
         """Tokens of a batch of records, row for row at full length, and counts.
 
         Counts: ``special_text`` records that hold the text of a control token; ``unwritten`` records from
-        which the chat template omits some text; ``template: MESSAGE`` records that it refuses, by message.
+        which the chat template omits some text, ``unwritten_tools`` those whose tool definitions it omits;
+        ``template: MESSAGE`` records that it refuses, by message.
         """
         if record_kind == "text":
             return self._encode_texts(batch)
@@ -232,12 +234,12 @@ class Encoder:
     ) -> str | None:
         """Add a row, empty where the template fails; returns the reason, if any."""
         try:
-            rendered = self._renderer.render(conversation, purpose)
+            rendered = self._renderer_of(conversation).render(conversation, purpose)
         except TemplateFailure as failure:
             counts[f"template: {failure}"] += 1
             assembly.add_empty()
             return "template"
-        counts["unwritten"] += rendered.leaves_out
+        counts.update(rendered.unwritten)
         assembly.add(rendered.layout, rendered.texts)
         return None
 
@@ -250,20 +252,21 @@ class Encoder:
         counts: Counter[str],
     ) -> str | None:
         """Add the three rows of a pair, empty where the template fails; returns the reason, if any."""
+        renderer = self._renderer_of(prompt)
         try:
-            rendered = [self._renderer.render(prompt, "prompt")]
+            rendered = [renderer.render(prompt, "prompt")]
             for turns in (chosen, rejected):
                 if turns is not None:
                     whole = prompt.with_turns([*prompt.turns, *turns])
-                    rendered.append(self._renderer.render(whole, "completion", len(prompt.turns)))
+                    rendered.append(renderer.render(whole, "completion", len(prompt.turns)))
         except TemplateFailure as failure:
             counts[f"template: {failure}"] += 1
             assembly.add_empty(3)
             return "template"
-        counts["unwritten"] += any(chat.leaves_out for chat in rendered)
+        counts.update(frozenset().union(*(chat.unwritten for chat in rendered)))
         assembly.add(rendered[0].layout, rendered[0].texts)
         for chat in rendered[1:]:
-            assembly.add(self._renderer.trained_part(chat.layout), chat.texts)
+            assembly.add(renderer.trained_part(chat.layout), chat.texts)
         assembly.add_empty(3 - len(rendered))
         return None
 
@@ -292,14 +295,26 @@ class Encoder:
     def _assembly(self) -> Assembly:
         return Assembly(self.plain, self.control if self.spec.special_text == "allow" else None)
 
+    def _renderer_of(self, conversation: Conversation) -> ChatRenderer:
+        """The renderer of the template for a conversation: with tools the one named ``tool_use``."""
+        has_own = self.spec.tokenizer.tool_template is not None and conversation.tools
+        return self._tool_renderer if has_own else self._renderer
+
     @cached_property
     def _renderer(self) -> ChatRenderer:
+        return self._make_renderer(self.spec.tokenizer.chat_template)
+
+    @cached_property
+    def _tool_renderer(self) -> ChatRenderer:
+        return self._make_renderer(self.spec.tokenizer.tool_template)
+
+    def _make_renderer(self, template: str | None) -> ChatRenderer:
         files = self.spec.tokenizer
-        if files.chat_template is None:
+        if template is None:
             raise RecipeError(_no_template(files.name, "a source of conversations"))
         kwargs = orjson.loads(self.spec.chat_kwargs or "{}")
-        template = ChatTemplate(files.chat_template, files.named_tokens, kwargs)
-        return ChatRenderer(template, self.control, files.eos_token_id, self.plain.restarts_after_control)
+        chat = ChatTemplate(template, files.named_tokens, kwargs)
+        return ChatRenderer(chat, self.control, files.eos_token_id, self.plain.restarts_after_control)
 
     @cached_property
     def _inline_parse(self) -> InlineParse:

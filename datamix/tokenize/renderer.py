@@ -34,7 +34,7 @@ class RenderedChat:
 
     layout: Layout
     texts: list[str]
-    leaves_out: bool = False  # whether the template omits a text of the conversation
+    unwritten: frozenset[str] = frozenset()  # what the template omits: "unwritten" a text, "unwritten_tools"
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _ShapePlan:
     rendering: Rendering
     layout: Layout
     form: MessageForm
-    leaves_out: bool
+    unwritten: frozenset[str]
     is_confirmed: bool = False  # a record of this shape was rendered too, and was equal
 
 
@@ -87,10 +87,10 @@ class ChatRenderer:
         if isinstance(plan, str):
             raise TemplateFailure(plan)
         if plan.is_confirmed and self._dependence.ignores(texts):
-            return RenderedChat(plan.layout, texts, plan.leaves_out)
+            return RenderedChat(plan.layout, texts, plan.unwritten)
         if plan.rendering.fill(texts) == self._render_text(conversation, purpose, plan.form):
             plan.is_confirmed = True
-            return RenderedChat(plan.layout, texts, plan.leaves_out)
+            return RenderedChat(plan.layout, texts, plan.unwritten)
         return RenderedChat(self._render_alone(conversation, purpose, num_prompt_turns, plan.form), [])
 
     def trained_part(self, layout: Layout) -> Layout:
@@ -143,7 +143,10 @@ class ChatRenderer:
         full = placeholders.render(len(conversation.turns), purpose == "prompt")
         find = TurnFinder(placeholders, full, self._control, self.traits).spans
         layout = self._layout(_LayoutInput(conversation, purpose, num_prompt_turns, placeholders, full), find)
-        return _ShapePlan(full, layout, form, placeholders.leaves_out(full))
+        unwritten = {"unwritten"} if placeholders.leaves_out(full) else set()
+        if conversation.tools and not self.traits.writes_tools:
+            unwritten.add("unwritten_tools")
+        return _ShapePlan(full, layout, form, frozenset(unwritten))
 
     def _render_alone(
         self, conversation: Conversation, purpose: Purpose, num_prompt_turns: int, form: MessageForm

@@ -2,8 +2,9 @@
 
 A tokenizer is a folder with ``tokenizer.json`` (vocabulary, merges, added tokens) and, beside it, what
 transformers writes: ``tokenizer_config.json`` or ``special_tokens_map.json`` (which token is BOS, EOS, PAD)
-and the chat template (``chat_template.jinja``, or inside the config). Only JSON and text are read: no
-``AutoConfig``, no remote code.
+and the chat template (``chat_template.jinja``, or inside the config). Of several named templates two are
+used, as transformers does: ``default``, and ``tool_use`` for records with tools. Only JSON and text are read:
+no ``AutoConfig``, no remote code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from datamix.core.errors import RecipeError
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
-_HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_TOOL_USE = "additional_chat_templates/tool_use.jinja"
+_HUB_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    _TOOL_USE,
+)
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,9 @@ class TokenizerFiles:
     pad_token_id: int | None
     chat_template: str | None
     chat_template_sha256: str | None
-    named_tokens: tuple[
-        tuple[str, str], ...
-    ] = ()  # ("eos_token", "</s>"), ...: what chat templates may print
+    # ("eos_token", "</s>"), ...: what chat templates may print
+    named_tokens: tuple[tuple[str, str], ...] = ()
+    tool_template: str | None = None  # for records with tools, where the tokenizer has one of its own
 
 
 def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> TokenizerFiles:
@@ -58,7 +63,7 @@ def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> To
         )
     ids = _token_ids(spec)
     config, named = _config(folder)
-    template = _template(config, folder, Path(base), chat_template)
+    template, tool_template = _templates(config, folder, Path(base), chat_template)
     return TokenizerFiles(
         folder=str(folder),
         name=name,
@@ -70,6 +75,7 @@ def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> To
         chat_template=template,
         chat_template_sha256=None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         named_tokens=tuple(sorted(named.items())),
+        tool_template=tool_template,
     )
 
 
@@ -108,6 +114,9 @@ def copy_tokenizer(files: TokenizerFiles, folder: Path) -> None:
         )
     if files.chat_template is not None:
         (folder / "chat_template.jinja").write_text(files.chat_template, encoding="utf-8")
+    if files.tool_template is not None:
+        (folder / _TOOL_USE).parent.mkdir()
+        (folder / _TOOL_USE).write_text(files.tool_template, encoding="utf-8")
 
 
 @lru_cache(maxsize=1)
@@ -215,21 +224,28 @@ def _config(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return config, named
 
 
-def _template(config: dict[str, Any], folder: Path, base: Path, override: str | None) -> str | None:
+def _templates(
+    config: dict[str, Any], folder: Path, base: Path, override: str | None
+) -> tuple[str | None, str | None]:
+    """The chat template, and the one for records with tools where there is such."""
     if override is not None:
         path = base / Path(override).expanduser()
         if not path.is_file():
             raise RecipeError(
                 f"chat_template: there is no file {path}. Name a Jinja file, relative to the recipe."
             )
-        return _text(path)
-    if (folder / "chat_template.jinja").is_file():
-        return _text(folder / "chat_template.jinja")
+        return _text(path), None
     template = config.get("chat_template")
-    if isinstance(template, list):  # several by name: the one called default, as transformers does
+    named: dict[Any, Any] = {"default": template} if isinstance(template, str) else {}
+    if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    for name, path in (("default", folder / "chat_template.jinja"), ("tool_use", folder / _TOOL_USE)):
+        if path.is_file():
+            named[name] = _text(path)
+    default, tool_use = (
+        text if isinstance(text := named.get(name), str) else None for name in ("default", "tool_use")
+    )
+    return (tool_use, None) if default is None else (default, tool_use)
 
 
 def _text(path: Path) -> str:

@@ -289,3 +289,101 @@ def test_numbers_of_any_size_are_rendered_as_they_stood(tokenizers: dict[str, Pa
     encoder = make.encoder(tokenizers["qwen2.5"])
     row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
     assert encoder.decode(row["ids"]) == make.rendered(tokenizers["qwen2.5"], talk)
+
+
+TOOL_USE = (
+    "{{ 'TOOLS ' + tools | tojson }}\n" + "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}CALL {{ c.function.name }} {{ c.function.arguments | tojson }}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LOOKUP = [{"type": "function", "function": {"name": "lookup", "description": "d", "parameters": {}}}]
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "additional_chat_templates"])
+def test_of_named_templates_records_with_tools_take_the_one_for_tools(where: str, tmp_path: Path) -> None:
+    from encode_tokenizers import TEMPLATES, byte_level, save
+
+    from datamix.tokenize import copy_tokenizer, find_tokenizer
+
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    chatml = (TEMPLATES / "chatml.jinja").read_text(encoding="utf-8")
+    named: Any = {"eos_token": "<|im_end|>"}
+    if where == "tokenizer_config.json":
+        named["chat_template"] = [
+            {"name": "default", "template": chatml},
+            {"name": "tool_use", "template": TOOL_USE},
+        ]
+    folder = save(tokenizer, tmp_path / "tokenizer", None if named.get("chat_template") else chatml, named)
+    if where == "additional_chat_templates":
+        (folder / where).mkdir()
+        (folder / where / "tool_use.jinja").write_text(TOOL_USE, encoding="utf-8")
+    talk = [make.user("a"), make.assistant(None, tool_calls=[make.call("lookup", {"q": "b"})])]
+    (tmp_path / "copy").mkdir()
+    copy_tokenizer(find_tokenizer(str(folder), "."), tmp_path / "copy")
+    for place in (folder, tmp_path / "copy"):
+        encoder = make.encoder(place)
+        with_tools = encoder.encode(make.sft([talk], LOOKUP), "sft")[0].to_pylist()[0]
+        without = encoder.encode(make.sft([[make.user("a"), make.assistant("b")]]), "sft")[0].to_pylist()[0]
+        assert make.trained_text(encoder, with_tools) == ['CALL lookup {"q": "b"}<|im_end|>']
+        assert encoder.decode(with_tools["ids"]).startswith("TOOLS [")
+        assert (
+            encoder.decode(without["ids"])
+            == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+        )
+
+
+def test_tools_that_a_template_leaves_out_are_counted(tokenizers: dict[str, Path]) -> None:
+    talk = [make.user("a"), make.assistant("b")]
+    for name, expected in (("chatml", {"unwritten_tools": 1}), ("qwen2.5", {})):
+        counts = make.encoder(tokenizers[name]).encode(make.sft([talk], LOOKUP), "sft")[1]
+        assert counts == expected
+
+
+def test_a_call_is_read_in_the_form_that_renders(tmp_path: Path) -> None:
+    """Templates that join arguments as text, or content that must be there, read the record in that form."""
+    from encode_tokenizers import byte_level, save
+
+    joins = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ '' + m['content'] }}{% for c in m.tool_calls or [] %}"
+        "CALL {{ c.function.name + ' ' + c.function.arguments }}{% endfor %}<|im_end|>\n{% endfor %}"
+    )
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    encoder = make.encoder(save(tokenizer, tmp_path, joins, {"eos_token": "<|im_end|>"}))
+    talk = [make.user("a"), make.assistant(None, tool_calls=[make.call("查询", {"城市": "北京\n", "n": 3})])]
+    row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert make.trained_text(encoder, row) == ['CALL 查询 {"城市": "北京\\n", "n": 3}<|im_end|>']
+
+
+def test_a_call_that_is_written_by_its_id_is_not_lost(tmp_path: Path) -> None:
+    from encode_tokenizers import byte_level, save
+
+    by_id = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+        "<|call|>{{ c.id }}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|call|>"])
+    encoder = make.encoder(save(tokenizer, tmp_path, by_id, {"eos_token": "<|im_end|>"}))
+    calls = [make.call("lookup", {"q": "b"}, "lookup:0"), make.call("now", {}, "now:1")]
+    for given, written in (
+        (calls, '<|call|>lookup:0{"q": "b"}<|call|>now:1{}<|im_end|>'),
+        (calls[1:], "<|call|>now:1{}<|im_end|>"),
+    ):
+        talk = [make.user("a"), make.assistant(None, tool_calls=given)]
+        row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+        assert make.trained_text(encoder, row) == [written]
+
+
+def test_a_thought_without_its_opening_tag_is_read_where_the_template_reads_it(
+    tokenizers: dict[str, Path],
+) -> None:
+    talk = [make.user("a"), make.assistant("because\n</think>\n\nb")]
+    qwen3, r1 = (make.encoder(tokenizers[name]) for name in ("qwen3", "deepseek-r1"))
+    row = qwen3.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert make.trained_text(qwen3, row) == ["<think>\nbecause\n</think>\n\nb<|im_end|>"]
+    tokens, counts = r1.encode(make.sft([talk]), "sft")
+    assert tokens.column("reason").to_pylist() == ["template"]
+    assert any("cuts the thought" in name and "`chat_template`" in name for name in counts)
