@@ -387,3 +387,53 @@ def test_a_thought_without_its_opening_tag_is_read_where_the_template_reads_it(
     tokens, counts = r1.encode(make.sft([talk]), "sft")
     assert tokens.column("reason").to_pylist() == ["template"]
     assert any("cuts the thought" in name and "`chat_template`" in name for name in counts)
+
+
+HEADED = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+CLOSING = HEADED + (
+    "{% if m.role == 'assistant' %}<answer>{{ m.content }}</answer>{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OPENERS = (  # no token ends a turn: the opener of the next one does
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}"
+    "{{ c.function.arguments | tojson }}</call>{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+REPEATED = HEADED + (  # the header of a result repeats the name of the call; calls have a stop of their own
+    "{% if m.tool_calls %}to={{ m.tool_calls[0].function.name }}{{ m.tool_calls[0].function.arguments | tojson }}<|call|>"
+    "{% set ns.name = m.tool_calls[0].function.name %}{% elif m.role == 'tool' %}from {{ ns.name }}: {{ m.content }}<|im_end|>"
+    "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ASKED = [
+    make.user("a"),
+    make.assistant(None, tool_calls=[make.call("find", {"q": "b"})]),
+    make.tool("c", tool_call_id="abcdefghi"),
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "talk", "trained"),
+    [
+        (CLOSING, [make.user("a"), make.assistant("b")], ["<answer>b</answer><|im_end|>"]),
+        (
+            CLOSING,
+            [make.user("a"), make.assistant("b"), make.user("c"), make.assistant("")],
+            ["<answer>b</answer><|im_end|>", "<answer></answer><|im_end|>"],
+        ),
+        (OPENERS, ASKED[:2], ['<call>find{"q": "b"}</call><|tool|>']),
+        (OPENERS, [*ASKED, make.assistant("d")], ['<call>find{"q": "b"}</call><|tool|>', "d<|user|>"]),
+        (OPENERS, [*ASKED, make.assistant("d"), make.user("e")], ['<call>find{"q": "b"}</call><|tool|>', "d<|user|>"]),
+        (OPENERS, [*ASKED[:1], make.assistant("b"), make.assistant("c")], ["b", "c<|user|>"]),
+        ("{% set ns = namespace(name='') %}" + REPEATED, [*ASKED, make.assistant("d")], ['to=find{"q": "b"}<|call|>', "d<|im_end|>"]),
+    ],
+)  # fmt: skip
+def test_a_turn_is_trained_to_its_stop(
+    template: str, talk: list[Any], trained: list[str], tmp_path: Path
+) -> None:
+    from encode_tokenizers import byte_level, save
+
+    tokenizer = byte_level()
+    tokens = "<|endoftext|> <|im_start|> <|im_end|> <answer> </answer> <|user|> <|assistant|> <|tool|> <call> </call> <|call|>"
+    tokenizer.add_special_tokens(tokens.split())
+    encoder = make.encoder(save(tokenizer, tmp_path, template, {"eos_token": "<|endoftext|>"}))
+    row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    assert make.trained_text(encoder, row) == trained
