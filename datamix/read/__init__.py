@@ -1,29 +1,31 @@
-"""Bytes to rows in a fixed order: find files, tell what they hold, cut them, read them.
+"""Bytes to rows in a fixed order.
 
-``find`` gives paths, ``sniff`` what a path holds, ``cut`` its slices, ``read`` the rows of a slice and what could not be
-read among them. Nothing is guessed at and nothing is lost: every record is a value or a reject with its bytes.
+``find`` gives paths, ``sniff`` what a path holds, ``cut`` its slices, ``read`` the rows of a slice and what
+could not be read among them. Nothing is guessed at and nothing is lost: every record is a value or a reject
+with its bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from datamix.core.contracts import Rows, Slice
-from datamix.read.byte_blocks import stored_bytes
 from datamix.read.columnar import read_arrow, read_parquet
-from datamix.read.documents import read_document, read_extracted, read_warc
+from datamix.read.documents import read_document, read_warc
 from datamix.read.json_array import read_json
 from datamix.read.json_lines import Take, read_jsonl, read_lines
+from datamix.read.lines import as_stored, codec_of
 from datamix.read.listing import find
 from datamix.read.sniffing import Sniff, cut, sniff
-from datamix.read.storage import changed_while_read, explained, file_state, is_remote, sha256_of
+from datamix.read.storage import check_unchanged, explained, file_state, is_remote, sha256_of
 from datamix.read.tables import read_csv
 
 __all__ = ["DOCUMENTS", "Sniff", "cut", "file_state", "find", "read", "sha256_of", "sniff"]
 
 DOCUMENTS = ("text", "html", "pdf", "docx", "epub")  # containers whose files are one document each
-_READERS = {
+_READERS: dict[str, Callable[[Slice, int], Iterator[Rows]]] = {
     "jsonl": read_jsonl,
     "lines": read_lines,
     "json": read_json,
@@ -32,6 +34,7 @@ _READERS = {
     "arrow": read_arrow,
     "arrow_stream": read_arrow,
     "warc": read_warc,
+    **dict.fromkeys(DOCUMENTS, read_document),
 }
 
 
@@ -41,52 +44,30 @@ def read(
     """The slice's records in order, in chunks of at most ``chunk_records`` records and about 8 MiB.
 
     ``limit``: at most that many records, rejects counted. Records are counted from 0, lines from 1, both
-    inside the slice. ``take`` is offered the lines of JSON Lines in UTF-8 before they are parsed; what it makes of
-    them stands in ``Rows.taken``.
+    inside the slice. ``take`` is offered the lines of JSON Lines in UTF-8 before they are parsed; what it
+    makes of them is in ``Rows.taken``.
 
-    Raises: DataError where the file is missing, truncated or damaged.
+    Raises DataError where the file is missing, truncated or damaged.
     """
+    reader = _READERS[piece.container]
+    if piece.container == "jsonl" and limit is None and codec_of(piece.encoding) == "utf-8":
+        reader = partial(read_jsonl, take=take)
     if limit is not None:
         chunk_records = max(min(chunk_records, limit), 1)
-    with explained(piece.path), _remote_unchanged(piece):
-        if piece.container == "text":
-            chunks = read_document(piece)
-        elif piece.container in DOCUMENTS:
-            chunks = read_extracted(piece)
-        elif piece.container == "jsonl" and limit is None and stored_bytes(piece.encoding) is None:
-            chunks = read_jsonl(piece, chunk_records, take)
-        else:
-            chunks = _READERS[piece.container](piece, chunk_records)
-        for rows in chunks:
+    # a URL has no descriptor to compare: its state is asked for before and after it is read
+    watched = piece.state if is_remote(piece.path) else ()
+    with explained(piece.path):
+        check_unchanged(piece.path, watched)
+        for rows in reader(piece, chunk_records):
+            rows = as_stored(rows, piece.encoding)
             if limit is None:
                 yield rows
                 continue
-            rows = _first(rows, limit)
-            if rows.values or rows.rejects:
-                yield rows
-            last = max([*rows.records[-1:], *(r.record for r in rows.rejects[-1:])], default=limit)
-            if last + 1 >= limit:
-                return
-
-
-@contextmanager
-def _remote_unchanged(piece: Slice) -> Iterator[None]:
-    """A URL has no descriptor to compare: its state is asked for before and after it is read."""
-    watched = bool(piece.state) and is_remote(piece.path)
-    if watched and file_state(piece.path) != tuple(piece.state):
-        raise changed_while_read(piece.path)
-    yield
-    if watched and file_state(piece.path) != tuple(piece.state):
-        raise changed_while_read(piece.path)
-
-
-def _first(rows: Rows, limit: int) -> Rows:
-    """What of a chunk stands before record ``limit``."""
-    count = sum(1 for record in rows.records if record < limit)
-    return Rows(
-        rows.values[:count],
-        rows.records[:count],
-        rows.lines[:count],
-        rows.raws[:count],
-        [reject for reject in rows.rejects if reject.record < limit],
-    )
+            count = bisect_left(rows.records, limit)
+            part = (rows.values[:count], rows.records[:count], rows.lines[:count], rows.raws[:count])
+            rejects = [reject for reject in rows.rejects if reject.record < limit]
+            if count or rejects:
+                yield Rows(*part, rejects)
+            if max([*rows.records[-1:], *(r.record for r in rows.rejects[-1:])], default=limit) + 1 >= limit:
+                break
+        check_unchanged(piece.path, watched)

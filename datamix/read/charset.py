@@ -1,9 +1,10 @@
-"""Which encoding a file's head is in, when nobody said.
+"""Which encoding a file's head is in, where the recipe does not name one.
 
-In this order: a byte order mark; UTF-16 by where its zeros stand; UTF-8 by being valid (or by more valid than broken
-sequences: a few bad bytes are bad records, not another encoding); Chinese by how many of its characters are among the
-commonest, which decides between GB18030 and Big5 on a dozen characters and never takes one for the other; Latin-1 and
-Windows-1252 by accents that stand alone between letters; and charset-normalizer, among few candidates, for the rest.
+In this order: a byte order mark; UTF-16 by where its zeros are; UTF-8 by being valid (or by more valid than
+broken sequences: a few bad bytes are bad records, not another encoding); Chinese by how many of its
+characters are among the commonest, which decides between GB18030 and Big5 on a dozen characters and never
+takes one for the other; Japanese by its kana; Latin-1 and Windows-1252 by accents between letters; and
+charset-normalizer, among few candidates, for the rest.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 
 from datamix.core.errors import DataError
 
-_COMMON = (
+_COMMON = frozenset(
     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之年过发后作里用道行所然家种事成方多经么去"
     "法学如都同现当没动面起看定天分还进好小部其些主样理心她本前开但因只从想实日军者意无力它与长把机十民第公此已工使情明性知全三又关"
     "点正业外将两高间由问很最重并物手应战向头文体政美相见被利什二等产或新己制身果加西斯月话合回特代内信表化老给世位次度门任常先海通"
@@ -24,8 +25,8 @@ _COMMON = (
     "結務場計資統區隊書聽達強難權設記類據邊張該規萬術領確傳師觀讓識帶導爭運請謝嗎這醫藥嗎谢请吗医药病症痛疗您"
     "，。、！？：；“”（）《》「」"
 )
-_COMMON_SET = frozenset(_COMMON)
 _CHINESE = ("gb18030", "big5")
+_JAPANESE = ("shift_jis", "euc_jp")
 _OTHERS = ["shift_jis", "euc_jp", "cp949", "cp1251", "koi8_r", "cp1252", "cp1250", "gb18030", "big5"]
 _SAMPLE_BYTES = 64 << 10  # from the first byte that is not ASCII
 _ENOUGH_COMMON = 0.2  # of running Chinese text it is 0.5 or more, of the wrong decoding 0.05 or less
@@ -37,7 +38,7 @@ _ESCAPED = re.compile("[\udc80-\udcff]")
 def detect_encoding(head: bytes, path: str) -> str:
     """The codec's name: utf-8, utf-8-sig, utf-16-le, utf-16-be, gb18030, big5, cp1252, latin-1, ...
 
-    Raises: DataError for UTF-32.
+    Raises DataError for UTF-32.
     """
     if head.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
         raise DataError(f"{path}: is UTF-32, which is not read. Save it as UTF-8.")
@@ -51,12 +52,15 @@ def detect_encoding(head: bytes, path: str) -> str:
         return "gb18030"
     if head.isascii():
         return _utf16_by_zeros(head) or "utf-8"
-    known = _utf16_by_zeros(head) or _utf8(head)
+    known = _utf16_by_zeros(head)
     if known is not None:
         return known
+    text = _decoded(head, "utf-8")
+    broken = len(_ESCAPED.findall(text))
+    if broken == 0 or sum(1 for c in text if c >= "\x80") > 2 * broken:
+        return "utf-8"
     first = next(re.finditer(rb"[\x80-\xff]", head)).start()
-    sample = head[first : first + _SAMPLE_BYTES]
-    return _chinese(sample) or _japanese(sample) or _western(sample) or _other(sample)
+    return _legacy(head[first : first + _SAMPLE_BYTES])
 
 
 def _utf16_by_zeros(head: bytes) -> str | None:
@@ -73,54 +77,31 @@ def _utf16_by_zeros(head: bytes) -> str | None:
     return encoding
 
 
-def _utf8(head: bytes) -> str | None:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-        return "utf-8"
-    except UnicodeDecodeError:
-        pass
-    text = _decoded(head, "utf-8")
-    broken = len(_ESCAPED.findall(text))
-    valid = sum(1 for c in text if c >= "\x80") - broken
-    return "utf-8" if valid > broken else None
-
-
-def _chinese(head: bytes) -> str | None:
-    shares = {encoding: _common_share(head, encoding) for encoding in _CHINESE}
-    best = max(_CHINESE, key=lambda encoding: shares[encoding])
-    return best if shares[best] >= _ENOUGH_COMMON else None
-
-
-def _common_share(head: bytes, encoding: str) -> float:
-    foreign = [c for c in _decoded(head, encoding) if c >= "\x80"]
-    return sum(1 for c in foreign if c in _COMMON_SET) / max(len(foreign), 1)
-
-
-def _japanese(head: bytes) -> str | None:
-    for encoding in ("shift_jis", "euc_jp"):
-        foreign = [c for c in _decoded(head, encoding) if c >= "\x80"]
-        if sum(1 for c in foreign if "\u3041" <= c <= "\u30ff") >= _ENOUGH_KANA * len(foreign):
+def _legacy(sample: bytes) -> str:
+    """The encoding of text that is not Unicode."""
+    foreign = {
+        encoding: [c for c in _decoded(sample, encoding) if c >= "\x80"]
+        for encoding in (*_CHINESE, *_JAPANESE)
+    }
+    common = {e: sum(c in _COMMON for c in foreign[e]) / max(len(foreign[e]), 1) for e in _CHINESE}
+    best = max(_CHINESE, key=lambda encoding: common[encoding])
+    if common[best] >= _ENOUGH_COMMON:
+        return best
+    for encoding in _JAPANESE:
+        if sum("\u3041" <= c <= "\u30ff" for c in foreign[encoding]) >= _ENOUGH_KANA * len(foreign[encoding]):
             return encoding
-    return None
-
-
-def _western(head: bytes) -> str | None:
-    """Latin-1 or Windows-1252, where most high bytes stand alone beside ASCII letters."""
-    letters = head.translate(_WITHOUT_QUOTES)
+    letters = sample.translate(_WITHOUT_QUOTES)
     high = len(re.findall(rb"[\x80-\xff]", letters))
     alone = len(re.findall(rb"(?<![\x80-\xff])[\xc0-\xff](?![\x80-\xff])", letters))
-    if alone * 4 < high * 3:
-        return None
-    if re.search(rb"[\x80-\x9f]", head) is None:
-        return "latin-1"
-    return None if re.search(rb"[\x81\x8d\x8f\x90\x9d]", head) else "cp1252"
+    if alone * 4 >= high * 3:  # accents between ASCII letters
+        if re.search(rb"[\x80-\x9f]", sample) is None:
+            return "latin-1"
+        if re.search(rb"[\x81\x8d\x8f\x90\x9d]", sample) is None:
+            return "cp1252"
+    from charset_normalizer import from_bytes  # slow to import, and seldom needed
 
-
-def _other(head: bytes) -> str:
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(head, cp_isolation=_OTHERS, enable_fallback=False).best()
-    return best.encoding if best is not None else "utf-8"
+    match = from_bytes(sample, cp_isolation=_OTHERS, enable_fallback=False).best()
+    return match.encoding if match is not None else "utf-8"
 
 
 def _decoded(head: bytes, encoding: str) -> str:

@@ -1,9 +1,9 @@
 """Parquet and Arrow files to rows, a batch at a time.
 
-A slice is a range of row groups (Parquet) or record batches (Arrow file). Values that JSON lacks are told in
-text: times and dates in ISO 8601, decimals by their digits, bytes as UTF-8 or else base64; NaN, which pandas writes for
-"missing", is null. A compressed Parquet or Arrow file is unpacked into an unnamed temporary file first, since both are read
-from their end.
+A slice is a range of row groups (Parquet) or record batches (Arrow file). Values that JSON lacks become
+text: times and dates in ISO 8601, decimals by their digits, bytes as UTF-8 or else base64; NaN, which
+pandas writes for "missing", is null. A compressed Parquet or Arrow file is unpacked into an unnamed
+temporary file first, since both are read from their end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from datamix.read.storage import State, check_unchanged, is_remote, open_file
 
 def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     """The rows of a range of row groups."""
-    with _explained(piece.path), _opened(piece.path, piece.compression, piece.state) as source:
+    with _opened(piece.path, piece.compression, piece.state) as source:
         parquet = pq.ParquetFile(source)
         stop = parquet.num_row_groups if piece.stop is None else piece.stop
         groups = list(range(piece.start, min(stop, parquet.num_row_groups)))
@@ -37,10 +37,13 @@ def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
 
 def read_arrow(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     """The rows of a range of record batches of an Arrow file, or of a whole Arrow stream."""
-    with _explained(piece.path), _opened(piece.path, piece.compression, piece.state) as source:
+    with _opened(piece.path, piece.compression, piece.state) as source:
         if piece.container == "arrow_stream":
             yield from _rows(pa.ipc.open_stream(source), chunk_records)
-            _check_end_of_stream(source)
+            # a stream cut between two batches reads without an error: only its missing end mark shows it
+            source.seek(max(source.tell() - 8, 0))
+            if source.read(8) != b"\xff\xff\xff\xff\x00\x00\x00\x00":
+                raise pa.ArrowInvalid("the stream has no end mark")
             return
         file = pa.ipc.open_file(source)
         stop = file.num_record_batches if piece.stop is None else piece.stop
@@ -48,17 +51,9 @@ def read_arrow(piece: Slice, chunk_records: int) -> Iterator[Rows]:
         yield from _rows((file.get_batch(i) for i in indices), chunk_records)
 
 
-def _check_end_of_stream(source: Any) -> None:
-    """A stream that was cut between two batches reads without an error; only its missing end mark tells."""
-    position = source.tell()
-    source.seek(max(position - 8, 0))
-    if source.read(8) != b"\xff\xff\xff\xff\x00\x00\x00\x00":
-        raise pa.ArrowInvalid("the stream has no end mark")
-
-
 def num_parts(path: str, container: str) -> tuple[int, list[int]]:
-    """How many row groups or batches a file has, and the bytes of each where the file says them."""
-    with _explained(path), _opened(path, None) as source:
+    """How many row groups or batches a file has, and the bytes of each where the file stores them."""
+    with _opened(path, None) as source:
         if container == "parquet":
             metadata = pq.ParquetFile(source).metadata
             sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
@@ -71,68 +66,71 @@ def _rows(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[Row
     for batch in batches:
         for start in range(0, batch.num_rows, chunk_records):
             part = batch.slice(start, chunk_records)
-            rows = _chunk(part, record)
+            rejects = _not_utf8(part, record)
+            bad = {reject.record - record for reject in rejects}
+            sound = [i for i in range(part.num_rows) if i not in bad]
+            values = _values(part.take(pa.array(sound, pa.int64())) if bad else part)
+            records = [record + i for i in sound]
+            yield Rows(values, records, [None] * len(sound), [b""] * len(sound), rejects)
             record += part.num_rows
-            yield rows
 
 
-def _chunk(batch: pa.RecordBatch, record: int) -> Rows:
-    count = batch.num_rows
+def _not_utf8(batch: pa.RecordBatch, record: int) -> list[Reject]:
+    """Rejects for rows with text that is not UTF-8. Raises ArrowInvalid where the file is damaged."""
     try:
         batch.validate(full=True)  # offsets of a damaged file point anywhere in memory
-    except pa.ArrowInvalid as error:
-        if "UTF8" not in str(error):
-            raise
-        return _careful_chunk(batch, record)
-    values = _values(batch)
-    return Rows(values, list(range(record, record + count)), [None] * count, [b""] * count)
-
-
-def _careful_chunk(batch: pa.RecordBatch, record: int) -> Rows:
-    """Row by row, where one of them holds a string that is not UTF-8."""
-    rows = Rows([], [], [], [])
-    for i in range(batch.num_rows):
-        row = batch.slice(i, 1)
-        try:
-            row.validate(full=True)
-        except pa.ArrowInvalid as error:
-            if "UTF8" not in str(error):
-                raise
-            rows.rejects.append(_not_utf8(row, record + i))
-            continue
-        rows.values.extend(_values(row))
-        rows.records.append(record + i)
-        rows.lines.append(None)
-        rows.raws.append(b"")
-    return rows
-
-
-def _not_utf8(row: pa.RecordBatch, record: int) -> Reject:
-    for name, column in zip(row.schema.names, row.columns, strict=True):
-        try:
+        return []
+    except pa.ArrowInvalid:
+        columns = [column.view(_as_bytes(column.type)) for column in batch.columns]
+        for column in columns:
             column.validate(full=True)
-        except pa.ArrowInvalid:
-            is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            raw = column.cast(pa.large_binary())[0].as_py() if is_text else b""
-            return Reject(record, None, "utf8", f"column {name!r} holds bytes that are not UTF-8", raw)
-    return Reject(record, None, "utf8", "a column holds bytes that are not UTF-8", b"")
+    rejects: list[Reject] = []
+    for i in range(batch.num_rows):
+        for name, text, raw in zip(batch.schema.names, batch.columns, columns, strict=True):
+            try:
+                text.slice(i, 1).validate(full=True)
+            except pa.ArrowInvalid:
+                stored = raw[i].as_py()
+                detail = f"column {name!r} holds bytes that are not UTF-8"
+                rejects.append(
+                    Reject(record + i, None, "utf8", detail, stored if isinstance(stored, bytes) else b"")
+                )
+                break
+    return rejects
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """A type with binary in the place of text: the same memory without the promise of UTF-8."""
+    types = pa.types
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(_as_bytes(kind.key_type), _as_bytes(kind.item_type))
+    if types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _as_bytes(kind.value_type), kind.ordered)
+    for is_list, make in ((types.is_list, pa.list_), (types.is_large_list, pa.large_list)):
+        if is_list(kind):
+            return make(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_as_bytes(kind.value_type)), kind.list_size)
+    return {
+        pa.string(): pa.binary(),
+        pa.large_string(): pa.large_binary(),
+        pa.string_view(): pa.binary_view(),
+    }.get(kind, kind)
 
 
 def _values(batch: pa.RecordBatch) -> list[Any]:
-    values: list[Any] = _without_nan(batch).to_pylist()
-    if all(_is_json(field.type) for field in batch.schema):
-        return values
-    return [_plain(value) for value in values]
-
-
-def _without_nan(batch: pa.RecordBatch) -> pa.RecordBatch:
     columns = [
         pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         if pa.types.is_floating(column.type)
         else column
         for column in batch.columns
     ]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    values: list[Any] = pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
+    if all(_is_json(field.type) for field in batch.schema):
+        return values
+    return [_plain(value) for value in values]
 
 
 def _is_json(kind: pa.DataType) -> bool:
@@ -169,30 +167,27 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def _opened(path: str, compression: str | None, state: State = ()) -> Iterator[Any]:
-    if compression is not None:
-        with open_stream(path, compression, state) as stream, tempfile.TemporaryFile() as unpacked:
-            for block in full_blocks(stream):
-                unpacked.write(block)
-            unpacked.seek(0)
-            yield pa.PythonFile(unpacked, "r")
-    elif is_remote(path):
-        with open_file(path) as stored:
-            yield pa.PythonFile(stored, "r")
-    else:
-        with pa.OSFile(path, "rb") as local:
-            check_unchanged(path, state, os.fstat(local.fileno()))
-            yield local
-            check_unchanged(path, state, os.fstat(local.fileno()))
-
-
-@contextmanager
-def _explained(path: str) -> Iterator[None]:
+    """A file that Arrow can seek in; what Arrow throws while it is read becomes a DataError."""
     try:
-        yield
+        if compression is not None:
+            with open_stream(path, compression, state) as stream, tempfile.TemporaryFile() as unpacked:
+                for block in full_blocks(stream):
+                    unpacked.write(block)
+                unpacked.seek(0)
+                yield pa.PythonFile(unpacked, "r")
+        elif is_remote(path):
+            with open_file(path) as stored:
+                yield pa.PythonFile(stored, "r")
+        else:
+            with pa.OSFile(path, "rb") as local:
+                check_unchanged(path, state, os.fstat(local.fileno()))
+                yield local
+                check_unchanged(path, state, os.fstat(local.fileno()))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        said = " ".join(str(error).split())[:300].rstrip(".")
+        detail = " ".join(str(error).split())[:300].rstrip(".")
         raise DataError(
-            f"{mask_url(path)}: damaged or truncated: {said}. Download or copy it again, or write it again with pyarrow."
+            f"{mask_url(path)}: damaged or truncated: {detail}. Download or copy it again, or write it again "
+            "with pyarrow."
         ) from error

@@ -1,9 +1,9 @@
-"""Decompress as a stream, and never take a cut file for a whole one.
+"""Decompress as a stream; a truncated file is an error, never a shorter one.
 
-gzip, zstd and lz4 go through Arrow's codecs: they bound what one read can return (a bomb stays a stream), read
-files of several members or frames, and raise at an end that comes too early. ``zstandard``'s own reader does not: a file
-cut at a block border ends there in silence. xz and bz2 go through the standard library's decoders with the same care
-(Arrow's bz2 fails on an empty member).
+gzip, zstd and lz4 go through Arrow's codecs: they bound what one read can return (a bomb stays a stream),
+read files of several members or frames, and raise at an end that comes too early. ``zstandard``'s
+reader does not: a file cut at a block border ends there in silence. xz and bz2 go through the standard
+library's decoders with the same care (Arrow's bz2 fails on an empty member).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def compression_of(head: bytes) -> str | None:
 def open_stream(path: str, compression: str | None, state: State = ()) -> ByteStream:
     """Open a file as a stream of decompressed bytes; ``state`` as in ``open_file``.
 
-    Raises: DataError (at the read that meets it) where the file is truncated or damaged.
+    Raises DataError (at the read that meets it) where the file is truncated or damaged.
     """
     if compression is None:
         return open_file(path, state)
@@ -75,7 +75,7 @@ def open_stream(path: str, compression: str | None, state: State = ()) -> ByteSt
 
 
 def full_blocks(stream: ByteStream) -> Iterator[bytes]:
-    """The rest of a stream in blocks of exactly ``BLOCK_BYTES`` but for the last, whatever its reads return."""
+    """The rest of a stream in blocks of exactly ``BLOCK_BYTES`` but for the last."""
     while block := stream.read(BLOCK_BYTES):
         while len(block) < BLOCK_BYTES and (more := stream.read(BLOCK_BYTES - len(block))):
             block += more
@@ -83,7 +83,7 @@ def full_blocks(stream: ByteStream) -> Iterator[bytes]:
 
 
 class _Checked:
-    """A decompressing stream whose failures say which file and what to do."""
+    """A decompressing stream whose errors name the file and what to do."""
 
     def __init__(self, path: str, stream: Any, check: Callable[[], None] | None = None) -> None:
         self._path = path
@@ -94,19 +94,12 @@ class _Checked:
         try:
             block: bytes = self._stream.read(num_bytes)
         except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
-            said = str(error)
-            if "runcated" in said or isinstance(error, EOFError):
-                raise DataError(
-                    f"{mask_url(self._path)}: truncated: the compressed file ends before its contents do. "
-                    "Download or copy it again; nothing of it was used."
-                ) from error
-            if "emory" in said:
-                raise DataError(
-                    f"{mask_url(self._path)}: needs more memory to decompress than is safe (a zstd window above "
-                    "128 MiB, an xz dictionary above 512 MiB). Compress it again at an ordinary level."
-                ) from error
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise DataError(
-                f"{mask_url(self._path)}: damaged: {said.rstrip('.')}. Download or copy it again."
+                f"{mask_url(self._path)}: damaged or truncated: {str(error).rstrip('.')}. Nothing of it was "
+                "used: download or copy it again. If it needs more memory than is safe (a zstd window above 128 "
+                "MiB, an xz dictionary above 512 MiB), compress it again at an ordinary level."
             ) from error
         return block
 
@@ -129,35 +122,34 @@ class _Members:
     def __init__(self, stored: BinaryIO, compression: str) -> None:
         self._stored = stored
         self._compression = compression
-        self._decoder = self._new_decoder()
         self._pending = b""
+        self._begin_member()
 
-    def _new_decoder(self) -> bz2.BZ2Decompressor | lzma.LZMADecompressor:
-        if self._compression == "bz2":
-            return bz2.BZ2Decompressor()
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+    def _begin_member(self) -> None:
+        self._decoder: bz2.BZ2Decompressor | lzma.LZMADecompressor = (
+            bz2.BZ2Decompressor()
+            if self._compression == "bz2"
+            else lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)
+        )
 
     def read(self, num_bytes: int) -> bytes:
-        while not self._decoder.eof or self._next_member():
+        while True:
+            if self._decoder.eof:
+                rest = self._decoder.unused_data.lstrip(b"\x00")
+                while not rest:
+                    block = self._stored.read(_FED_BYTES)
+                    if not block:
+                        return b""
+                    rest = block.lstrip(b"\x00")
+                self._begin_member()
+                self._pending = rest
             fed, self._pending = self._pending, b""
             if not fed and self._decoder.needs_input:
                 fed = self._stored.read(_FED_BYTES)
                 if not fed:
-                    raise EOFError("Truncated compressed stream")
+                    raise EOFError("the compressed file ends before its contents do")
             if block := self._decoder.decompress(fed, num_bytes):
                 return block
-        return b""
-
-    def _next_member(self) -> bool:
-        rest = self._decoder.unused_data.lstrip(b"\x00")
-        while not rest:
-            block = self._stored.read(_FED_BYTES)
-            if not block:
-                return False
-            rest = block.lstrip(b"\x00")
-        self._decoder = self._new_decoder()
-        self._pending = rest
-        return True
 
     def close(self) -> None:
         self._stored.close()

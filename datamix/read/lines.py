@@ -1,17 +1,120 @@
-"""Blocks of bytes into lines, at the speed of ``bytes.split``, with a bound on the longest.
+"""The bytes of a slice as UTF-8 blocks and as lines, at the speed of ``bytes.split``.
 
-Only ``\n`` ends a line: U+2028, U+2029, U+0085 and form feeds stand inside JSON strings and texts, and splitting on
-them (as ``str.splitlines`` does) tears records. Memory: one block and one line of at most ``MAX_RECORD_BYTES``.
+A byte range holds the lines that *begin* in it: reading starts one byte early and drops everything through
+the first newline, and runs on past the end through the newline that closes the last line. So any cut of a
+file gives the same lines. Encodings other than UTF-8 are transcoded block by block; what cannot be decoded
+becomes a surrogate, which is not valid UTF-8, so that exactly the records that hold it are rejected and
+``as_stored`` gives their bytes back.
+
+Only ``\\n`` ends a line: U+2028, U+2029, U+0085 and form feeds occur inside JSON strings and texts, and
+splitting on them (as ``str.splitlines`` does) tears records. Memory: one block and one line of at most
+``MAX_RECORD_BYTES``.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from datamix.core.contracts import Rows, Slice
+from datamix.read.decompress import full_blocks, open_stream
 
 MAX_RECORD_BYTES = 64 << 20  # a longer line or element is rejected as ``too_long``
-KEPT_BYTES = 64 << 10  # how much of it is kept
+LONG_HEAD_BYTES = 64 << 10  # how much of it goes to ``rejects/``
+_BOMS = {
+    "utf-8": b"\xef\xbb\xbf",
+    "utf-16-le": b"\xff\xfe",
+    "utf-16-be": b"\xfe\xff",
+    "gb18030": b"\x841\x953",
+}
+_WIDE = ("utf-16-le", "utf-16-be")
+
+
+def codec_of(encoding: str) -> str:
+    """The codec without a byte order mark: ``utf-8-sig`` -> ``utf-8``."""
+    return "utf-8" if encoding == "utf-8-sig" else encoding
+
+
+def is_wide(encoding: str) -> bool:
+    """Whether a newline is more than one byte, so that a file may not be cut at bytes."""
+    return codec_of(encoding) in _WIDE
+
+
+def utf8_blocks(piece: Slice) -> Iterator[bytes]:
+    """Non-empty blocks that join to the slice's bytes in UTF-8, without a byte order mark."""
+    encoding = codec_of(piece.encoding)
+    errors = "surrogatepass" if encoding in _WIDE else "surrogateescape"
+    decoder = None if encoding == "utf-8" else codecs.getincrementaldecoder(encoding)(errors)
+    mark = _BOMS.get(encoding, b"") if piece.start == 0 else b""
+    for block in _blocks_of_lines(piece):
+        block, mark = block.removeprefix(mark), b""
+        if decoder is not None:
+            block = decoder.decode(block).encode("utf-8", "surrogatepass")
+        if block:
+            yield block
+    if decoder is not None:
+        try:
+            rest = decoder.decode(b"", final=True)
+        except UnicodeDecodeError:  # half a UTF-16 unit at the end of the file
+            rest = "\udcff"
+        if rest:
+            yield rest.encode("utf-8", "surrogatepass")
+
+
+def as_stored(rows: Rows, encoding: str) -> Rows:
+    """The same rows with their bytes as stored, where a file was transcoded to be read.
+
+    The head of a record above the bound may end inside a character and stays as it is.
+    """
+    codec = codec_of(encoding)
+    if codec == "utf-8":
+        return rows
+    errors = "surrogatepass" if codec in _WIDE else "surrogateescape"
+
+    def restore(raw: bytes) -> bytes:
+        return raw.decode("utf-8", "surrogatepass").encode(codec, errors)
+
+    rejects = [
+        reject
+        if reject.reason == "too_long"
+        else replace(
+            reject,
+            reason="encoding" if reject.reason == "utf8" else reject.reason,
+            raw=restore(reject.raw),
+        )
+        for reject in rows.rejects
+    ]
+    return replace(rows, raws=list(map(restore, rows.raws)), rejects=rejects)
+
+
+def _blocks_of_lines(piece: Slice) -> Iterator[bytes]:
+    """The bytes of the lines that begin in the slice; the first block holds at least the first line."""
+    with open_stream(piece.path, piece.compression, piece.state) as stream:
+        if piece.start == 0 and piece.stop is None:
+            yield from full_blocks(stream)
+            return
+        end = max(piece.start - 1, 0)
+        stream.seek(end)  # type: ignore[attr-defined]  # only uncompressed files are cut
+        is_inside = piece.start == 0
+        for block in full_blocks(stream):
+            start, end = end, end + len(block)
+            if not is_inside:
+                newline = block.find(b"\n")
+                if newline < 0:
+                    continue
+                start += newline + 1
+                if piece.stop is not None and start >= piece.stop:
+                    return
+                block, is_inside = block[newline + 1 :], True
+            if piece.stop is not None and end >= piece.stop:
+                last = block.find(b"\n", max(piece.stop - 1 - start, 0))
+                if last >= 0:
+                    yield block[: last + 1]
+                    return
+            if block:
+                yield block
 
 
 @dataclass(frozen=True)
@@ -35,19 +138,19 @@ class Tail:
 
 
 class Overflow:
-    """Takes a too long record in, piece by piece, and remembers only what ``LongLine`` says."""
+    """Takes in a record above the bound, part by part; stores only what ``LongLine`` holds."""
 
-    def __init__(self, pieces: Iterable[bytes] = ()) -> None:
+    def __init__(self, parts: Iterable[bytes] = ()) -> None:
         self._head = b""
         self._num_bytes = 0
         self._state = hashlib.sha256()
-        for piece in pieces:
-            self.add(piece)
+        for part in parts:
+            self.add(part)
 
-    def add(self, piece: bytes) -> None:
-        self._head += piece[: KEPT_BYTES - len(self._head)]
-        self._num_bytes += len(piece)
-        self._state.update(piece)
+    def add(self, part: bytes) -> None:
+        self._head += part[: LONG_HEAD_BYTES - len(self._head)]
+        self._num_bytes += len(part)
+        self._state.update(part)
 
     def close(self) -> LongLine:
         return LongLine(self._head, self._num_bytes, self._state.hexdigest())

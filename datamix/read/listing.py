@@ -1,8 +1,9 @@
 """Paths of a recipe to files, in one order on every machine: sorted by their UTF-8 bytes, each once.
 
 A plain file is taken as it is named. A glob (``**`` too) matches files only. A folder is walked, links
-followed, hidden names skipped; of what lies in a data folder but is not data (a README, a licence, the bookkeeping of
-``save_to_disk`` and of LLaMA-Factory) nothing is taken where data stands beside it. One listing a folder, no look into files.
+followed, hidden names skipped; what is in a data folder but is not data (a README, a licence, the
+bookkeeping of ``save_to_disk`` and of LLaMA-Factory) is skipped where data is beside it. One listing a
+folder; no file is opened.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from datamix.core.errors import RecipeError, mask_secrets, mask_url
 from datamix.read.storage import explained, filesystem_of, is_remote
@@ -31,39 +31,33 @@ _DATA = re.compile(
 def find(paths: Sequence[str], base: str) -> list[str]:
     """Files that ``paths`` mean: globs, folders, plain files (relative to ``base``) and fsspec URLs.
 
-    Raises: RecipeError where one of them matches nothing, naming it and the nearest name that exists.
+    Raises RecipeError where one of them matches nothing, naming it and the nearest name that exists.
     """
-    found: set[str] = set()
+    files: set[str] = set()
     for path in paths:
-        found.update(_remote(path) if is_remote(path) else _local(path, base))
-    return sorted(found, key=lambda path: path.encode("utf-8", "surrogateescape"))
-
-
-def _local(path: str, base: str) -> Iterator[str]:
-    full = os.path.normpath(os.path.join(base, os.path.expanduser(path)))
-    if os.path.isdir(full):
-        files = _data_files(list(_walk(full, set())), full)
-        if not files:
-            raise RecipeError(f"path {path!r}: the folder holds no files (hidden ones are skipped).")
-        yield from files
-    elif os.path.lexists(full):
-        yield full
-    elif _MAGIC.search(path):
-        yield from _globbed(path, full)
-    else:
-        raise RecipeError(f"path {path!r}: there is no such file or folder{_nearest(full)}.")
-
-
-def _globbed(path: str, full: str) -> list[str]:
-    matches = glob.glob(full, recursive=True)
-    files = [os.path.normpath(match) for match in matches if not os.path.isdir(match)]
-    if files:
-        return files
-    if matches:
-        raise RecipeError(
-            f"path {path!r}: matches folders only. To take the files in them write {path.rstrip('/') + '/**'!r}."
-        )
-    raise RecipeError(f"path {path!r}: matches no file{_nearest(full)}.")
+        full = os.path.normpath(os.path.join(base, os.path.expanduser(path)))
+        if is_remote(path):
+            matches = _remote(path)
+        elif os.path.isdir(full):
+            matches = _data_files(list(_walk(full, set())), full)
+            if not matches:
+                raise RecipeError(f"path {path!r}: the folder holds no files (hidden ones are skipped).")
+        elif os.path.lexists(full):
+            matches = [full]
+        elif _MAGIC.search(path):
+            entries = glob.glob(full, recursive=True)
+            matches = [os.path.normpath(entry) for entry in entries if not os.path.isdir(entry)]
+            if entries and not matches:
+                raise RecipeError(
+                    f"path {path!r}: matches folders only. To take the files in them write "
+                    f"{path.rstrip('/') + '/**'!r}."
+                )
+            if not matches:
+                raise RecipeError(f"path {path!r}: matches no file{_nearest(full)}.")
+        else:
+            raise RecipeError(f"path {path!r}: there is no such file or folder{_nearest(full)}.")
+        files.update(matches)
+    return sorted(files, key=lambda path: path.encode("utf-8", "surrogateescape"))
 
 
 def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
@@ -98,7 +92,7 @@ def _data_files(files: list[str], folder: str) -> list[str]:
 
 
 def _nearest(full: str) -> str:
-    """ ", the nearest name is ..." for a path that does not exist; empty where nothing is near."""
+    """ ", the nearest name is ..." for a path that does not exist."""
     folder = full
     while folder and not os.path.isdir(folder):
         folder, missing = os.path.split(folder)
@@ -119,37 +113,30 @@ def _nearest_of(missing: str, folder: str, names: Iterable[str]) -> str:
 def _remote(url: str) -> list[str]:
     with explained(url):
         filesystem, name = filesystem_of(url)
-        chained = "::" in url
-        if not _MAGIC.search(name) and (url.startswith(("http://", "https://")) or chained):
+        is_glob = bool(_MAGIC.search(name))
+        if not is_glob and (url.startswith(("http://", "https://")) or "::" in url):
             if not filesystem.exists(name):
                 raise RecipeError(f"path {mask_url(url)!r}: there is no such file.")
             return [url]
-        if chained:
+        if "::" in url:
             raise RecipeError(
                 f"path {mask_url(url)!r}: a chained address names one file; globs do not work in it."
             )
-        if _MAGIC.search(name):
+        if is_glob:
             files = [str(file) for file in filesystem.glob(name) if not filesystem.isdir(file)]
         elif filesystem.isdir(name):
-            files = [file for file in filesystem.find(name) if not _is_hidden(str(file), name)]
+            root = name.rstrip("/") + "/"
+            files = [
+                file for file in map(str, filesystem.find(name)) if "/." not in "/" + file.removeprefix(root)
+            ]
             files = _data_files(files, name)
         else:
             files = [name] if filesystem.exists(name) else []
-        if not files:
-            raise RecipeError(
-                f"path {mask_url(url)!r}: matches no file there{mask_secrets(_nearest_remote(filesystem, name), url)}."
-            )
-        return [str(filesystem.unstrip_protocol(file)) for file in files]
-
-
-def _nearest_remote(filesystem: Any, name: str) -> str:
-    folder, _, missing = name.rstrip("/").rpartition("/")
-    if _MAGIC.search(folder) or not filesystem.isdir(folder):
-        return ""
-    names = [str(path).rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(folder, detail=False)]
-    return _nearest_of(missing, folder, names)
-
-
-def _is_hidden(file: str, folder: str) -> bool:
-    inside = file.removeprefix(folder.rstrip("/") + "/")
-    return any(part.startswith(".") for part in inside.split("/"))
+        if files:
+            return [str(filesystem.unstrip_protocol(file)) for file in files]
+        folder, _, missing = name.rstrip("/").rpartition("/")
+        near = ""
+        if not _MAGIC.search(folder) and filesystem.isdir(folder):
+            names = [str(p).rstrip("/").rsplit("/", 1)[-1] for p in filesystem.ls(folder, detail=False)]
+            near = mask_secrets(_nearest_of(missing, folder, names), url)
+        raise RecipeError(f"path {mask_url(url)!r}: matches no file there{near}.")

@@ -1,9 +1,10 @@
-"""What a file holds, told from its first 256 KiB after decompression, not from its name.
+"""What a file holds, by its first 256 KiB after decompression and not by its name; and its slices.
 
-Magic bytes first (compression, Parquet, Arrow, what cannot be read at all), then the encoding, then the shape of
-the text: objects on lines, an array, one object, a table, prose. The name decides only what the content leaves open:
-an empty file, a table of one column, a text that could be either. Cost: one open and one read a file; for a file whose
-head is ASCII and that is longer, four more short reads, since its first Chinese character may stand further down.
+Magic bytes first (compression, Parquet, Arrow, what cannot be read at all), then the encoding, then the
+shape of the text: objects on lines, an array, one object, a table, prose. The name decides only what the
+content leaves open: an empty file, a table of one column, a text that could be either. Cost: one open and
+one read a file; for a file whose head is ASCII and that is longer, four more short reads, since its first
+Chinese character may come further down.
 """
 
 from __future__ import annotations
@@ -11,22 +12,24 @@ from __future__ import annotations
 import codecs
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import orjson
 
 from datamix.core.contracts import Slice
 from datamix.core.errors import DataError, mask_url
-from datamix.read.byte_blocks import codec_of, is_wide
 from datamix.read.charset import detect_encoding
 from datamix.read.columnar import num_parts
 from datamix.read.decompress import compression_of, open_stream
-from datamix.read.dialect import detect_dialect
 from datamix.read.documents import NAMES, require_extractor
+from datamix.read.lines import codec_of, is_wide
 from datamix.read.storage import State, explained, open_file, size_of
+from datamix.read.tables import detect_dialect
 
 HEAD_BYTES = 256 << 10
 _PROBE_BYTES = 64 << 10
-_MAX_LINES = 64  # lines of the head that are parsed to tell JSON Lines
+_MAX_LINES = 64  # lines of the head that are parsed to recognise JSON Lines
+SLICE_BYTES = 32 << 20
 _SUFFIXES = {
     "jsonl": "jsonl",
     "ndjson": "jsonl",
@@ -38,10 +41,20 @@ _SUFFIXES = {
 }
 _COMPRESSED = {"gz", "gzip", "zst", "zstd", "xz", "bz2", "lz4"}
 _PROSE = {"md", "markdown", "rst", "tex", "html", "htm", "py"}
-_LFS = b"version https://git-lfs.github.com/spec/"
 _TEXT_FIRST = "Extract its text first, to .txt, .md or .jsonl files, and name those."
 _UNPACK_FIRST = "Unpack it first and name the files in it."
+_CONTAINERS = (
+    (b"PAR1", "parquet"),
+    (b"ARROW1\x00\x00", "arrow"),
+    (b"%PDF-", "pdf"),
+    (b"WARC/1.", "warc"),
+)
 _CANNOT = (
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a Git LFS pointer, not the data it refers to",
+        "Run `git lfs pull` where it was cloned.",
+    ),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", _TEXT_FIRST),
     (b"{\\rtf", "an RTF document", _TEXT_FIRST),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK_FIRST),
@@ -62,21 +75,22 @@ _CONTROL = bytes(b for b in range(32) if b not in b"\t\n\r\f\x1b\x08")
 class Sniff:
     """What a file holds and how to read it."""
 
-    container: str  # jsonl | json | csv | parquet | arrow | arrow_stream | text | lines | html | pdf | docx | epub | warc
+    # jsonl | json | csv | parquet | arrow | arrow_stream | text | lines | html | pdf | docx | epub | warc
+    container: str
     compression: str | None  # gzip | zstd | xz | bz2 | lz4
-    encoding: (
-        str  # as Python names it; utf-8-sig where a byte order mark says so; utf-8 for binary containers
-    )
+    # as Python names it; utf-8-sig where there is a byte order mark; utf-8 for binary containers
+    encoding: str
     options: tuple[tuple[str, str], ...]  # of a CSV: delimiter, quotechar, ...; sorted
     num_bytes: int  # as stored
 
 
 def sniff(path: str, declared: str | None = None, state: State = ()) -> Sniff:
-    """What the file holds; ``declared`` is the container the recipe names, where it names one; ``state`` as in ``open_file``.
+    """What the file holds; ``declared``: the container the recipe names; ``state`` as in ``open_file``.
 
-    ``lines`` is never told from content; ``text`` yields where the file is plainly JSON, Parquet or Arrow.
+    ``lines`` is never detected; ``text`` yields where the file is plainly JSON, Parquet or Arrow.
 
-    Raises: DataError where the file cannot be read, is empty of data (an LFS pointer) or is of no readable kind.
+    Raises DataError where the file cannot be read, is empty of data (an LFS pointer) or is of no readable
+    kind.
     """
     with explained(path):
         with open_file(path, state) as stored:
@@ -89,18 +103,24 @@ def sniff(path: str, declared: str | None = None, state: State = ()) -> Sniff:
                 head = _fill(stream, HEAD_BYTES)
             if compression_of(head) is not None:
                 raise DataError(f"{mask_url(path)}: is compressed twice. Decompress it once.")
-    _refuse(path, head)
-    binary = _binary_container(head)
+    binary = _binary_container(path, head)
     if binary in NAMES:
         require_extractor(path, binary)
     if binary is not None:
         return Sniff(binary, compression, "utf-8", (), num_bytes)
     is_whole = len(head) < HEAD_BYTES
     encoding = detect_encoding(head + probes, mask_url(path))
-    text = _text_of(head, encoding)
+    decoder = codecs.getincrementaldecoder(codec_of(encoding))("replace")
+    text = decoder.decode(head).removeprefix("\ufeff")
     container = _text_container(path, text, is_whole, declared)
     if container == "text":
-        _refuse_binary(path, text)
+        raw = text.encode("utf-8", "replace")[:HEAD_BYTES]
+        control = len(raw) - len(raw.translate(None, _CONTROL))
+        if control * 100 > 2 * len(raw) and control > 1:
+            raise DataError(
+                f"{mask_url(path)}: is neither text nor a known container: {control} of its first {len(raw)} "
+                "bytes are control characters. Leave it out of the recipe's paths."
+            )
         if _PAGE.match(text):
             container = "html"
             require_extractor(path, container)
@@ -129,59 +149,28 @@ def _probes(stored: object, start: int, num_bytes: int) -> bytes:
     return b"".join(probes)
 
 
-def _text_of(head: bytes, encoding: str) -> str:
-    decoder = codecs.getincrementaldecoder(codec_of(encoding))("replace")
-    return decoder.decode(head).removeprefix("\ufeff")
-
-
-def _refuse(path: str, head: bytes) -> None:
-    if head.startswith(_LFS):
-        raise DataError(
-            f"{mask_url(path)}: is a Git LFS pointer, not the data it stands for. Run `git lfs pull` where it was cloned."
-        )
-    for magic, kind, cure in _CANNOT:
+def _binary_container(path: str, head: bytes) -> str | None:
+    """The container of a binary file, None for text. Raises DataError where it is not one we read."""
+    for magic, container in _CONTAINERS:
         if head.startswith(magic):
-            raise DataError(f"{mask_url(path)}: is {kind}. {cure}")
-    if head.startswith(b"PK\x03\x04"):
-        if _binary_container(head):
-            return
-        if b"[Content_Types].xml" in head or b"mimetypeapplication/vnd" in head[30:200]:
-            raise DataError(f"{mask_url(path)}: is an Office document. {_TEXT_FIRST}")
-        raise DataError(f"{mask_url(path)}: is a zip archive. {_UNPACK_FIRST}")
-    if head[257:262] == b"ustar":
-        raise DataError(f"{mask_url(path)}: is a tar archive. {_UNPACK_FIRST}")
-    if head[:1] in b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and head:
-        raise DataError(
-            f"{mask_url(path)}: looks like a Python pickle, which runs code when read. Export it as JSON Lines."
-        )
-
-
-def _binary_container(head: bytes) -> str | None:
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith(b"ARROW1\x00\x00"):
-        return "arrow"
+            return container
     if head.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(head[4:8], "little") < 1 << 28:
         return "arrow_stream"
-    if head.startswith(b"%PDF-"):
-        return "pdf"
-    if head.startswith(b"WARC/1."):
-        return "warc"
+    problem = next((f"{kind}. {advice}" for magic, kind, advice in _CANNOT if head.startswith(magic)), None)
     if head.startswith(b"PK\x03\x04"):
         if b"mimetypeapplication/epub" in head[30:200]:
             return "epub"
-        return "docx" if b"word/document.xml" in head else None
+        if b"word/document.xml" in head:
+            return "docx"
+        is_office = b"[Content_Types].xml" in head or b"mimetypeapplication/vnd" in head[30:200]
+        problem = f"an Office document. {_TEXT_FIRST}" if is_office else f"a zip archive. {_UNPACK_FIRST}"
+    elif head[257:262] == b"ustar":
+        problem = f"a tar archive. {_UNPACK_FIRST}"
+    elif head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        problem = "a Python pickle by its first bytes, which runs code when read. Export it as JSON Lines."
+    if problem is not None:
+        raise DataError(f"{mask_url(path)}: is {problem}")
     return None
-
-
-def _refuse_binary(path: str, text: str) -> None:
-    head = text[:HEAD_BYTES].encode("utf-8", "replace")
-    control = len(head) - len(head.translate(None, _CONTROL))
-    if control * 100 > 2 * len(head) and control > 1:
-        raise DataError(
-            f"{mask_url(path)}: is neither text nor a known container: {control} of its first {len(head)} bytes are "
-            "control characters. Leave it out of the recipe's paths."
-        )
 
 
 def _suffix(path: str) -> str:
@@ -239,13 +228,10 @@ def _parses(text: str) -> bool:
     return True
 
 
-SLICE_BYTES = 32 << 20
-
-
 def cut(path: str, sha256: str, sniffed: Sniff, slice_bytes: int = SLICE_BYTES) -> list[Slice]:
     """Slices of about ``slice_bytes`` stored bytes that together hold every record once, in order.
 
-    Raises: DataError where a Parquet or Arrow file is damaged.
+    Raises DataError where a Parquet or Arrow file is damaged.
     """
     ranges: list[tuple[int, int | None]] = [(0, None)]
     if sniffed.compression is None and sniffed.num_bytes > slice_bytes:
@@ -253,20 +239,16 @@ def cut(path: str, sha256: str, sniffed: Sniff, slice_bytes: int = SLICE_BYTES) 
             starts = range(0, sniffed.num_bytes, slice_bytes)
             ranges = [(start, min(start + slice_bytes, sniffed.num_bytes)) for start in starts]
         elif sniffed.container in ("parquet", "arrow"):
-            ranges = _part_ranges(path, sniffed, slice_bytes)
+            with explained(path):
+                count, sizes = num_parts(path, sniffed.container)
+            sizes = sizes or [sniffed.num_bytes // max(count, 1)] * count
+            ends = [0]
+            filled = 0
+            for part, size in enumerate(sizes, 1):
+                filled += size
+                if filled >= slice_bytes or part == count:
+                    ends.append(part)
+                    filled = 0
+            ranges = list(pairwise(ends)) or ranges
     whole = (path, sha256, sniffed.container, sniffed.compression, sniffed.encoding, sniffed.options)
     return [Slice(*whole, start=start, stop=stop) for start, stop in ranges]
-
-
-def _part_ranges(path: str, sniffed: Sniff, slice_bytes: int) -> list[tuple[int, int | None]]:
-    with explained(path):
-        count, sizes = num_parts(path, sniffed.container)
-    sizes = sizes or [sniffed.num_bytes // max(count, 1)] * count
-    ranges: list[tuple[int, int | None]] = []
-    start, filled = 0, 0
-    for part, size in enumerate(sizes):
-        filled += size
-        if filled >= slice_bytes or part == count - 1:
-            ranges.append((start, part + 1))
-            start, filled = part + 1, 0
-    return ranges or [(0, None)]

@@ -1,7 +1,7 @@
-"""Where bytes lie: local files by plain ``open``, everything else by fsspec (``hf://``, ``s3://``, ``https://``, ...).
+"""Open stored bytes: local files by plain ``open``, URLs (``hf://``, ``s3://``, ``https://``) by fsspec.
 
-Local paths never touch fsspec, so that ten thousand small files cost ten thousand ``open`` calls and no more.
-Whatever a storage throws comes out as one ``DataError`` with credentials left out of it.
+Local paths never touch fsspec, so that ten thousand small files cost ten thousand ``open`` calls and no
+more. Whatever a storage throws becomes one ``DataError`` with credentials masked.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ State = tuple[int, ...]  # as ``file_state`` gives it; empty: not known
 def open_file(path: str, state: State = ()) -> BinaryIO:
     """Open stored bytes for reading, unbuffered where they are local.
 
-    With a ``state``, what is read is what had it when it was scanned: the open descriptor is compared with it at the beginning
-    and at the end, so that a file that was swapped meanwhile, and put back, is noticed. Raises DataError where it differs.
+    With a ``state``, what is read is what had it when it was scanned: the open descriptor is compared with
+    it at the beginning and at the end, so that a file that was swapped meanwhile, and put back, is noticed.
+    Raises DataError where it differs.
     """
     if not is_remote(path):
         return cast(BinaryIO, _Scanned(path, state) if state else open(path, "rb", buffering=0))
@@ -60,18 +61,13 @@ class _Scanned(io.FileIO):
         check_unchanged(str(self.name), self._state, stat)
 
 
-def check_unchanged(path: str, state: State, stat: os.stat_result) -> None:
-    """Raise DataError where a file is not what it was when it was scanned."""
-    if state and _local_state(stat) != tuple(state):
-        raise changed_while_read(path)
-
-
-def changed_while_read(path: str) -> DataError:
-    """The error for a file that is not what was scanned."""
-    return DataError(
-        f"{mask_url(path)} changed while it was being read. Nothing built from it can be trusted: wait until it is written, and "
-        "run the same command again."
-    )
+def check_unchanged(path: str, state: State, stat: os.stat_result | None = None) -> None:
+    """Raise DataError where a file (with a ``stat``: the open one) is not what it was when it was scanned."""
+    if state and (file_state(path) if stat is None else _local_state(stat)) != tuple(state):
+        raise DataError(
+            f"{mask_url(path)} changed while it was being read. Nothing built from it can be trusted: wait until "
+            "it is written, and run the same command again."
+        )
 
 
 def _local_state(stat: os.stat_result) -> tuple[int, int, int, int]:
@@ -81,7 +77,7 @@ def _local_state(stat: os.stat_result) -> tuple[int, int, int, int]:
 def filesystem_of(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URL, and the path inside it.
 
-    Raises: DataError where fsspec knows no such kind of address.
+    Raises DataError where the scheme is unsupported.
     """
     import fsspec
 
@@ -97,18 +93,18 @@ def filesystem_of(url: str) -> tuple[Any, str]:
 def file_state(path: str) -> tuple[int, int, int, int]:
     """Integers that change when a file's content may have changed.
 
-    Local: size in bytes, mtime_ns, ctime_ns, inode. Remote: size, a 63-bit hash of what the store says
-    of the version (ETag, last-modified, blob id, ...; 0 where it says nothing), 0, 0.
+    Local: size in bytes, mtime_ns, ctime_ns, inode. Remote: size, a 63-bit hash of what the store gives
+    as its version (ETag, last-modified, blob id, ...; 0 where it gives none), 0, 0.
 
-    Raises: DataError where the file cannot be reached.
+    Raises DataError where the file cannot be reached.
     """
     with explained(path):
         if not is_remote(path):
             return _local_state(os.stat(path))
         filesystem, name = filesystem_of(path)
         known = {str(k).lower(): str(v) for k, v in filesystem.info(name).items()}
-        said = "\n".join(f"{k}={known[k]}" for k in _VALIDATORS if known.get(k, "None") != "None")
-        version = int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big") >> 1 if said else 0
+        text = "\n".join(f"{k}={known[k]}" for k in _VALIDATORS if known.get(k, "None") != "None")
+        version = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1 if text else 0
         size = known.get("size", "None")
         return int(size) if size.isdigit() else 0, version, 0, 0
 
@@ -116,7 +112,7 @@ def file_state(path: str) -> tuple[int, int, int, int]:
 def sha256_of(path: str, state: State = ()) -> str:
     """sha256 (64 hex digits) of the bytes as they are stored, still compressed; streamed.
 
-    Raises: DataError where the file cannot be read.
+    Raises DataError where the file cannot be read.
     """
     digest = hashlib.sha256()
     with explained(path), open_file(path, state) as stream:
@@ -142,45 +138,36 @@ def explained(path: str) -> Iterator[None]:
         yield
     except DatamixError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{mask_url(path)}: there is no such file. Check the path in the recipe."
-        ) from _cause(error, path)
-    except IsADirectoryError as error:
-        raise DataError(f"{mask_url(path)}: is a folder where a file was expected.") from _cause(error, path)
-    except PermissionError as error:
-        raise DataError(
-            f"{mask_url(path)}: may not be read ({error.strerror}). Fix its permissions."
-        ) from _cause(error, path)
-    except OSError as error:
-        raise DataError(
-            f"{mask_url(path)}: could not be read: {_one_line(error, path)}.{_cure(path)}"
-        ) from _cause(error, path)
-    except ImportError as error:
-        if not is_remote(path):
-            raise
-        raise DataError(
-            f"{mask_url(path)}: this kind of address needs a package that is not installed: {_one_line(error, path)}. "
-            "Install it, or download the file and name the local copy."
-        ) from _cause(error, path)
     except Exception as error:
-        if not is_remote(path) or type(error).__module__ == "builtins":
-            raise
-        raise DataError(
-            f"{mask_url(path)}: could not be read: {type(error).__name__}: {_one_line(error, path)}.{_cure(path)}"
-        ) from _cause(error, path)
-
-
-def _cure(path: str) -> str:
-    if not is_remote(path):
-        return ""
-    return " Check the address and the connection, or download the file and name the local copy."
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        match error:
+            case FileNotFoundError():
+                problem = "there is no such file. Check the path in the recipe."
+            case IsADirectoryError():
+                problem = "is a folder where a file was expected."
+            case PermissionError():
+                problem = f"may not be read ({error.strerror}). Fix its permissions."
+            case OSError() if not is_remote(path):
+                problem = f"could not be read: {_one_line(error, path)}."
+            case ImportError() if is_remote(path):
+                problem = (
+                    f"this kind of address needs a package that is not installed: {_one_line(error, path)}. "
+                    "Install it, or download the file and name the local copy."
+                )
+            case _ if is_remote(path) and (not kind or type(error).__module__ != "builtins"):
+                problem = (
+                    f"could not be read: {kind}{_one_line(error, path)}. Check the address and the connection, "
+                    "or download the file and name the local copy."
+                )
+            case _:
+                raise
+        raise DataError(f"{mask_url(path)}: {problem}") from _cause(error, path)
 
 
 def _cause(error: BaseException, path: str) -> BaseException | None:
-    """The error for a traceback; None where it quotes a secret of ``path`` in a form that only the path tells."""
-    told = mask_secrets("".join(traceback.format_exception(error)))
-    return error if mask_secrets(told, path) == told else None
+    """The error for a traceback; None where it quotes a secret of ``path`` that stays unmasked."""
+    text = mask_secrets("".join(traceback.format_exception(error)))
+    return error if mask_secrets(text, path) == text else None
 
 
 def _one_line(error: BaseException, path: str) -> str:
