@@ -76,11 +76,9 @@ def read_document(piece: Slice, chunk_records: int) -> Iterator[Rows]:
         return
     try:
         text, problem = parse_text(raw) if is_text else (_EXTRACTORS[piece.container](raw), None)
-        if not text.strip() and problem is None:
+        if not is_text and not text.strip():
             problem = ("no_text", f"is {NAMES[piece.container]} without text: pictures or scans")
-    except (
-        Exception
-    ) as error:  # whatever a damaged document makes a parser throw: only this document is rejected
+    except Exception as error:  # parsers of damaged documents throw anything: only this one is rejected
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         problem = ("document", f"is not readable as {NAMES[piece.container]}: {detail}")
     if problem is not None:
