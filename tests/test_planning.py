@@ -51,7 +51,7 @@ def test_a_plan_says_what_is_scarce_first_with_a_ladder_for_all_that_bind(groupe
     assert [r["max_epochs"] for r in rungs] == [1, 2, 4, 8]
     assert rungs[1]["total"] == pytest.approx(2 * plan["total"], abs=2)
     text = plan_table(plan)
-    assert text.index("Scarce: medical and nursing set the size") < text.index("there is")
+    assert text.index("Scarce: medical and nursing set the size") < text.index("available")
     raised = planned(grouped, "sources.medical.max_epochs=2", "sources.nursing.max_epochs=2")
     assert raised["total"] == rungs[1]["total"]
 

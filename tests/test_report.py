@@ -89,7 +89,7 @@ def test_the_page_opens_with_verdicts_in_sentences(packed: Path) -> None:
     assert re.search(r"no prefix strayed more than \d+ of at most 33 loss tokens\.$", first.sentence)
     assert (
         second.sentence
-        == "Of 130 records read, 75 stand in train/; each of the other 55 is accounted for, 3 of them in validation/."
+        == "Of 130 records read, 75 are in train/; each of the other 55 is accounted for, 3 of them in validation/."
     )
     page = render_report(packed)
     assert page.index(first.sentence) < page.index(second.sentence) < page.index("<h2>")
@@ -189,7 +189,7 @@ def test_many_sources_share_the_last_colour(packed: Path) -> None:
     from datamix.reporting.sections import _series
 
     manifest = read_manifest(packed)
-    picture = gather(packed, manifest, 1)
+    picture = gather(packed, manifest)
     picture.sources = [f"s{i}" for i in range(20)]
     picture.windows = picture.windows[:, :1].repeat(20, axis=1)
     groups, legend = _series(picture)

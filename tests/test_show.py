@@ -119,7 +119,7 @@ def test_removed_records_are_named_where_their_files_have_changed(
     monkeypatch.chdir(tmp_path)
     text = _plain(show(out, 0, False, True))
     assert "data/general_0.jsonl, record 2" in text
-    assert "its input file was not found from here, or has changed" in text
+    assert "its input file is not available from here, or has changed" in text
 
 
 def test_a_file_of_records_is_shown_as_it_is_read(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_stats_of_a_file_say_what_each_cleaning_step_would_do(tmp_path: Path) ->
     checks = lines[lines.index("sft_checks") + 1]
     assert checks.split()[:5] == ["drop", "answer_equals_question", "1", "25.0%", "record"]
     assert "record 2: Say it" in checks
-    email = next(line for line in lines if line.startswith("  mend email"))
+    email = next(line for line in lines if line.startswith("  fix  email"))
     assert email.split()[2:4] == ["2", "50.0%"]
     assert "record 3" in email
     assert "[EMAIL]" in email

@@ -83,6 +83,13 @@ class Amounts:
         return {"records": self.records, "tokens": self.tokens, "loss_tokens": self.loss_tokens}[unit]
 
 
+def row_sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sums of flat values by row, ``[num_rows]``; flags are counted."""
+    total = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
+    sums: NDArray[np.int64] = total[offsets[1:]] - total[offsets[:-1]]
+    return sums
+
+
 def lists(column: pa.Array) -> Lists:
     """A list column without nulls below it, as offsets and values; a null list counts as empty."""
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)

@@ -85,13 +85,13 @@ def share_bars(bars: Sequence[Bar], asked: Sequence[float], units: Sequence[str]
         for column, name in enumerate(units):
             axes = drawing.axes(_LEFT + column * 285, 34, 235, 30 * len(bars))
             rows = np.arange(len(bars))
-            own = name == unit
-            axes.barh(rows, [bar.values[column] for bar in bars], 0.62, color=ACCENT if own else FAINT)
-            if own:
+            is_unit = name == unit
+            axes.barh(rows, [bar.values[column] for bar in bars], 0.62, color=ACCENT if is_unit else FAINT)
+            if is_unit:
                 axes.vlines(asked, rows - 0.44, rows + 0.44, color=INK, linewidth=2)
             for row, bar in enumerate(bars):
-                end = max(bar.values[column], asked[row]) if own else bar.values[column]
-                weight = "bold" if own else "normal"
+                end = max(bar.values[column], asked[row]) if is_unit else bar.values[column]
+                weight = "bold" if is_unit else "normal"
                 axes.text(
                     end + 0.02 * top,
                     row,
@@ -106,8 +106,8 @@ def share_bars(bars: Sequence[Bar], asked: Sequence[float], units: Sequence[str]
             axes.tick_params(length=0, labelcolor=INK)
             _name_rows(axes, [bar.name for bar in bars] if column == 0 else [""] * len(bars))
             axes.spines["bottom"].set_visible(False)
-            title = name.replace("_", " ") + (" (asked in this unit)" if own else "")
-            axes.set_title(title, loc="left", fontsize=12, color=INK if own else SOFT, pad=8)
+            title = name.replace("_", " ") + (" (asked in this unit)" if is_unit else "")
+            axes.set_title(title, loc="left", fontsize=12, color=INK if is_unit else SOFT, pad=8)
         return drawing.svg()
 
 
@@ -145,22 +145,18 @@ def fate_bars(bars: Sequence[Bar], fates: Sequence[str]) -> str:
 
 def duplicate_matrix(names: Sequence[str], keepers: Sequence[str], counts: NDArray[np.int64]) -> str:
     """How many records of each source (row) went because a record of another (column) was kept."""
+    from matplotlib.patches import Rectangle
+
     cell_width, cell = max(76, min(120, 700 // len(keepers))), 38
     with _Drawing("duplicates", 40 + cell * len(names), _LEFT + 10 + cell_width * len(keepers)) as drawing:
         axes = drawing.axes(_LEFT, 34, cell_width * len(keepers), cell * len(names))
-        strength = np.sqrt(counts / max(1, counts.max()))
-        for row in range(len(names)):
-            for column in range(len(keepers)):
-                axes.add_patch(_cell(column, row, float(strength[row, column])))
-                if counts[row, column]:
-                    axes.text(
-                        column + 0.5,
-                        row + 0.5,
-                        f"{counts[row, column]:,}",
-                        ha="center",
-                        va="center",
-                        fontsize=12,
-                    )
+        for (row, column), count in np.ndenumerate(counts):
+            strength = float(np.sqrt(count / max(1, counts.max())))
+            colour, alpha = (ACCENT, 0.12 + 0.6 * strength) if count else (FAINT, 0.35)
+            corner = (column + 0.02, row + 0.04)
+            axes.add_patch(Rectangle(corner, 0.96, 0.92, facecolor=colour, alpha=alpha, linewidth=0))
+            if count:
+                axes.text(column + 0.5, row + 0.5, f"{count:,}", ha="center", va="center", fontsize=12)
         axes.set_xlim(0, len(keepers))
         axes.set_ylim(len(names), 0)
         axes.set_xticks(np.arange(len(keepers)) + 0.5, keepers)
@@ -172,16 +168,14 @@ def duplicate_matrix(names: Sequence[str], keepers: Sequence[str], counts: NDArr
         return drawing.svg()
 
 
-def length_lines(
-    names: Sequence[str], lengths: NDArray[Any], edges: NDArray[np.float64], limit: int | None
-) -> str:
+def length_lines(lengths: NDArray[Any], edges: NDArray[np.float64], limit: int | None) -> str:
     """How long records are, in tokens on a logarithmic axis: one line a source, as a share of its records."""
     used = np.flatnonzero(lengths.sum(axis=0))
     first, last = max(0, int(used[0]) - 1), min(lengths.shape[1], int(used[-1]) + 2)
     with _Drawing("lengths", 250) as drawing:
         axes = drawing.axes(60, 14, WIDTH - 90, 190)
         middle = np.sqrt(np.maximum(edges[first:last], 0.5) * edges[first + 1 : last + 1])
-        for index in range(len(names)):
+        for index in range(len(lengths)):
             share = lengths[index, first:last] / max(1, lengths[index].sum())
             axes.fill_between(middle, share, color=series(index), alpha=0.08, linewidth=0)
             axes.plot(middle, share, color=series(index), linewidth=1.8)
@@ -192,7 +186,7 @@ def length_lines(
             axes.text(limit, axes.get_ylim()[1], "max_length ", ha="right", va="top", fontsize=11, color=SOFT)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         axes.yaxis.set_major_formatter(lambda y, _: _percent(y))
-        axes.xaxis.set_minor_locator(_no_ticks())
+        axes.set_xticks([], minor=True)
         axes.grid(axis="y")
         axes.set_xlabel("tokens a record")
         axes.spines["left"].set_visible(False)
@@ -281,19 +275,6 @@ def _along(axes: Any) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _cell(column: int, row: int, strength: float) -> Any:
-    from matplotlib.patches import Rectangle
-
-    colour, alpha = (ACCENT, 0.12 + 0.6 * strength) if strength else (FAINT, 0.35)
-    return Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, facecolor=colour, alpha=alpha, linewidth=0)
-
-
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
-
-
 def _short(value: float) -> str:
     """12000 -> 12K, in three digits."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
@@ -329,21 +310,17 @@ class _Drawing:
         return self._figure.add_axes(place, facecolor="none")
 
     def svg(self) -> str:
-        """The figure as an element of the page."""
+        """The figure as an element of the page: its colours and font are the page's, and only ids in use stay."""
         sink = io.StringIO()
         self._figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-        return _adopt(sink.getvalue(), self._width)
-
-
-def _adopt(svg: str, width: int) -> str:
-    """Make a drawing part of the page: its colours and font are the page's, and no id but those referred to stays."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    referred = set(re.findall(r'#([^")]+)[")]', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in referred else "", svg)
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
-    for colour, name in _COLOURS.items():
-        svg = svg.replace(colour, name)
-    opening, rest = svg[: svg.index(">")], svg[svg.index(">") :]
-    opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
-    return f'{opening} style="max-width:{width}px;min-width:{min(width, 560)}px" role="img"{rest}'.rstrip()
+        svg = sink.getvalue()
+        svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+        referred = set(re.findall(r'#([^")]+)[")]', svg))
+        svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in referred else "", svg)
+        svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
+        for colour, name in _COLOURS.items():
+            svg = svg.replace(colour, name)
+        opening, end, rest = svg.partition(">")
+        opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
+        sizes = f"max-width:{self._width}px;min-width:{min(self._width, 560)}px"
+        return f'{opening} style="{sizes}" role="img"{end}{rest}'.rstrip()

@@ -1,4 +1,4 @@
-"""Emitted rows as a person reads them: tokens decoded back to text, trained and untrained parts told apart.
+"""Emitted rows as a person reads them: tokens decoded back to text, trained and untrained parts apart.
 
 A row becomes documents, a document becomes spans. Text is cut only where the mask changes, and each span is what the
 longer prefix adds to the shorter one, so that decoders which join tokens (byte-level, SentencePiece) show what they mean.
@@ -6,7 +6,9 @@ longer prefix adds to the shorter one, so that decoders which join tokens (byte-
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,10 +21,20 @@ from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import DataError, RecipeError
 from datamix.pipeline.opening import refuse_newer
 
+# Styles in a terminal.
+TRAINED, ADDED, REMOVED, HEAD, SOFT = "green", "green", "red", "bold", "dim"
+_WIDTH = 112  # columns where there is no terminal, and the least that tables take
+_ESCAPED = {
+    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: "\u2421",
+    **dict.fromkeys(range(128, 160), "\ufffd"),
+    **{code: f"<U+{code:04X}>" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
+}
+
 
 @dataclass(frozen=True)
 class TextSpan:
-    """Some tokens in a row of the same mask."""
+    """Consecutive tokens of the same mask."""
 
     text: str
     trained: bool
@@ -33,7 +45,7 @@ class TextSpan:
 class DecodedDocument:
     """One record of a row, or one side of a pair."""
 
-    title: str  # "data/a.jsonl, record 12", with the tokens where only a part stands here; or "chosen"
+    title: str  # "data/a.jsonl, record 12", with the first token of a later part; or "chosen"
     start: int  # tokens; where it begins in its row
     length: int  # tokens
     spans: tuple[TextSpan, ...]
@@ -43,7 +55,7 @@ class Decoder:
     """The tokenizer of a finished set, for reading only."""
 
     def __init__(self, out: Path) -> None:
-        """Raises DataError where OUT keeps no tokenizer."""
+        """Raises DataError where OUT has no tokenizer."""
         from datamix.tokenize import decoder
 
         path = out / "tokenizer" / "tokenizer.json"
@@ -52,13 +64,12 @@ class Decoder:
         self._tokenizer = decoder(path)
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of some ids, control tokens shown as they are written."""
+        """The text of some ids, control tokens as they are written."""
         return visible(str(self._tokenizer.decode(list(ids), skip_special_tokens=False)))
 
     def spans(self, ids: Sequence[int], trained: Sequence[bool]) -> Iterator[TextSpan]:
         """``ids`` cut where ``trained`` changes."""
-        end = 0
-        before = ""
+        end, before = 0, ""
         for mask, run in groupby(trained):
             start, end = end, end + len(list(run))
             whole = self.text(ids[:end])
@@ -67,57 +78,57 @@ class Decoder:
             yield TextSpan(added, mask, end - start)
 
 
-_SHOWN = {
-    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
-    0x7F: "\u2421",
-    **dict.fromkeys(range(128, 160), "�"),
-    **{code: f"<U+{code:04X}>" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
-}
-
-
 def visible(text: str) -> str:
-    """Text that cannot steer a terminal or a page: control and direction characters shown as signs."""
-    return text.translate(_SHOWN)
+    """Text that cannot control a terminal or a page: control and direction characters shown as signs."""
+    return text.translate(_ESCAPED)
 
 
-def documents(
-    row: dict[str, Any], inputs: Sequence[dict[str, Any]], decoder: Decoder
-) -> list[DecodedDocument]:
+def render(*parts: Any) -> str:
+    """Rich renderables as text with ANSI codes: tables as wide as the terminal, text left for it to wrap."""
+    from rich.console import Console
+    from rich.text import Text
+
+    width, sink = max(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH), io.StringIO()
+    console = Console(
+        file=sink, force_terminal=True, color_system="standard", width=width, highlight=False, emoji=False
+    )
+    for part in parts:
+        console.print(part, markup=False, soft_wrap=isinstance(part, Text))
+    return sink.getvalue().rstrip("\n")
+
+
+def documents(row: dict[str, Any], inputs: Sequence[Any], decoder: Decoder) -> Iterator[DecodedDocument]:
     """The documents of one emitted row, in order."""
-    if "input_ids" in row:
-        return list(_records(row, inputs, decoder))
-    parts = {
-        n.removesuffix("_ids").removesuffix("_completion"): v for n, v in row.items() if n.endswith("_ids")
-    }
-    found: list[DecodedDocument] = []
-    for name, ids in parts.items():
-        title = title_of(row["records"][0], inputs) if name == "prompt" else name
-        spans = tuple(decoder.spans(ids, [name != "prompt"] * len(ids)))
-        found.append(DecodedDocument(title, 0 if name == "prompt" else len(parts["prompt"]), len(ids), spans))
-    return found
-
-
-def _records(
-    row: dict[str, Any], inputs: Sequence[dict[str, Any]], decoder: Decoder
-) -> Iterator[DecodedDocument]:
     start = 0
-    for piece in row["records"]:
-        end = start + piece["length"]
-        trained = [label != IGNORE_INDEX for label in row["labels"][start:end]]
-        spans = tuple(decoder.spans(row["input_ids"][start:end], trained))
-        yield DecodedDocument(title_of(piece, inputs), start, end - start, spans)
-        start = end
+    if "input_ids" in row:
+        for piece in row["records"]:
+            end = start + piece["length"]
+            trained = [label != IGNORE_INDEX for label in row["labels"][start:end]]
+            spans = tuple(decoder.spans(row["input_ids"][start:end], trained))
+            title = record_title(inputs, piece["file"], piece["record"], piece["start"])
+            yield DecodedDocument(title, start, end - start, spans)
+            start = end
+        return
+    first = row["records"][0]
+    for name, ids in ((n.removesuffix("_ids"), v) for n, v in row.items() if n.endswith("_ids")):
+        is_prompt = name == "prompt"
+        title = (
+            record_title(inputs, first["file"], first["record"])
+            if is_prompt
+            else name.removesuffix("_completion")
+        )
+        spans = tuple(decoder.spans(ids, [not is_prompt] * len(ids)))
+        yield DecodedDocument(title, 0 if is_prompt else len(row["prompt_ids"]), len(ids), spans)
 
 
-def title_of(piece: dict[str, Any], inputs: Sequence[dict[str, Any]]) -> str:
+def record_title(inputs: Sequence[Any], file: int, record: int, start: int = 0) -> str:
     """A record by its file and ordinal: ``data/a.jsonl, record 12``."""
-    path = inputs[piece["file"]]["path"]
-    part = f", from token {piece['start']:,}" if piece["start"] else ""
-    return f"{path}, record {piece['record']:,}{part}"
+    part = f", from token {start:,}" if start else ""
+    return f"{inputs[file]['path']}, record {record:,}{part}"
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """The manifest of a finished set. Raises RecipeError where there is none."""
+    """The manifest of a finished set. Raises RecipeError where there is none, DataError where it cannot be read."""
     path = out / "manifest.json"
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
@@ -131,23 +142,21 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return manifest
 
 
-def train_shards(out: Path, manifest: dict[str, Any], split: str = "train") -> list[Path]:
-    """The Parquet files of one split, in the order of training."""
+def split_shards(out: Path, manifest: dict[str, Any], split: str = "train") -> list[Path]:
+    """The Parquet files of one split (or of ``removed``), in order; files that are missing are left out."""
     paths = sorted(e["path"] for e in manifest["outputs"])
-    return [out / p for p in paths if p.startswith(f"{split}/") and p.endswith(".parquet")]
+    shards = [out / p for p in paths if p.startswith(f"{split}/") and p.endswith(".parquet")]
+    return [path for path in shards if path.is_file()]
 
 
 def read_row(shards: Sequence[Path], number: int) -> dict[str, Any] | None:
     """Row ``number`` over all ``shards``, reading its row group alone; None where there are fewer rows."""
     for shard in shards:
         file = pq.ParquetFile(shard)
-        if number >= file.metadata.num_rows:
-            number -= file.metadata.num_rows
-            continue
         for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if number < rows:
-                found: dict[str, Any] = file.read_row_group(group).slice(number, 1).to_pylist()[0]
-                return found
-            number -= rows
+            num_rows = file.metadata.row_group(group).num_rows
+            if number < num_rows:
+                row: dict[str, Any] = file.read_row_group(group).slice(number, 1).to_pylist()[0]
+                return row
+            number -= num_rows
     return None

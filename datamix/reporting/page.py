@@ -1,4 +1,7 @@
-"""The page around the sections: a template, a style sheet, and the numbers at its head."""
+"""``report.html``: one page about a finished set, which opens offline and says first what matters.
+
+The page is a function of the manifest and the rows: no time, no host, no absolute path, the same bytes wherever it is made.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ from datamix.reporting.gather import gather
 from datamix.reporting.sections import Section, row_section, sections
 from datamix.reporting.verdicts import Verdict, percent, verdicts
 
-_HERE = Path(__file__).parent
-
 
 def render_report(
     out: Path, manifest: dict[str, Any] | None = None, costs: NDArray[np.int64] | None = None
@@ -25,8 +26,8 @@ def render_report(
     ``manifest`` is given where it is not written yet, ``costs`` (of each row, in the unit of the mixture) where they are
     known. Raises RecipeError where ``out`` is no finished set.
     """
-    said = read_manifest(out) if manifest is None else manifest
-    return _page(said, verdicts(said), sections(out, said, gather(out, said, 3, costs)))
+    manifest = manifest or read_manifest(out)
+    return _page(manifest, verdicts(manifest), sections(out, manifest, gather(out, manifest, costs)))
 
 
 def render_rows(out: Path, manifest: dict[str, Any], first: int, num_rows: int) -> str:
@@ -34,43 +35,32 @@ def render_rows(out: Path, manifest: dict[str, Any], first: int, num_rows: int) 
     return _page(manifest, [], [row_section(out, manifest, range(first, first + num_rows))])
 
 
-def _page(manifest: dict[str, Any], said: Sequence[Verdict], shown: Sequence[Section]) -> str:
-    import jinja2
+def _page(manifest: dict[str, Any], opening: Sequence[Verdict], shown: Sequence[Section]) -> str:
+    import jinja2  # not at start-up
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("page.html").render(
-        manifest=manifest,
-        facts=_facts(manifest),
-        verdicts=said,
-        sections=shown,
-        style=environment.get_template("page.css").render(),
-    )
-
-
-def _facts(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """What stands below the name."""
     emitted = [s["emitted"] for s in manifest["sources"].values()]
-    total = {unit: sum(e[unit] for e in emitted) for unit in ("rows", "tokens", "loss_tokens")}
     packing = manifest["packing"]
-    rows = (
-        f"{packing['strategy']}, {packing['max_length']:,} tokens"
-        if packing["max_length"]
-        else packing["strategy"]
-    )
+    rows = packing["strategy"] + (f", {packing['max_length']:,} tokens" if packing["max_length"] else "")
     if packing["fill"] is not None and packing["strategy"] != "none":
         rows += f", {percent(packing['fill'], 1)} full"
-    return [
+    facts = [
         ("kind", manifest["kind"]),
-        ("sources", f"{len(manifest['sources']):,}"),
-        ("rows", f"{total['rows']:,}"),
-        ("tokens", f"{total['tokens']:,}"),
-        ("loss tokens", f"{total['loss_tokens']:,}"),
+        ("sources", f"{len(emitted):,}"),
+        *(
+            (unit.replace("_", " "), f"{sum(e[unit] for e in emitted):,}")
+            for unit in ("rows", "tokens", "loss_tokens")
+        ),
         ("packing", rows),
         ("tokenizer", PurePath(manifest["tokenizer"]["name"]).name),
         ("seed", str(manifest["seed"])),
     ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    style = environment.get_template("page.css").render()
+    return environment.get_template("page.html").render(
+        manifest=manifest, facts=facts, verdicts=opening, sections=shown, style=style
+    )

@@ -1,7 +1,8 @@
-"""The closing table of a build: what was asked, what was reached, where it lies."""
+"""The tables that commands print: a finished build, a plan, the sets of a sweep."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +14,31 @@ from datamix.pipeline.progress import short_bytes, short_count
 from datamix.pipeline.store import Store
 
 
+def _table(first: str, heads: Sequence[str], title: str | None = None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
 def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
-    """The table, and three lines under it."""
-    unit = manifest["mixture"]["unit"]
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"{manifest['name']}: {manifest['kind']}",
-        title_justify="left",
-    )
-    table.add_column("source", no_wrap=True)
-    for name in ("records read", "rows", "records", "tokens", "loss tokens", "epochs", "asked", "reached"):
-        table.add_column(name, justify="right", no_wrap=True)
-    total = {"rows": 0, "records": 0, "tokens": 0, "loss_tokens": 0, "read": 0}
+    """What a build prints at its end: a line a source, and what to do next."""
+    mixture, packing = manifest["mixture"], manifest["packing"]
+    unit = mixture["unit"]
+    heads = ("records read", "rows", "records", "tokens", "loss tokens", "epochs", "asked", "reached")
+    table = _table("source", heads, f"{manifest['name']}: {manifest['kind']}")
+    sums = [0] * 5
     for name in manifest["recipe"]["sources"]:
         source = manifest["sources"][name]
-        emitted = source["emitted"]
-        for key in ("rows", "records", "tokens", "loss_tokens"):
-            total[key] += emitted[key]
-        total["read"] += source["records"]["read"]
-        table.add_row(
-            name,
-            f"{source['records']['read']:,}",
-            f"{emitted['rows']:,}",
-            f"{emitted['records']:,}",
-            short_count(emitted["tokens"]),
-            short_count(emitted["loss_tokens"]),
-            f"{source['epochs']:.2f}",
-            f"{source['share']['asked']:.2%}",
-            f"{source['share'][unit]:.2%}",
-        )
+        read, emitted, share = source["records"]["read"], source["emitted"], source["share"]
+        counts = (read, emitted["rows"], emitted["records"], emitted["tokens"], emitted["loss_tokens"])
+        sums = [a + b for a, b in zip(sums, counts, strict=True)]
+        reached = (f"{source['epochs']:.2f}", f"{share['asked']:.2%}", f"{share[unit]:.2%}")
+        table.add_row(name, *(f"{n:,}" for n in counts[:3]), *map(short_count, counts[3:]), *reached)
     table.add_section()
-    table.add_row(
-        "all",
-        f"{total['read']:,}",
-        f"{total['rows']:,}",
-        f"{total['records']:,}",
-        short_count(total["tokens"]),
-        short_count(total["loss_tokens"]),
-        "",
-        "",
-        f"of {UNIT_WORDS[unit]}",
-    )
-    mixture, packing = manifest["mixture"], manifest["packing"]
+    total = (*(f"{n:,}" for n in sums[:3]), *map(short_count, sums[3:]))
+    table.add_row("all", *total, "", "", f"of {UNIT_WORDS[unit]}")
     packed = ""
     if packing["strategy"] != "none" and packing["fill"] is not None:
         packed = f" Rows are packed by {packing['strategy']} and {packing['fill']:.1%} full."
@@ -73,22 +56,33 @@ def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
 
 
 def plan_table(plan: dict[str, Any]) -> str:
-    """The tables that people otherwise compute by hand; what is scarce comes first."""
+    """What the sources hold once, and what the mixture takes of it; what is scarce comes first."""
     unit = UNIT_WORDS[plan["unit"]]
     about = "" if plan["exact"] else "~"
     lines = [f"{plan['name']}: {plan['kind']}, unit {unit}", ""]
     if plan["scarcity"] is not None:
         lines += [scarcity_text(plan["scarcity"], plan["unit"], about), ""]
-    lines += [table_text(_there_is(plan)), "", table_text(_mixture(plan)), ""]
-    lines.append(f"Size: {about}{plan['total']:,} {unit}.")
-    if len(plan["stages"]) > 1:
-        lines += [
-            f"Stage {s['name']}: {about}{short_count(s['size'])} ({_shares(s['weights'])})."
-            for s in plan["stages"]
-        ]
+    available = _table("available", ("files", "records", "tokens", "loss tokens", "known"))
+    heads = [f"% of\n{name}" for name in UNIT_WORDS.values()]
+    if plan["loss_norm"] is not None:
+        heads.append(f"% of loss,\n{plan['loss_norm']} mean")
+    mixture = _table("the mixture takes", ("asked", unit, "epochs", "at most", "worth", "unused", *heads, ""))
+    for line in plan["sources"]:
+        mark = "" if line["exact"] and line["stage"] == "after dedupe" else "~"
+        counts = (mark + short_count(line[name]) for name in UNIT_WORDS)
+        available.add_row(line["name"], f"{line['files']:,}", *counts, line["stage"])
+        taken, worth = mark + short_count(line["taken"]), mark + short_count(line["effective"])
+        epochs = (f"{line['epochs']:.2f}", f"{line['max_epochs']:g}")
+        shares = (f"{mark}{100 * share:.1f}" for share in line["shares"].values())
+        amounts = (f"{line['asked']:.2%}", taken, *epochs, worth, f"{line['unused_share']:.0%}")
+        mixture.add_row(line["name"], *amounts, *shares, "binds" if line["binds"] else "")
+    lines += [table_text(available), "", table_text(mixture), "", f"Size: {about}{plan['total']:,} {unit}."]
+    for stage in plan["stages"] if len(plan["stages"]) > 1 else ():
+        weights = ", ".join(f"{name} {weight:.1%}" for name, weight in stage["weights"].items() if weight)
+        lines.append(f"Stage {stage['name']}: {about}{short_count(stage['size'])} ({weights}).")
     if "batch" in plan:
-        held = ", ".join(f"{name} {number:,.1f}" for name, number in plan["batch"].items())
-        lines.append(f"Each global batch holds, within two rows: {held}.")
+        amounts_of = ", ".join(f"{name} {number:,.1f}" for name, number in plan["batch"].items())
+        lines.append(f"Each global batch holds, within two rows: {amounts_of}.")
     lines += [f"Note: {note}" for note in plan["notes"]]
     lines.append(
         f"Disk: ~{short_bytes(plan['out_bytes'])} for the set, ~{short_bytes(plan['cache_bytes'])} for the cache; "
@@ -101,76 +95,25 @@ def plan_table(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _there_is(plan: dict[str, Any]) -> Table:
-    """What the sources hold, once."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("there is", no_wrap=True)
-    for name in ("files", "records", "tokens", "loss tokens", "known"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for line in plan["sources"]:
-        table.add_row(
-            line["name"],
-            f"{line['files']:,}",
-            *(_about(line) + short_count(line[name]) for name in UNIT_WORDS),
-            line["stage"],
-        )
-    return table
-
-
-def _mixture(plan: dict[str, Any]) -> Table:
-    """What the mixture takes of it, and every source's share of the result in all three units."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("the mixture takes", no_wrap=True)
-    shares = [f"% of\n{name}" for name in UNIT_WORDS.values()]
-    if plan["loss_norm"] is not None:
-        shares.append(f"% of loss,\n{plan['loss_norm']} mean")
-    for name in ("asked", UNIT_WORDS[plan["unit"]], "epochs", "at most", "worth", "unused", *shares, ""):
-        table.add_column(name, justify="right", no_wrap=True)
-    for line in plan["sources"]:
-        table.add_row(
-            line["name"],
-            f"{line['asked']:.2%}",
-            _about(line) + short_count(line["taken"]),
-            f"{line['epochs']:.2f}",
-            f"{line['max_epochs']:g}",
-            _about(line) + short_count(line["effective"]),
-            f"{line['unused_share']:.0%}",
-            *(f"{_about(line)}{100 * share:.1f}" for share in line["shares"].values()),
-            "binds" if line["binds"] else "",
-        )
-    return table
-
-
-def _about(line: dict[str, Any]) -> str:
-    return "" if line["exact"] and line["stage"] == "after dedupe" else "~"
-
-
-def _shares(weights: dict[str, float]) -> str:
-    return ", ".join(f"{name} {weight:.1%}" for name, weight in weights.items() if weight)
-
-
-def ladder_table(made: dict[Path, dict[str, Any]], scale: float = 1.0) -> str:
-    """One line a rung of a sweep: its size, then the share and epochs of every source and the share of every group."""
-    first = next(iter(made.values()))
-    unit, said = first["mixture"]["unit"], first["recipe"]["sources"]
+def ladder_table(sets: dict[Path, dict[str, Any]], scale: float = 1.0) -> str:
+    """One line a set of a sweep: its size, then the share and epochs of every source and the share of every group."""
+    first = next(iter(sets.values()))
+    unit, sources = first["mixture"]["unit"], first["recipe"]["sources"]
     groups: dict[str, list[str]] = {}
-    for name, source in said.items():
+    for name, source in sources.items():
         groups.setdefault(source["group"] or "", []).append(name)
     several = {group: names for group, names in groups.items() if group and len(names) > 1}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("set", no_wrap=True)
-    for name in ("rows", UNIT_WORDS[unit], *said, *(f"all of {group}" for group in several)):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table("set", ("rows", UNIT_WORDS[unit], *sources, *(f"all of {group}" for group in several)))
     totals = []
-    for out, manifest in made.items():
-        sources = manifest["sources"]
-        totals.append(sum(s["emitted"][unit] for s in sources.values()))
+    for out, manifest in sets.items():
+        counted = manifest["sources"]
+        totals.append(sum(s["emitted"][unit] for s in counted.values()))
         table.add_row(
             str(out),
             f"{manifest['packing']['rows']:,}",
             short_count(totals[-1]),
-            *(f"{sources[n]['share'][unit]:.2%} x{sources[n]['epochs'] / scale:.2f}" for n in said),
-            *(f"{sum(sources[n]['share'][unit] for n in names):.2%}" for names in several.values()),
+            *(f"{counted[n]['share'][unit]:.2%} x{counted[n]['epochs'] / scale:.2f}" for n in sources),
+            *(f"{sum(counted[n]['share'][unit] for n in names):.2%}" for names in several.values()),
         )
     lines = [table_text(table), "", f"Shares are of {UNIT_WORDS[unit]}; x is how often each record is used."]
     if first["recipe"]["mix"]["size"] is None and max(totals) > 1.1 * min(totals):
