@@ -151,7 +151,7 @@ def test_a_row_moved_between_sources_is_caught(copied: Callable[[str, str], Path
     handmade.rewrite_rows(_first_shard(out), move)
     handmade.mend(out)
     broken = _broken(verify(out))
-    assert "is said to be of general, but holds record" in broken["sources"]
+    assert "is of source general, but holds record" in broken["sources"]
     assert {"counts", "shares"} <= set(broken)
 
 
@@ -301,7 +301,7 @@ def test_a_validation_row_leaked_into_train_is_caught(
     handmade.rewrite_rows(_first_shard(out), leak)
     handmade.mend(out)
     broken = _broken(verify(out))
-    assert "stands in train/ and in validation/" in broken["split"]
+    assert "is in train/ and in validation/" in broken["split"]
     assert "is used and, in validation/general.parquet, validation too" in broken["ledger"]
 
 
@@ -332,7 +332,7 @@ def test_a_duplicate_removed_for_a_record_that_went_itself_is_caught(
 
     handmade.rewrite_rows(out / "removed/general.parquet", chain)
     handmade.mend(out)
-    assert "was kept, which went itself" in _broken(verify(out))["ledger"]
+    assert "was kept, which was removed itself" in _broken(verify(out))["ledger"]
 
 
 def test_a_row_repeated_beyond_max_epochs_is_caught(copied: Callable[[str, str], Path]) -> None:

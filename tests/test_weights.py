@@ -14,7 +14,7 @@ from small import recipe
 
 import datamix
 from datamix.audit import verify
-from datamix.audit.row_weights import RowWeights
+from datamix.audit.row_laws import RowWeights
 from datamix.core.errors import RecipeError
 
 AS_EXAMPLES = {"trainer": "token", "wanted": "example"}
@@ -123,7 +123,7 @@ def test_the_share_of_the_loss_is_that_after_weighing(tmp_path: Path) -> None:
 def test_a_weight_that_does_not_follow_is_found(weight: list[float | None], told: str) -> None:
     held, loss = RowWeights("token"), np.array([10, 20, 0])
     held.count(np.array([10, 20, 0, 30]))
-    held.hold(pa.array(weight, pa.float32()), loss, "part-00000.parquet row", 0)
+    held.add(pa.array(weight, pa.float32()), loss, "part-00000.parquet row", 0)
     check = held.check()
     assert check.ok == (not told)
     assert told in check.detail

@@ -9,12 +9,15 @@ begins anew, as far into the plan as the rows before it ran over theirs. Cost: o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from datamix.audit.findings import Check, Findings
 
 Floats = NDArray[np.float64]
 
@@ -50,22 +53,19 @@ def read_stages(mixture: dict[str, Any], sources: list[str]) -> list[StageClaim]
     """The stages of a manifest; a stage's length is its planned ``size``, else what it emitted."""
     stages: list[StageClaim] = []
     for stage in mixture["stages"]:
-        last = _shares(stage["weights"], sources)
-        first = _shares(stage["ramp_from"], sources) if stage.get("ramp_from") else last
-        emitted = (
-            stage.get("records", stage["rows"]) if mixture["unit"] == "records" else stage[mixture["unit"]]
+        first, last = (
+            np.array([float(weights.get(source, 0.0)) for source in sources])
+            for weights in (stage.get("ramp_from") or stage["weights"], stage["weights"])
         )
+        unit = mixture["unit"]
+        emitted = stage.get("records", stage["rows"]) if unit == "records" else stage[unit]
         stages.append(StageClaim(stage["name"], float(stage.get("size") or emitted), first, last))
     return stages
 
 
-def _shares(weights: dict[str, float], sources: list[str]) -> Floats:
-    return np.array([float(weights.get(s, 0.0)) for s in sources])
-
-
 @dataclass(frozen=True)
 class SourceTrack:
-    """The quotas of one segment; piece p holds from ``knots[p]`` on, and the last for ever."""
+    """The quotas of one segment; piece p holds from ``knots[p]`` on, the last to infinity."""
 
     knots: Floats  # [num_pieces] units since the segment began
     owed: Floats  # [num_pieces, num_sources] quota at the knot
@@ -75,21 +75,21 @@ class SourceTrack:
     @staticmethod
     def of(stages: list[StageClaim], late: float) -> SourceTrack:
         """The quotas of consecutive stages, of which ``late`` units are over before the first row."""
-        knots, owed, kept = [0.0], [np.zeros_like(stages[0].last)], []
+        knots, owed, parts = [0.0], [np.zeros_like(stages[0].last)], []
         for stage in stages:
             skipped = min(late, stage.length)
             late -= skipped
             rest = stage.after(skipped)
             if rest.length > 0:
-                kept.append(rest)
+                parts.append(rest)
                 knots.append(knots[-1] + rest.length)
                 owed.append(owed[-1] + rest.shares * rest.length)
         still = np.zeros_like(stages[0].last)
         return SourceTrack(
             np.array(knots),
             np.array(owed),
-            np.array([s.first for s in kept] + [stages[-1].last]),
-            np.array([(s.last - s.first) / s.length for s in kept] + [still]),
+            np.array([s.first for s in parts] + [stages[-1].last]),
+            np.array([(s.last - s.first) / s.length for s in parts] + [still]),
         )
 
     def quota(self, total: NDArray[np.int64]) -> Floats:
@@ -107,7 +107,10 @@ class PrefixDeviation:
         self.worst = 0.0  # units
         self.worst_at = (0, 0)  # row, source
         self._stages = stages
-        self._segment = _segments(stages)  # of each stage
+        self._segment = [0]  # of each stage: another where a source enters or leaves
+        for before, stage in pairwise(stages):
+            entered = not np.array_equal(before.present, stage.present)
+            self._segment.append(self._segment[-1] + entered)
         self._current = -1  # segment
         self._nominal = 0.0  # units planned for all segments up to the current one
         self._total = 0  # units emitted before the current one
@@ -121,7 +124,12 @@ class PrefixDeviation:
         Returns how far each source is ahead of its quota after each row, ``[num_sources, num_rows]``.
         """
         while self._current < self._segment[stage]:
-            self._enter(self._current + 1)
+            self._current += 1
+            self._total += int(self._emitted.sum())
+            stages = [s for s, n in zip(self._stages, self._segment, strict=True) if n == self._current]
+            self._track = SourceTrack.of(stages, self._total - self._nominal)
+            self._nominal += sum(s.length for s in stages)
+            self._emitted = np.zeros(len(stages[0].last), np.int64)
         assert self._track is not None
         steps = np.zeros((len(self._emitted), len(cost)), np.int64)
         steps[source, np.arange(len(cost))] = cost
@@ -136,18 +144,23 @@ class PrefixDeviation:
             self._num_rows += len(cost)
         return ahead
 
-    def _enter(self, segment: int) -> None:
-        self._total += int(self._emitted.sum())
-        stages = [s for s, number in zip(self._stages, self._segment, strict=True) if number == segment]
-        self._track = SourceTrack.of(stages, self._total - self._nominal)
-        self._nominal += sum(s.length for s in stages)
-        self._emitted = np.zeros(len(stages[0].last), np.int64)
-        self._current = segment
-
-
-def _segments(stages: list[StageClaim]) -> list[int]:
-    """The segment of each stage: another where a source enters or leaves."""
-    numbers = [0]
-    for before, stage in pairwise(stages):
-        numbers.append(numbers[-1] + (not np.array_equal(before.present, stage.present)))
-    return numbers
+    def check(self, manifest: dict[str, Any], names: Sequence[str], largest: int) -> Check:
+        """The deviation is the manifest's, at most its bound, and that no more than the largest row (of those emitted ``largest``)."""
+        findings, mixture, worst = Findings("prefix bound"), manifest["mixture"], self.worst
+        unit, bound, claimed = mixture["unit"], mixture["bound"], mixture["max_prefix_deviation"]
+        row, source = self.worst_at
+        where = f"after row {row:,} {names[source]} strays {worst:,.1f} {unit}"
+        if worst > bound + 1e-6 * max(1.0, bound):
+            findings.add(f"{where}, more than the bound of {bound:,.1f}")
+        # Rows that were not needed may be larger than those emitted.
+        length = int(manifest["recipe"]["encode"].get("max_length") or 0)
+        if unit == "records" and manifest["packing"]["strategy"] == "none":
+            length = 1
+        elif manifest["kind"] == "preference":
+            length *= 2
+        limit = max(largest, length)
+        if bound > limit:
+            findings.add(f"the manifest's bound of {bound:,.1f} is more than the largest row, {limit:,}")
+        if abs(claimed - worst) > 1e-6 * max(1.0, worst):
+            findings.add(f"{where}, the manifest says {claimed:,.6f}")
+        return findings.check(f"no prefix strays more than {worst:,.1f} {unit}, of at most {bound:,.1f}")

@@ -8,24 +8,18 @@ for about 13 bytes a record.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from datamix.audit.available import check_available, gives_several
-from datamix.audit.fates import RECORD_FATES, Ledger, UseCounts
-from datamix.audit.findings import Check, Findings, first_line
+from datamix.audit.fates import AMOUNTS, RECORD_FATES, Ledger, UseCounts, check_available, gives_several
+from datamix.audit.findings import Check, Findings, Unchecked, unchecked_claims
 from datamix.audit.listed_files import check_files, check_manifest, check_tokenizer
 from datamix.audit.prefix import read_stages
 from datamix.audit.recipe_claims import check_claims
-from datamix.audit.recount import AMOUNTS, Recount, RowShard
+from datamix.audit.recount import Recount, RowShard
 from datamix.audit.rederive import check_inputs
-from datamix.audit.unchecked import Unchecked, unchecked, unchecked_claims
-from datamix.core.content import files_digest
 from datamix.core.errors import RecipeError
 from datamix.pipeline.opening import built_set, refuse_newer
 from datamix.pipeline.rows import RowReader
@@ -34,15 +28,15 @@ from datamix.pipeline.rows import RowReader
 def verify(out: Path, inputs: float | None = None) -> list[Check]:
     """Recount everything that the manifest of ``out`` claims; one check a promise.
 
-    ``inputs``: also hold the raw files against it, and make this share of the rows again from them (1: all).
+    ``inputs``: also hold the raw files against it, and encode the records of this share of the rows again (1: all).
 
     Raises RecipeError where ``out`` is not a folder, DataError where a newer major version built it.
     """
     if not out.is_dir():
         raise RecipeError(f"There is no folder {out} to verify. Name the OUT folder of a finished build.")
     if not (out / "manifest.json").is_file():
-        told = "manifest.json is missing: the set is not whole. Run `datamix build` again; it continues"
-        return [Check("manifest", False, told)]
+        detail = "manifest.json is missing: the set is not whole. Run `datamix build` again; it continues"
+        return [Check("manifest", False, detail)]
     try:
         manifest = json.loads((out / "manifest.json").read_bytes())
     except ValueError as error:
@@ -53,281 +47,140 @@ def verify(out: Path, inputs: float | None = None) -> list[Check]:
     if not first.ok:
         return [first]
     checks, claims = checks_and_claims(out, manifest, inputs)
-    return [first, *checks, unchecked(claims)]
+    return [first, *checks, Check("not checked", True, "; ".join(claim.text for claim in claims))]
 
 
 def checks_and_claims(
     out: Path, manifest: dict[str, Any], inputs: float | None = None
 ) -> tuple[list[Check], list[Unchecked]]:
     """Every check of a manifest that follows its schema, and the claims that none of them derived."""
-    claims: list[Unchecked] = []
-    checks = [
-        check_files(out, manifest),
-        check_tokenizer(out, manifest),
-        *check_claims(out, manifest),
-        *_recounted(out, manifest, claims),
+    checks = [check_files(out, manifest), check_tokenizer(out, manifest), *check_claims(out, manifest)]
+    recount = Recount(manifest, out)
+    if manifest.get("virtual"):
+        rows = RowReader(built_set(out, manifest).splits["train"])
+        recount.add_train(RowShard(out, "the virtual set", rows))
+    for name in _listed(out, manifest, "train"):
+        recount.add_train(RowShard(out / name, name))
+    # Of a record that gave several rows, no piece can be used too often.
+    caps = (
+        np.inf if gives_several(manifest, source) else _max_epochs(manifest, name)
+        for name, source in manifest["sources"].items()
+    )
+    uses = recount.uses.count(caps)
+    ledger = Ledger(recount.inputs)
+    ledger.mark("used", uses.used, "train/")
+    for name in _listed(out, manifest, "validation"):
+        ledger.mark("validation", recount.add_validation(RowShard(out / name, name)), name)
+    ledger.read_files(out, _listed(out, manifest, "removed"), _listed(out, manifest, "rejects"))
+    order = recount.order.check(manifest, ledger)
+    row_checks, left_open = recount.check_rows(manifest)
+    counts = Findings("counts")
+    claims = [*check_available(manifest, uses, counts), *recount.order.unchecked(), *left_open]
+    amounts, shares, epochs = _check_sources(manifest, recount, uses, counts)
+    checks += [
+        *row_checks,
+        amounts,
+        shares,
+        *([recount.weights.check()] if recount.weights else []),
+        _check_stages(manifest, recount),
+        recount.prefix.check(manifest, recount.inputs.names, recount.largest),
+        epochs,
+        ledger.check(manifest),
+        *_check_split_and_packing(manifest, recount, ledger, uses),
     ]
+    if order is not None:
+        checks.insert(len(checks) - 1, order)
     if inputs is not None:
         checks += check_inputs(out, manifest, inputs, claims)
     return checks, unchecked_claims(manifest, inputs, claims)
 
 
-def _recounted(out: Path, manifest: dict[str, Any], claims: list[Unchecked]) -> list[Check]:
-    recount = Recount.of(manifest, out)
-    for shard in _shards(out, manifest, "train"):
-        recount.add_train(shard)
-    uses = recount.uses.count(_piece_caps(manifest))
-    ledger = _read_ledger(out, manifest, recount, uses)
-    counts = ledger.counts()
-    order = recount.order.check(manifest, ledger)
-    available = Findings("counts")
-    claims += check_available(manifest, uses, available)
-    claims += [*recount.order.unchecked, *recount.unchecked()]
-    return [
-        _check_content(manifest, recount),
-        recount.laws.check(f"{int(recount.by_source[:, 0].sum()):,} rows obey every law of their kind"),
-        _check_masks(recount),
-        recount.owners.check("every record belongs to the source of its row"),
-        _check_counts(manifest, recount, available),
-        _check_shares(manifest, recount),
-        *([recount.weights.check()] if recount.weights else []),
-        _check_stages(manifest, recount),
-        _check_prefix(manifest, recount),
-        _check_epochs(manifest, recount, uses),
-        _check_ledger(manifest, ledger, counts),
-        _check_split(ledger, uses, counts),
-        *([order] if order else []),
-        _check_packing(manifest, recount, uses),
-    ]
-
-
-def _shards(out: Path, manifest: dict[str, Any], split: str) -> list[RowShard]:
-    """The Parquet files of one split that are there, as listed; a missing one is told by the file check."""
-    if split == "train" and manifest.get("virtual"):
-        rows = built_set(out, manifest).splits["train"]
-        return [RowShard(out, "the virtual set", RowReader(rows))]
-    return [RowShard(out / p, p) for p in _listed(out, manifest, split) if p.endswith(".parquet")]
+def _listed(out: Path, manifest: dict[str, Any], folder: str) -> list[str]:
+    """The files of a folder that are there, as listed; a missing one is reported by the file check."""
+    paths = sorted(e["path"] for e in manifest["outputs"])
+    return [p for p in paths if p.startswith(f"{folder}/") and (out / p).is_file()]
 
 
 def _max_epochs(manifest: dict[str, Any], name: str) -> float:
     return float(manifest["recipe"]["sources"].get(name, {}).get("max_epochs", 1.0))
 
 
-def _piece_caps(manifest: dict[str, Any]) -> list[float]:
-    """How often each piece of a source may stand in train/; infinite where one record gave several."""
-    caps: list[float] = []
-    for name, source in manifest["sources"].items():
-        caps.append(np.inf if gives_several(manifest, source) else _max_epochs(manifest, name))
-    return caps
-
-
-def _read_ledger(out: Path, manifest: dict[str, Any], recount: Recount, uses: UseCounts) -> Ledger:
-    ledger = Ledger(recount.inputs)
-    ledger.mark("used", uses.used, "train/")
-    for shard in _shards(out, manifest, "validation"):
-        ledger.mark("validation", recount.add_validation(shard), shard.name)
-    removed = _listed(out, manifest, "removed")
-    steps: list[tuple[str, Callable[[], None]]] = [
-        (n, partial(ledger.read_removed, out / n, n)) for n in removed
-    ]
-    rejects = _listed(out, manifest, "rejects")
-    steps += [(n, partial(ledger.read_rejects, out / n, Path(n).stem, n)) for n in rejects]
-    steps += [(n, partial(ledger.check_kept, out / n, n)) for n in removed]
-    for name, step in steps:
-        try:
-            step()
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ) as error:  # a line that is damaged or of another shape
-            ledger.found.add(f"{name} cannot be read: {first_line(error)}")
-    return ledger
-
-
-def _listed(out: Path, manifest: dict[str, Any], folder: str) -> list[str]:
-    paths = sorted(e["path"] for e in manifest["outputs"])
-    return [p for p in paths if p.startswith(f"{folder}/") and (out / p).is_file()]
-
-
-def _check_content(manifest: dict[str, Any], recount: Recount) -> Check:
-    if manifest["content_sha256"] is None:
-        return Check("content", True, "a virtual set: its rows lie in the cache and were recounted there")
-    found = Findings("content")
-    found.expect("the hash of the decoded rows", manifest["content_sha256"], files_digest(recount.content))
-    return found.check("the decoded rows hash to content_sha256")
-
-
-def _check_masks(recount: Recount) -> Check:
-    turns = recount.turns
-    if turns.telling:
-        recount.masks.add(turns.first_odd, turns.num_odd)
-    closed = f"; {turns.num_spans:,} trained spans end where turns end" if turns.telling else ""
-    starts = recount.starts
-    if starts.header is not None:
-        recount.masks.add(starts.first_opened, starts.num_opened)
-    if starts.telling:
-        recount.masks.add(starts.first_odd, starts.num_odd)
-        closed += (
-            f"; {starts.num_sound:,} begin behind the header of an assistant's turn and hold no other turn's"
-        )
-    return recount.masks.check(f"every row trains something{closed}")
-
-
-def _check_counts(manifest: dict[str, Any], recount: Recount, found: Findings) -> Check:
-    for index, name in enumerate(recount.inputs.names):
-        claims = manifest["sources"][name]["emitted"]
-        for column, unit in enumerate(AMOUNTS):
-            found.expect(f"{name}: emitted {unit}", claims[unit], int(recount.by_source[index, column]))
-    rows, _, tokens, loss = (int(n) for n in recount.by_source.sum(axis=0))
-    return found.check(
+def _check_sources(
+    manifest: dict[str, Any], recount: Recount, uses: UseCounts, counts: Findings
+) -> list[Check]:
+    """Amounts (into ``counts``), shares asked and reached, and epochs, source by source."""
+    shares, epochs, inputs = Findings("shares"), Findings("epochs"), recount.inputs
+    often, overlap = "is used more often than max_epochs allows", "is emitted in parts that share tokens"
+    epochs.add_first(uses.too_often, lambda number: f"{inputs.record(number)} {often}")
+    epochs.add_first(uses.overlapping, lambda number: f"{inputs.record(number)} {overlap}")
+    stages, plans = manifest["mixture"]["stages"], read_stages(manifest["mixture"], list(inputs.names))
+    total, parts, unit_column = recount.by_source.sum(axis=0), [], AMOUNTS.index(recount.unit)
+    for index, (name, amounts) in enumerate(zip(inputs.names, recount.by_source.tolist(), strict=True)):
+        claims = manifest["sources"][name]
+        reached = [n / int(whole) if whole else 0.0 for n, whole in zip(amounts, total, strict=True)]
+        for unit, amount, share in zip(AMOUNTS, amounts, reached, strict=True):
+            counts.expect(f"{name}: emitted {unit}", claims["emitted"][unit], amount)
+            if unit != "rows":
+                shares.expect(f"{name}: share of {unit}", claims["share"][unit], share)
+        pairs = zip(stages, plans, strict=True)
+        asked = sum(float(stage["share"] * plan.shares[index]) for stage, plan in pairs)
+        shares.expect(f"{name}: share asked by the stages", claims["share"]["asked"], asked)
+        parts.append(f"{name} asked {asked:.2%} reached {reached[unit_column]:.2%}")
+        limit = _max_epochs(manifest, name) * claims["available"]["rows"]
+        if amounts[0] > limit + 1e-6:
+            epochs.add(f"{name} has {amounts[0]:,} rows in train/, max_epochs allows {limit:,.0f}")
+        available = claims["available"][recount.unit]
+        used = amounts[unit_column] / available if available else 0.0
+        epochs.expect(f"{name}: epochs", float(claims["epochs"]), used)
+    rows, _, tokens, loss = total.tolist()
+    counted = (
         f"{rows:,} rows, {tokens:,} tokens, {loss:,} loss tokens: as the manifest says, source by source"
     )
-
-
-def _check_shares(manifest: dict[str, Any], recount: Recount) -> Check:
-    found = Findings("shares")
-    stages = manifest["mixture"]["stages"]
-    plans = read_stages(manifest["mixture"], list(recount.inputs.names))
-    told = []
-    for index, name in enumerate(recount.inputs.names):
-        claims = manifest["sources"][name]["share"]
-        for unit in AMOUNTS[1:]:
-            found.expect(f"{name}: share of {unit}", claims[unit], _share(recount.by_source, index, unit))
-        asked = sum(
-            float(stage["share"] * plan.shares[index]) for stage, plan in zip(stages, plans, strict=True)
-        )
-        found.expect(f"{name}: share asked by the stages", claims["asked"], asked)
-        reached = _share(recount.by_source, index, recount.unit)
-        told.append(f"{name} asked {asked:.2%} reached {reached:.2%}")
-    return found.check(f"of {recount.unit}: " + ", ".join(told))
-
-
-def _share(by_source: NDArray[np.int64], index: int, unit: str) -> float:
-    column = by_source[:, AMOUNTS.index(unit)]
-    return float(column[index] / column.sum()) if column.sum() else 0.0
+    return [
+        counts.check(counted),
+        shares.check(f"of {recount.unit}: " + ", ".join(parts)),
+        epochs.check(f"no record is used more than {uses.most} times, none above its max_epochs"),
+    ]
 
 
 def _check_stages(manifest: dict[str, Any], recount: Recount) -> Check:
-    found = recount.stages
-    stages = manifest["mixture"]["stages"]
+    findings, stages = recount.stages, manifest["mixture"]["stages"]
     for index, stage in enumerate(stages):
-        for unit in (unit for unit in AMOUNTS if unit in stage):
-            counted = int(recount.by_stage[index, AMOUNTS.index(unit)])
-            found.expect(f"stage {stage['name']}: {unit}", stage[unit], counted)
-        if abs(sum(stage["weights"].values()) - 1) > 1e-6:
-            found.add(
-                f"stage {stage['name']}: its weights sum to {sum(stage['weights'].values()):.6g}, not to 1"
-            )
-    if abs(sum(stage["share"] for stage in stages) - 1) > 1e-6:
-        found.add(f"the shares of the stages sum to {sum(s['share'] for s in stages):.6g}, not to 1")
-    return found.check(
-        ", ".join(f"{s['name']} {s['rows']:,} rows" for s in stages) + ": in this order, as counted"
-    )
+        for column, unit in enumerate(AMOUNTS):
+            if unit in stage:
+                counted = int(recount.by_stage[index, column])
+                findings.expect(f"stage {stage['name']}: {unit}", stage[unit], counted)
+        total = sum(stage["weights"].values())
+        if abs(total - 1) > 1e-6:
+            findings.add(f"stage {stage['name']}: its weights sum to {total:.6g}, not to 1")
+    total = sum(stage["share"] for stage in stages)
+    if abs(total - 1) > 1e-6:
+        findings.add(f"the shares of the stages sum to {total:.6g}, not to 1")
+    rows = ", ".join(f"{s['name']} {s['rows']:,} rows" for s in stages)
+    return findings.check(f"{rows}: in this order, as counted")
 
 
-def _check_prefix(manifest: dict[str, Any], recount: Recount) -> Check:
-    found = Findings("prefix bound")
-    mixture, worst = manifest["mixture"], recount.prefix.worst
-    row, source = recount.prefix.worst_at
-    where = f"after row {row:,} {recount.inputs.names[source]} strays {worst:,.1f} {recount.unit}"
-    if worst > mixture["bound"] + 1e-6 * max(1.0, mixture["bound"]):
-        found.add(f"{where}, more than the bound of {mixture['bound']:,.1f}")
-    limit = max(recount.largest, _largest_row(manifest))
-    if mixture["bound"] > limit:
-        found.add(f"the manifest's bound of {mixture['bound']:,.1f} is more than the largest row, {limit:,}")
-    claimed = mixture["max_prefix_deviation"]
-    if abs(claimed - worst) > 1e-6 * max(1.0, worst):
-        found.add(f"{where}, the manifest says {claimed:,.6f}")
-    return found.check(
-        f"no prefix strays more than {worst:,.1f} {recount.unit}, of at most {mixture['bound']:,.1f}"
-    )
-
-
-def _largest_row(manifest: dict[str, Any]) -> int:
-    """The most that a row could weigh: rows that were not needed may be larger than those emitted."""
-    length = manifest["recipe"]["encode"].get("max_length")
-    if manifest["mixture"]["unit"] == "records" and manifest["packing"]["strategy"] == "none":
-        return 1
-    return 2 * int(length) if length and manifest["kind"] == "preference" else int(length or 0)
-
-
-def _check_epochs(manifest: dict[str, Any], recount: Recount, uses: UseCounts) -> Check:
-    found = Findings("epochs")
-    inputs = recount.inputs
-    if len(uses.too_often):
-        told = inputs.record(int(uses.too_often[0]))
-        found.add(f"{told} is used more often than max_epochs allows", len(uses.too_often))
-    if len(uses.overlapping):
-        told = inputs.record(int(uses.overlapping[0]))
-        found.add(f"{told} is emitted in parts that share tokens", len(uses.overlapping))
-    column = AMOUNTS.index(recount.unit)
-    for index, name in enumerate(inputs.names):
-        source = manifest["sources"][name]
-        limit = _max_epochs(manifest, name) * source["available"]["rows"]
-        if recount.by_source[index, 0] > limit + 1e-6:
-            found.add(
-                f"{name} has {recount.by_source[index, 0]:,} rows in train/, max_epochs allows {limit:,.0f}"
-            )
-        there = source["available"][recount.unit]
-        epochs = float(recount.by_source[index, column] / there) if there else 0.0
-        found.expect(f"{name}: epochs", float(source["epochs"]), epochs)
-    return found.check(f"no record is used more than {uses.most} times, none above its max_epochs")
-
-
-def _check_ledger(manifest: dict[str, Any], ledger: Ledger, counts: NDArray[np.int64]) -> Check:
-    found = ledger.found
-    lost = np.flatnonzero(ledger.fate == 0)
-    if len(lost):
-        found.add(
-            f"{ledger.inputs.record(int(lost[0]))} was read and has no line in rejects/ or removed/",
-            len(lost),
-        )
-    for index, name in enumerate(ledger.inputs.names):
-        claims = manifest["sources"][name]
-        for fate in RECORD_FATES[1:]:
-            found.expect(
-                f"{name}: records {fate}",
-                claims["records"][fate],
-                int(counts[index, RECORD_FATES.index(fate)]),
-            )
-        read = sum(e["records"] for e in manifest["inputs"] if e["source"] == name)
-        found.expect(f"{name}: records read", claims["records"]["read"], read)
-        for key, reasons in ledger.reasons.items():
-            counted = {reason: n for (source, reason), n in reasons.items() if source == name}
-            claimed = claims.get(key, {})
-            for reason in sorted({*counted, *claimed}):
-                found.expect(f"{name}: {key} {reason}", claimed.get(reason, 0), counted.get(reason, 0))
-    total = counts.sum(axis=0)
-    parts = " + ".join(f"{int(total[i]):,} {fate}" for i, fate in enumerate(RECORD_FATES) if i)
-    return found.check(f"{len(ledger.fate):,} records read = {parts}; each has its line or its row")
-
-
-def _check_split(ledger: Ledger, uses: UseCounts, counts: NDArray[np.int64]) -> Check:
-    found = Findings("split")
-    both = uses.used[ledger.fate[uses.used] == RECORD_FATES.index("validation")]
-    if len(both):
-        found.add(f"{ledger.inputs.record(int(both[0]))} stands in train/ and in validation/", len(both))
-    held = int(counts[:, RECORD_FATES.index("validation")].sum())
-    return found.check(f"{held:,} validation records, none of them in train/")
-
-
-def _check_packing(manifest: dict[str, Any], recount: Recount, uses: UseCounts) -> Check:
-    found = Findings("packing")
-    packing = manifest["packing"]
-    rows, _, tokens, _ = (int(n) for n in recount.by_source.sum(axis=0))
-    found.expect("the number of rows", packing["rows"], rows)
-    length = packing["max_length"]
-    if length and packing["fill"] is not None:
-        found.expect("the fill", float(packing["fill"]), tokens / (rows * length) if rows else 0.0)
-    if packing["strategy"] == "none" and manifest["kind"] != "pretrain" and len(uses.cut):
-        found.add(f"{recount.inputs.record(int(uses.cut[0]))} is cut, yet nothing is packed", len(uses.cut))
-    if packing["strategy"] == "none" and manifest["kind"] != "pretrain":
-        found.expect("the number of cut records", packing["cut_records"], 0)
-    if len(uses.cut) > packing["cut_records"]:
-        found.add(
-            f"{len(uses.cut):,} records are cut in train/, the manifest says {packing['cut_records']:,}"
-        )
-    fill = f", {packing['fill']:.1%} full" if packing["fill"] is not None else ""
-    return found.check(f"{packing['strategy']}: {rows:,} rows{fill}, {packing['cut_records']:,} records cut")
+def _check_split_and_packing(
+    manifest: dict[str, Any], recount: Recount, ledger: Ledger, uses: UseCounts
+) -> list[Check]:
+    """No record is both trained and held out; rows, fill and cut records are as counted."""
+    split, packing, inputs = Findings("split"), Findings("packing"), recount.inputs
+    held_out = RECORD_FATES.index("validation")
+    both = uses.used[ledger.fate[uses.used] == held_out]
+    split.add_first(both, lambda number: f"{inputs.record(number)} is in train/ and in validation/")
+    num_held_out = int(ledger.counts()[:, held_out].sum())
+    claims, tokens = manifest["packing"], int(recount.by_source[:, AMOUNTS.index("tokens")].sum())
+    rows, length, cut = int(recount.by_source[:, 0].sum()), claims["max_length"], claims["cut_records"]
+    packing.expect("the number of rows", claims["rows"], rows)
+    if length and claims["fill"] is not None:
+        packing.expect("the fill", float(claims["fill"]), tokens / (rows * length) if rows else 0.0)
+    if claims["strategy"] == "none" and manifest["kind"] != "pretrain":
+        packing.add_first(uses.cut, lambda number: f"{inputs.record(number)} is cut, yet nothing is packed")
+        packing.expect("the number of cut records", cut, 0)
+    if len(uses.cut) > cut:
+        packing.add(f"{len(uses.cut):,} records are cut in train/, the manifest says {cut:,}")
+    fill = f", {claims['fill']:.1%} full" if claims["fill"] is not None else ""
+    return [
+        split.check(f"{num_held_out:,} validation records, none of them in train/"),
+        packing.check(f"{claims['strategy']}: {rows:,} rows{fill}, {cut:,} records cut"),
+    ]

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from datamix.audit.available import gives_several, live_records
+from datamix.audit.fates import gives_several, live_records
 from datamix.audit.findings import Check, Findings, close, first_line
 from datamix.core.errors import DatamixError
 from datamix.core.hashing import digest
@@ -19,89 +19,79 @@ from datamix.recipe import Recipe
 
 Weights = dict[str, float]
 _NAMED = ("eos_token", "pad_token")
+_MAIN = {"name": "main", "share": 1.0, "size": None, "weights": None}  # of a recipe without stages
 
 
 def check_claims(out: Path, manifest: dict[str, Any]) -> list[Check]:
-    """The manifest against its recipe."""
-    broken = _broken_recipe(manifest)
-    return [broken] if broken else [check_recipe(out, manifest), check_weights(manifest)]
-
-
-def _broken_recipe(manifest: dict[str, Any]) -> Check | None:
-    """None where the manifest's recipe is one that a build resolved; else what is wrong with it."""
+    """The manifest against its recipe; that alone is reported where it is none that a build resolved."""
     try:
         resolved = Recipe.model_validate(manifest["recipe"]).published()
     except (ValueError, DatamixError) as error:
-        return Check("recipe", False, f"the recipe in the manifest is none: {first_line(error)}")
+        return [Check("recipe", False, f"the recipe in the manifest is none: {first_line(error)}")]
     lacking = [key for key in resolved if key not in manifest["recipe"]]
     if lacking:
-        return Check("recipe", False, f"the recipe in the manifest lacks {', '.join(lacking)}")
-    return None
+        return [Check("recipe", False, f"the recipe in the manifest lacks {', '.join(lacking)}")]
+    return [check_recipe(out, manifest), check_weights(manifest)]
 
 
 def check_recipe(out: Path, manifest: dict[str, Any]) -> Check:
     """Name, kind, seed, fingerprint, unit, packing, formats and named tokens are those of the recipe and the tokenizer."""
-    found, recipe = Findings("recipe"), manifest["recipe"]
-    found.expect("recipe_sha256", manifest["recipe_sha256"], digest(recipe))
+    findings, recipe = Findings("recipe"), manifest["recipe"]
+    sources, packing, tokenizer = manifest["sources"], manifest["packing"], manifest["tokenizer"]
+    findings.expect("recipe_sha256", manifest["recipe_sha256"], digest(recipe))
     for key in ("name", "kind", "seed"):
-        found.expect(key, manifest[key], recipe[key])
-    found.expect("the mixture's unit", manifest["mixture"]["unit"], recipe["mix"]["unit"])
-    found.expect("the packing strategy", manifest["packing"]["strategy"], recipe["encode"]["pack"])
-    found.expect("packing's max_length", manifest["packing"]["max_length"], recipe["encode"]["max_length"])
-    found.expect("tokenizer.name", manifest["tokenizer"]["name"], recipe["tokenizer"])
+        findings.expect(key, manifest[key], recipe[key])
+    findings.expect("the mixture's unit", manifest["mixture"]["unit"], recipe["mix"]["unit"])
+    findings.expect("the packing strategy", packing["strategy"], recipe["encode"]["pack"])
+    findings.expect("packing's max_length", packing["max_length"], recipe["encode"]["max_length"])
+    findings.expect("tokenizer.name", tokenizer["name"], recipe["tokenizer"])
     written = {entry["format"] for entry in manifest["outputs"]}
     for name in recipe["write"]:
         name = name if isinstance(name, str) else name.get("name", next(iter(name)))
-        if name not in written and manifest["packing"]["rows"]:
-            found.add(f"the recipe writes {name}, and no file of it is listed")
-    found.expect("virtual", manifest.get("virtual", False), not recipe["write"])
-    known = set(recipe["sources"])
-    unknown = [e["source"] for e in manifest["inputs"] if e["source"] not in manifest["sources"]]
-    found.add(f"an input belongs to {unknown[0] if unknown else ''}, which is no source", len(unknown))
-    missing = sorted(known - set(manifest["sources"]))
-    found.add(f"source {missing[0] if missing else ''} of the recipe is not in the manifest", len(missing))
-    _check_fates(found, manifest)
+        if name not in written and packing["rows"]:
+            findings.add(f"the recipe writes {name}, and no file of it is listed")
+    findings.expect("virtual", manifest.get("virtual", False), not recipe["write"])
+    for source in (e["source"] for e in manifest["inputs"] if e["source"] not in sources):
+        findings.add(f"an input belongs to {source}, which is no source")
+    for source in sorted(set(recipe["sources"]) - set(sources)):
+        findings.add(f"source {source} of the recipe is not in the manifest")
+    for name, source in sources.items():
+        _check_fates(findings, recipe, name, source, gives_several(manifest, source))
     for key, token_id in _named_ids(out / "tokenizer").items():
-        found.expect(f"tokenizer.{key}_id", manifest["tokenizer"][f"{key}_id"], token_id)
-    return found.check(
+        findings.expect(f"tokenizer.{key}_id", tokenizer[f"{key}_id"], token_id)
+    return findings.check(
         "fingerprint, seed, unit, packing, formats and named tokens as the recipe and the tokenizer say"
     )
 
 
-def _check_fates(found: Findings, manifest: dict[str, Any]) -> None:
+def _check_fates(
+    findings: Findings, recipe: dict[str, Any], name: str, source: dict[str, Any], several: bool
+) -> None:
     """Nothing was cleaned, removed or held out that the recipe has no step for; as many held out as it says."""
-    recipe = manifest["recipe"]
-    for name, source in manifest["sources"].items():
-        removed, records = source.get("removed_by", {}), source["records"]
-        for reasons, key in (
-            (("exact", "near"), "dedupe"),
-            (("contaminated",), "decontaminate"),
-            (("leaked",), "validation"),
-        ):
-            count = sum(removed.get(reason, 0) for reason in reasons)
-            if count and not recipe.get(key):
-                found.add(
-                    f"{name}: {count:,} records are {' or '.join(reasons)}, and the recipe has no {key}"
-                )
-        if records["cleaned"] and not recipe["clean"]:
-            found.add(
-                f"{name}: {records['cleaned']:,} records were cleaned away, and the recipe cleans nothing"
-            )
-        _check_held_out(found, manifest, name)
-
-
-def _check_held_out(found: Findings, manifest: dict[str, Any], name: str) -> None:
-    rule, source = manifest["recipe"]["validation"], manifest["sources"][name]
-    held = source["records"]["validation"]
+    removed, records, rule = source.get("removed_by", {}), source["records"], recipe["validation"]
+    for reasons, key in (
+        (("exact", "near"), "dedupe"),
+        (("contaminated",), "decontaminate"),
+        (("leaked",), "validation"),
+    ):
+        count = sum(removed.get(reason, 0) for reason in reasons)
+        if count and not recipe.get(key):
+            text = f"{name}: {count:,} records are {' or '.join(reasons)}, and the recipe has no {key}"
+            findings.add(text)
+    if records["cleaned"] and not recipe["clean"]:
+        count = records["cleaned"]
+        findings.add(f"{name}: {count:,} records were cleaned away, and the recipe cleans nothing")
+    held_out = records["validation"]
     if rule is None:
-        found.expect(f"{name}: records of a validation that the recipe does not ask for", held, 0)
-    if rule is None or rule["path"] or gives_several(manifest, source):
-        return  # a file of its own, or siblings that stay together
-    alive = held + source["removed_by"].get("leaked", 0) + live_records(source)
-    asked = rule["records"] if rule["records"] is not None else round((rule["share"] or 0.0) * alive)
-    expected = min(max(1, asked), alive - 1) if alive > 1 else 0
-    if abs(held - expected) > 1:
-        found.add(f"{name}: {held:,} records are held out, the recipe asks for {expected:,} of {alive:,}")
+        what = f"{name}: records of a validation that the recipe does not ask for"
+        findings.expect(what, held_out, 0)
+    elif not rule["path"] and not several:  # not a file of its own, nor siblings that stay together
+        live = held_out + removed.get("leaked", 0) + live_records(source)
+        asked = rule["records"] if rule["records"] is not None else round((rule["share"] or 0.0) * live)
+        expected = min(max(1, asked), live - 1) if live > 1 else 0
+        if abs(held_out - expected) > 1:
+            text = f"{held_out:,} records are held out, the recipe asks for {expected:,} of {live:,}"
+            findings.add(f"{name}: {text}")
 
 
 def _named_ids(folder: Path) -> dict[str, int | None]:
@@ -126,63 +116,42 @@ def _named_ids(folder: Path) -> dict[str, int | None]:
 
 def check_weights(manifest: dict[str, Any]) -> Check:
     """Stages, weights and sizes of the mixture follow from the recipe and from what the sources hold."""
-    found, mixture = Findings("mixture"), manifest["mixture"]
-    recipe, names = manifest["recipe"], list(manifest["recipe"]["sources"])
-    sizes = {n: float(manifest["sources"][n]["available"][mixture["unit"]]) for n in names}
-    asked = _stages(recipe, sizes)
-    reached = mixture["stages"]
-    found.expect("the stages", [s["name"] for s in reached], [s["name"] for s in asked])
-    if [s["name"] for s in reached] != [s["name"] for s in asked]:
-        return found.check("")
-    moved = (
-        recipe["mix"]["on_short"] == "reweigh"
-    )  # lowers short sources: only their order of size can be told
-    for want, stage in zip(asked, reached, strict=True):
-        for key, weights in (("weights", want["weights"]), ("ramp_from", want["ramp_from"])):
-            if weights is None and stage.get(key):
-                found.add(f"stage {stage['name']} ramps, the recipe has no ramp there")
-            if weights is None or moved:
-                continue
-            total = math.fsum(weights.values())
-            for name in names:
-                share = weights[name] / total if total else 0.0
-                has = float((stage.get(key) or {}).get(name, 0.0))
-                if not close(has, share):
-                    found.add(
-                        f"stage {stage['name']}: {key} of {name} is {has:.6g}, the recipe gives {share:.6g}"
-                    )
+    findings, mixture, recipe = Findings("mixture"), manifest["mixture"], manifest["recipe"]
+    sizes = {n: float(manifest["sources"][n]["available"][mixture["unit"]]) for n in recipe["sources"]}
+    whole, reached = _whole(recipe, sizes), mixture["stages"]
+    asked: list[
+        dict[str, Any]
+    ] = []  # of each stage: name, share, size, weights, and those that a ramp begins with
+    for number, stage in enumerate(recipe["mix"]["stages"] or [_MAIN]):
+        weights = whole if stage["weights"] is None else _resolved(recipe, stage["weights"], sizes)
+        start = asked[-1]["weights"] if stage.get("ramp") is not None and asked else None
+        name = stage["name"] or f"stage-{number + 1}"
+        asked.append(stage | {"name": name, "weights": weights, "ramp_from": start})
+    findings.expect("the stages", [s["name"] for s in reached], [s["name"] for s in asked])
+    if findings.num:
+        return findings.check()
+    # `reweigh` lowers short sources: only the order of their sizes can be derived.
+    reweighs = recipe["mix"]["on_short"] == "reweigh"
     total = math.fsum(s["size"] for s in reached)
     all_shares = all(stage["share"] is not None for stage in asked)
     slack = total * (1e-3 if len(asked) > 1 else 1e-6)  # shares as written may miss 1 by a rounding
-    for want, stage in zip(asked, reached, strict=True):
-        name, share = stage["name"], stage["size"] / total if total else 0.0
-        found.expect(f"stage {name}: share", float(stage["share"]), share)
-        if all_shares and abs(stage["size"] - want["share"] * total) > slack:
-            found.add(f"stage {name} has {share:.4%} of the set, the recipe gives {want['share']:.4%}")
-    _check_size(found, manifest, asked, sizes, total)
-    note = " (short sources lowered by on_short: reweigh: weights not derived)" if moved else ""
-    return found.check(f"stages, weights and size follow from the recipe{note}")
-
-
-def _stages(recipe: dict[str, Any], sizes: Weights) -> list[dict[str, Any]]:
-    """What each stage asks: name, share, size, weights by source, and those that a ramp begins with."""
-    whole = _whole(recipe, sizes)
-    if not recipe["mix"]["stages"]:
-        return [{"name": "main", "share": 1.0, "size": None, "weights": whole, "ramp_from": None}]
-    stages: list[dict[str, Any]] = []
-    for number, stage in enumerate(recipe["mix"]["stages"]):
-        weights = whole if stage["weights"] is None else _resolved(recipe, stage["weights"], sizes)
-        ramps = stage.get("ramp") is not None and bool(stages)
-        stages.append(
-            {
-                "name": stage["name"] or f"stage-{number + 1}",
-                "share": stage["share"],
-                "size": stage["size"],
-                "weights": weights,
-                "ramp_from": stages[-1]["weights"] if ramps else None,
-            }
-        )
-    return stages
+    for target, stage in zip(asked, reached, strict=True):
+        name = f"stage {stage['name']}"
+        for key, weights in (("weights", target["weights"]), ("ramp_from", target["ramp_from"])):
+            if weights is None and stage.get(key):
+                findings.add(f"{name} ramps, the recipe has no ramp there")
+            for source, weight in (weights or {}).items() if not reweighs else ():
+                share = weight / (math.fsum(weights.values()) or 1.0)
+                has = float((stage.get(key) or {}).get(source, 0.0))
+                if not close(has, share):
+                    findings.add(f"{name}: {key} of {source} is {has:.6g}, the recipe gives {share:.6g}")
+        share = stage["size"] / total if total else 0.0
+        findings.expect(f"{name}: share", float(stage["share"]), share)
+        if all_shares and abs(stage["size"] - target["share"] * total) > slack:
+            findings.add(f"{name} has {share:.4%} of the set, the recipe gives {target['share']:.4%}")
+    _check_size(findings, manifest, asked, sizes, total)
+    note = " (short sources lowered by on_short: reweigh: weights not derived)" if reweighs else ""
+    return findings.check(f"stages, weights and size follow from the recipe{note}")
 
 
 def _whole(recipe: dict[str, Any], sizes: Weights) -> Weights:
@@ -202,17 +171,13 @@ def _whole(recipe: dict[str, Any], sizes: Weights) -> Weights:
     if rule == "unimax":
         caps = {n: size * sources[n]["max_epochs"] for n, size in sizes.items()}
         budget = float(mix["size"]) if isinstance(mix["size"], int) else math.fsum(sizes.values())
-        return _unimax(caps, budget)
+        left, amounts = min(budget, math.fsum(caps.values())), {}
+        # An equal share for all but none above its cap: the smallest caps are settled first (Chung et al. 2023).
+        for rank, name in enumerate(sorted(caps, key=lambda n: caps[n])):
+            amounts[name] = min(caps[name], left / (len(caps) - rank))
+            left -= amounts[name]
+        return amounts
     return _resolved(recipe, given, sizes) if given and rule is None else dict(sizes)
-
-
-def _unimax(caps: Weights, budget: float) -> Weights:
-    """An equal share for all but nobody above its cap: the smallest caps are settled first (Chung et al. 2023)."""
-    left, amounts = min(budget, math.fsum(caps.values())), dict.fromkeys(caps, 0.0)
-    for rank, name in enumerate(sorted(caps, key=lambda n: caps[n])):
-        amounts[name] = min(caps[name], left / (len(caps) - rank))
-        left -= amounts[name]
-    return amounts
 
 
 def _members(recipe: dict[str, Any], group: str) -> list[str]:
@@ -220,7 +185,7 @@ def _members(recipe: dict[str, Any], group: str) -> list[str]:
 
 
 def _resolved(recipe: dict[str, Any], weights: Weights, sizes: Weights) -> Weights:
-    """Weights of sources and groups as one weight a source; a group's own is shared by size or by its sources' weights."""
+    """Weights of sources and groups as one weight a source; a group's weight is shared by size or by its sources' weights."""
     result = dict.fromkeys(sizes, 0.0)
     for name, weight in weights.items():
         if name in recipe["groups"]:
@@ -237,48 +202,41 @@ def _resolved(recipe: dict[str, Any], weights: Weights, sizes: Weights) -> Weigh
 
 
 def _check_size(
-    found: Findings, manifest: dict[str, Any], asked: list[dict[str, Any]], sizes: Weights, total: float
+    findings: Findings, manifest: dict[str, Any], asked: list[dict[str, Any]], sizes: Weights, total: float
 ) -> None:
     """The planned size and what binds it, where caps are whole epochs and sources do not come and go."""
     mix, sources = manifest["recipe"]["mix"], manifest["recipe"]["sources"]
     size, binding = mix["size"], manifest["mixture"]["binding"]
     if isinstance(size, int) and mix["on_short"] in ("error", "reweigh"):
         if abs(total - size) > 0.5:
-            found.add(f"the stages add up to {total:,.0f}, the recipe's size is {size:,}")
+            findings.add(f"the stages add up to {total:,.0f}, the recipe's size is {size:,}")
         if binding is not None:
-            found.add(f"binding is {binding}, though the size was given and met")
-    steady = all(_present(stage) == _present(asked[0]) and stage["size"] is None for stage in asked)
+            findings.add(f"binding is {binding}, though the size was given and met")
+    present = [
+        [
+            n
+            for n, weight in stage["weights"].items()
+            if weight > 0 or (stage["ramp_from"] or {}).get(n, 0) > 0
+        ]
+        for stage in asked
+    ]
+    steady = all(names == present[0] for names in present) and all(stage["size"] is None for stage in asked)
     whole = all(float(s["max_epochs"]).is_integer() for s in sources.values())
-    if not (
-        steady and whole and size is None and mix["on_short"] != "reweigh" and manifest["sample"] is None
-    ):
+    # A sweep that scaled the sources down says so in no field, but names its stage and writes nothing.
+    scaled = bool(mix["stages"]) and mix["stages"][0]["name"] == "main" and not manifest["recipe"]["write"]
+    derivable = size is None and mix["on_short"] != "reweigh" and manifest["sample"] is None
+    if not (steady and whole and derivable) or scaled:
         return
-    shares = {
-        n: math.fsum(stage["share"] * _mean_share(stage, n) for stage in asked) for n in _present(asked[0])
-    }
-    limits = {n: sizes[n] * sources[n]["max_epochs"] / share for n, share in shares.items()}
+    limits: Weights = {}
+    for name in present[0]:
+        share = 0.0
+        for stage in asked:  # over a ramp the mean of its ends
+            for weights in (stage["ramp_from"] or stage["weights"], stage["weights"]):
+                share += stage["share"] * weights[name] / math.fsum(weights.values()) / 2
+        limits[name] = sizes[name] * sources[name]["max_epochs"] / share
     least = min(limits.values())
-    if _is_scaled(manifest):
-        return
     if abs(total - math.floor(least + 1e-6)) > 1:
-        found.add(f"the set is planned for {total:,.0f}, the caps of the recipe allow {math.floor(least):,}")
+        allowed = f"the caps of the recipe allow {math.floor(least):,}"
+        findings.add(f"the set is planned for {total:,.0f}, {allowed}")
     if binding not in [n for n in limits if limits[n] <= least * (1 + 1e-6)]:
-        found.add(f"binding is {binding}, the caps bind {min(limits, key=limits.__getitem__)}")
-
-
-def _present(stage: dict[str, Any]) -> list[str]:
-    """Sources that take part in a stage."""
-    first = stage["ramp_from"] or stage["weights"]
-    return [name for name, weight in stage["weights"].items() if weight > 0 or first[name] > 0]
-
-
-def _mean_share(stage: dict[str, Any], name: str) -> float:
-    """A source's share of a stage, over a ramp the mean of its ends."""
-    ends = [stage["ramp_from"] or stage["weights"], stage["weights"]]
-    return math.fsum(weights[name] / math.fsum(weights.values()) for weights in ends) / 2
-
-
-def _is_scaled(manifest: dict[str, Any]) -> bool:
-    """Whether a sweep scaled the sources down: it says so in no field, but rows then are fewer than a pass holds."""
-    stages = manifest["recipe"]["mix"]["stages"]
-    return bool(stages) and stages[0]["name"] == "main" and not manifest["recipe"]["write"]
+        findings.add(f"binding is {binding}, the caps bind {min(limits, key=limits.__getitem__)}")

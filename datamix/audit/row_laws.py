@@ -1,4 +1,4 @@
-"""The laws that each emitted row obeys, held against whole batches.
+"""The laws that each emitted row obeys, held against whole batches, and what each row holds, counted from its tensors.
 
 Every law is one comparison of flat arrays under Arrow's list columns, so a batch costs a few passes over its tokens;
 a broken law names the first row that breaks it.
@@ -7,7 +7,7 @@ a broken law names the first row that breaks it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamix.core.arrays import IGNORE_INDEX
-from datamix.core.records import Kind
+from datamix.audit.findings import Check, Findings
+from datamix.core.arrays import IGNORE_INDEX, Ragged, offsets_from_lengths
+from datamix.core.records import Kind, row_schema
+
+_ROUNDING = 1e-6  # of a float32
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowShape:
     """What the manifest says that rows look like."""
 
     kind: Kind
@@ -32,27 +35,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Violation:
-    """A law broken by ``num_found`` values; ``row`` is the first of their rows in the batch."""
+    """A law broken by ``num`` values; ``row`` is the first of their rows in the batch."""
 
     row: int
-    num_found: int
+    num: int
     sentence: str
-
-
-@dataclass(frozen=True)
-class Lists:
-    """A list column as flat values; row r holds ``values[offsets[r]:offsets[r + 1]]``."""
-
-    offsets: NDArray[np.int64]  # [num_rows + 1]
-    values: NDArray[Any]  # [num_values]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.offsets)
-
-    def rows(self) -> NDArray[np.int64]:
-        """The row of each value."""
-        return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
 
 
 @dataclass(frozen=True)
@@ -85,45 +72,44 @@ class Amounts:
 
 def row_sums(values: NDArray[Any], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sums of flat values by row, ``[num_rows]``; flags are counted."""
-    total = np.concatenate(([0], np.cumsum(values, dtype=np.int64)))
+    total = offsets_from_lengths(values)
     sums: NDArray[np.int64] = total[offsets[1:]] - total[offsets[:-1]]
     return sums
 
 
-def lists(column: pa.Array) -> Lists:
-    """A list column without nulls below it, as offsets and values; a null list counts as empty."""
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    return Lists(_offsets(lengths), column.flatten().to_numpy(zero_copy_only=False))
+def _offsets(column: pa.Array) -> NDArray[np.int64]:
+    lengths = pc.list_value_length(column).fill_null(0)
+    return offsets_from_lengths(lengths.to_numpy(zero_copy_only=False))
+
+
+def lists(column: pa.Array) -> Ragged:
+    """A list column without nulls below it; a null list counts as empty."""
+    return Ragged(column.flatten().to_numpy(zero_copy_only=False), _offsets(column))
 
 
 def pieces(batch: pa.RecordBatch) -> Pieces:
     """The ``records`` column of a batch, flat."""
     column = batch.column("records")
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
     flat = column.flatten()
-    names = ("file", "record", "start", "length")
-    values = (
-        flat.field(n).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64, copy=False) for n in names
-    )
-    return Pieces(_offsets(lengths), *values)
+    columns = (flat.field(name).fill_null(-1) for name in ("file", "record", "start", "length"))
+    values = (c.to_numpy(zero_copy_only=False).astype(np.int64, copy=False) for c in columns)
+    return Pieces(_offsets(column), *values)
 
 
 def amounts(batch: pa.RecordBatch, kind: Kind) -> Amounts:
     """Records, tokens and loss tokens of each row, counted from its tensors."""
-    num_records = pc.list_value_length(batch.column("records")).fill_null(0).to_numpy(zero_copy_only=False)
-    records = num_records.astype(np.int64)
+    records = np.diff(_offsets(batch.column("records")))
     if kind in ("pretrain", "sft"):
         labels = lists(batch.column("labels"))
-        trained = np.concatenate(([0], np.cumsum(labels.values != IGNORE_INDEX)))
-        loss = trained[labels.offsets[1:]] - trained[labels.offsets[:-1]]
+        loss = row_sums(labels.values != IGNORE_INDEX, labels.offsets)
         return Amounts(records, lists(batch.column("input_ids")).lengths, loss)
     prompt = lists(batch.column("prompt_ids")).lengths
     if kind == "prompt":
         return Amounts(records, prompt, prompt)
+    names = [n for n in batch.schema.names if n.endswith("completion_ids")]
     answers = np.zeros(batch.num_rows, np.int64)
-    for name in ("chosen_completion_ids", "rejected_completion_ids", "completion_ids"):
-        if name in batch.schema.names:
-            answers += lists(batch.column(name)).lengths
+    for name in names:
+        answers += lists(batch.column(name)).lengths
     return Amounts(records, prompt + answers, answers)
 
 
@@ -131,14 +117,25 @@ def piece_losses(batch: pa.RecordBatch, kind: Kind) -> NDArray[np.int64]:
     """Loss tokens of each piece of each row; a row of the other kinds is one piece."""
     if kind not in ("pretrain", "sft"):
         return amounts(batch, kind).loss_tokens
-    trained = np.concatenate(([0], np.cumsum(lists(batch.column("labels")).values != IGNORE_INDEX)))
-    ends = np.clip(np.cumsum(pieces(batch).length), 0, len(trained) - 1)
-    losses: NDArray[np.int64] = np.diff(trained[np.concatenate(([0], ends))])
-    return losses
+    trained = lists(batch.column("labels")).values != IGNORE_INDEX
+    return row_sums(trained, np.clip(offsets_from_lengths(pieces(batch).length), 0, len(trained)))
 
 
-def broken_laws(batch: pa.RecordBatch, shape: Shape) -> Iterator[Violation]:
-    """Every law of section 4 of the contract that some row of the batch breaks."""
+def wrong_columns(schema: pa.Schema, shape: RowShape) -> str:
+    """What the columns of a shard have that rows of this kind do not, or the other way; "" where they agree."""
+    paired = "completion_ids" not in schema.names
+    expected = row_schema(shape.kind, shape.packed, paired, "meta" in schema.names, shape.weighed)
+    for name in expected.names:
+        if name not in schema.names:
+            return f"lacks the column {name}"
+        if schema.field(name).type != expected.field(name).type:
+            return f"has the column {name} as {schema.field(name).type}, not {expected.field(name).type}"
+    more = [name for name in schema.names if name not in expected.names]
+    return f"has a column {more[0]} that rows do not" if more else ""
+
+
+def broken_laws(batch: pa.RecordBatch, shape: RowShape) -> Iterator[Violation]:
+    """Every law of the row format that some row of the batch breaks."""
     columns = [n for n in batch.schema.names if n.endswith("_ids") and n != "position_ids"]
     for name in (n for n in columns if batch.column(n).flatten().null_count):
         yield Violation(0, 1, f"{name} holds a null")
@@ -149,96 +146,70 @@ def broken_laws(batch: pa.RecordBatch, shape: Shape) -> Iterator[Violation]:
         yield from _values(outside, ids, f"{name} holds an id outside of 0..{shape.vocab_size - 1}")
     if shape.kind in ("pretrain", "sft"):
         yield from _sequence_laws(batch, shape)
-    elif shape.kind == "preference":
-        yield from _rows(
-            _longest(batch) > (shape.max_length or 1 << 62), f"exceeds {shape.max_length} tokens"
-        )
-    yield from _piece_laws(batch, shape)
+    elif shape.kind == "preference":  # the prompt and the longer completion
+        names = [n for n in columns if n.endswith("completion_ids")]
+        longest = np.max([lists(batch.column(n)).lengths for n in names], axis=0)
+        longest = longest + lists(batch.column("prompt_ids")).lengths
+        yield from _rows(longest > (shape.max_length or 1 << 62), f"exceeds {shape.max_length} tokens")
+    parts, tokens = pieces(batch), amounts(batch, shape.kind).tokens
+    empty = row_sums((parts.length < 1) | (parts.start < 0), parts.offsets)
+    yield from _rows(empty > 0, "names a part of a record that holds nothing")
+    other = row_sums(parts.length, parts.offsets) != tokens
+    yield from _rows(other, "holds another number of tokens than its records add up to")
+    if shape.packed:
+        sequences = lists(batch.column("seq_lengths"))
+        if np.array_equal(sequences.offsets, parts.offsets):
+            other = sequences.values != parts.length
+            yield from _values(other, sequences, "has seq_lengths other than its records'")
+        else:
+            other = sequences.lengths != np.diff(parts.offsets)
+            yield from _rows(other, "has more or fewer documents than records")
 
 
-def _sequence_laws(batch: pa.RecordBatch, shape: Shape) -> Iterator[Violation]:
+def _sequence_laws(batch: pa.RecordBatch, shape: RowShape) -> Iterator[Violation]:
     ids, labels = lists(batch.column("input_ids")), lists(batch.column("labels"))
     yield from _rows(ids.lengths == 0, "is empty")
     if shape.max_length is not None:
         yield from _rows(ids.lengths > shape.max_length, f"is longer than max_length {shape.max_length:,}")
-    uneven = list(_rows(labels.lengths != ids.lengths, "has another number of labels than of input_ids"))
-    if uneven:
-        yield from uneven
+    uneven = labels.lengths != ids.lengths
+    if uneven.any():
+        yield from _rows(uneven, "has another number of labels than of input_ids")
         return
     other = (labels.values != IGNORE_INDEX) & (labels.values != ids.values)
     yield from _values(other, labels, "has a label that is neither -100 nor the id at its position")
+    begins = np.zeros(len(ids.values) + 1, np.bool_)  # the first token of each row, and of each document
+    begins[ids.offsets] = True
     if shape.packed:
         yield from _packed_laws(batch, ids, labels)
+        lengths = lists(batch.column("seq_lengths")).values
+        begins[np.clip(np.cumsum(lengths, dtype=np.int64), 0, len(ids.values))] = True
     else:
         mask = lists(batch.column("attention_mask"))
-        yield from _rows(
-            mask.lengths != ids.lengths, "has an attention_mask of another length than input_ids"
-        )
+        other = mask.lengths != ids.lengths
+        yield from _rows(other, "has an attention_mask of another length than input_ids")
         yield from _values(mask.values != 1, mask, "has an attention_mask that is not all ones")
     if shape.kind == "pretrain":
-        first = _firsts(batch, ids, shape.packed)
-        masked = (labels.values == IGNORE_INDEX) & ~first
+        masked = (labels.values == IGNORE_INDEX) & ~begins[:-1]
         yield from _values(masked, labels, "leaves a token untrained that does not begin a document")
 
 
-def _packed_laws(batch: pa.RecordBatch, ids: Lists, labels: Lists) -> Iterator[Violation]:
+def _packed_laws(batch: pa.RecordBatch, ids: Ragged, labels: Ragged) -> Iterator[Violation]:
     sequences, positions = lists(batch.column("seq_lengths")), lists(batch.column("position_ids"))
     if (sequences.values < 1).any():
         yield from _values(sequences.values < 1, sequences, "has a document without tokens")
         return
-    total = np.concatenate(([0], np.cumsum(sequences.values, dtype=np.int64)))
-    sums = total[sequences.offsets[1:]] - total[sequences.offsets[:-1]]
+    sums = row_sums(sequences.values, sequences.offsets)
     uneven = (sums != ids.lengths) | (positions.lengths != ids.lengths)
     if uneven.any():
         yield from _rows(uneven, "has seq_lengths or position_ids that do not add up to its tokens")
         return
-    expected = np.arange(len(ids.values)) - np.repeat(total[:-1], sequences.values)
+    starts = offsets_from_lengths(sequences.values)[:-1]
+    expected = np.arange(len(ids.values)) - np.repeat(starts, sequences.values)
     wrong = positions.values != expected
     yield from _values(wrong, positions, "has position_ids that do not restart where seq_lengths say")
     heads = (expected == 0) & (labels.values != IGNORE_INDEX)
-    yield from _values(
-        heads, labels, "trains the first token of a document, which the one before it would predict"
-    )
-
-
-def _piece_laws(batch: pa.RecordBatch, shape: Shape) -> Iterator[Violation]:
-    held = pieces(batch)
-    bad = (held.length < 1) | (held.start < 0)
-    yield from _rows(_any(bad, held.offsets), "names a part of a record that holds nothing")
-    total = np.concatenate(([0], np.cumsum(held.length)))
-    sums = total[held.offsets[1:]] - total[held.offsets[:-1]]
-    yield from _rows(
-        sums != amounts(batch, shape.kind).tokens, "holds another number of tokens than its records add up to"
-    )
-    if shape.packed:
-        sequences = lists(batch.column("seq_lengths"))
-        same = len(sequences.values) == len(held.length) and np.array_equal(sequences.offsets, held.offsets)
-        if not same:
-            yield from _rows(
-                sequences.lengths != np.diff(held.offsets), "has more or fewer documents than records"
-            )
-        else:
-            yield from _values(
-                sequences.values != held.length, sequences, "has seq_lengths other than its records'"
-            )
-
-
-def _longest(batch: pa.RecordBatch) -> NDArray[np.int64]:
-    """Tokens of the longest sequence of each preference row: the prompt and the longer completion."""
-    names = [n for n in batch.schema.names if n.endswith("completion_ids")]
-    answers = [lists(batch.column(n)).lengths for n in names]
-    longest: NDArray[np.int64] = lists(batch.column("prompt_ids")).lengths + np.max(answers, axis=0)
-    return longest
-
-
-def _firsts(batch: pa.RecordBatch, ids: Lists, packed: bool) -> NDArray[np.bool_]:
-    """True at the first token of each row, and of each document of a packed row."""
-    first = np.zeros(len(ids.values) + 1, np.bool_)
-    first[ids.offsets] = True
-    if packed:
-        lengths = lists(batch.column("seq_lengths")).values
-        first[np.clip(np.cumsum(lengths, dtype=np.int64), 0, len(ids.values))] = True
-    return first[:-1]
+    sentence = "trains the first token of a document, which the one before it would predict"
+    yield from _values(heads, labels, sentence)
 
 
 def _rows(broken: NDArray[np.bool_], sentence: str) -> Iterator[Violation]:
@@ -247,22 +218,55 @@ def _rows(broken: NDArray[np.bool_], sentence: str) -> Iterator[Violation]:
         yield Violation(int(rows[0]), len(rows), sentence)
 
 
-def _values(broken: NDArray[np.bool_], of: Lists, sentence: str) -> Iterator[Violation]:
+def _values(broken: NDArray[np.bool_], of: Ragged, sentence: str) -> Iterator[Violation]:
     places = np.flatnonzero(broken)
     if len(places):
-        row = int(np.searchsorted(of.offsets, places[0], side="right")) - 1
-        where = f"{sentence} (position {places[0] - of.offsets[row]:,})"
-        yield Violation(row, len(places), where)
+        row, position = row_and_position(of.offsets, int(places[0]))
+        yield Violation(row, len(places), f"{sentence} (position {position:,})")
 
 
-def _any(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether any of a row's flags is set."""
-    total = np.concatenate(([0], np.cumsum(flags)))
-    found: NDArray[np.bool_] = total[offsets[1:]] > total[offsets[:-1]]
-    return found
+def row_and_position(offsets: NDArray[np.int64], place: int) -> tuple[int, int]:
+    """The row of a flat place, and its position in it."""
+    row = int(np.searchsorted(offsets, place, side="right")) - 1
+    return row, place - int(offsets[row])
 
 
-def _offsets(lengths: NDArray[Any]) -> NDArray[np.int64]:
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    return offsets
+@dataclass
+class RowWeights:
+    """Whether the column ``weight`` makes one average of the loss the other, counted again from the labels.
+
+    A row of n trained tokens weighs m / n for a trainer that averages over tokens, n / m for one that averages over examples;
+    m is the mean of n over the rows of train/ that train anything. So each weight implies m, and all must imply the one counted.
+    """
+
+    trainer: str  # token | example: what the trainer averages over
+    findings: Findings = field(default_factory=lambda: Findings("weights"))
+    _num_rows: int = 0  # of train/, that train anything
+    _loss_tokens: int = 0
+    _least: float = np.inf  # mean that a weight implies
+    _most: float = 0.0
+
+    def count(self, loss_tokens: NDArray[np.int64]) -> None:
+        """Take rows of train/ into the mean. ``[num_rows]``."""
+        self._num_rows += int(np.count_nonzero(loss_tokens))
+        self._loss_tokens += int(loss_tokens.sum())
+
+    def add(self, column: pa.Array, loss_tokens: NDArray[np.int64], place: str, first: int) -> None:
+        """Note which means the weights of some rows imply; ``[num_rows]`` each."""
+        weight = column.to_numpy(zero_copy_only=False).astype(np.float64)
+        trains, positive = loss_tokens > 0, np.isfinite(weight) & (weight > 0)
+        odd = np.flatnonzero(np.where(trains, ~positive, weight != 0))
+        self.findings.add_first(odd, lambda row: f"{place} {first + row:,} weighs {weight[row]:g}")
+        weight, tokens = weight[trains & positive], loss_tokens[trains & positive]
+        means = weight * tokens if self.trainer == "token" else tokens / weight
+        self._least = min(self._least, float(means.min(initial=np.inf)))
+        self._most = max(self._most, float(means.max(initial=0)))
+
+    def check(self) -> Check:
+        """The verdict, once all rows are counted."""
+        mean = self._loss_tokens / max(1, self._num_rows)
+        for implied in (self._least, self._most) if self._num_rows else ():
+            if not abs(implied - mean) <= _ROUNDING * mean:
+                text = f"a row weighs as if rows trained {implied:,.6g} tokens in the mean; it is {mean:,.6g}"
+                self.findings.add(text)
+        return self.findings.check(f"each follows from the row's trained tokens and their mean, {mean:,.6g}")

@@ -59,7 +59,7 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
     assert json.loads(outputs["plan recipe.yaml --json -o set --cache cache --set seed=7"])["exact"]
     assert "kept" in outputs["cache --cache cache --prune"]
     assert "<html" in outputs["inspect set --html"]
-    assert "rows made again" in outputs["verify set --inputs 0.5"]
+    assert "rows encoded again" in outputs["verify set --inputs 0.5"]
     assert (tmp_path / "rung-general-0.2" / "manifest.json").is_file()
     assert invoke("verify set").exit_code == 0  # pruning took nothing that the set needs
 

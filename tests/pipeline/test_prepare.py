@@ -203,9 +203,13 @@ def test_the_suites_of_strange_json_are_read_or_rejected_as_ever() -> None:
     if not suite:
         pytest.skip("the corpora are not beside the checkout")
     naughty = json.loads(next(folder.glob("*naughty*/blns.json")).read_bytes())
-    told = [b'{"question":"q","answer":"a","x":%b}' % case for case in suite] + [b'{"question":"q","answer":%b}' % case for case in suite]
+    told = [b'{"question":"q","answer":"a","x":%b}' % case for case in suite] + [
+        b'{"question":"q","answer":%b}' % case for case in suite
+    ]
     told += [
-        json.dumps({"question": "q", "answer": text}, ensure_ascii=ascii).encode() for text in naughty for ascii in (True, False)
+        json.dumps({"question": "q", "answer": text}, ensure_ascii=ascii).encode()
+        for text in naughty
+        for ascii in (True, False)
     ]
     regular = lines([{"question": "q", "answer": "some text"}] * 2)
     sound = [case for case in told if case.decode(errors="ignore").encode() == case]
