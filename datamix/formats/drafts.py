@@ -54,11 +54,13 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class TurnNames:
-    """How the turns of a source spell their role and content; ``roles`` maps their role words to ours."""
+    """The keys that hold role, content and training flag in a source's turns (None: the usual ones); ``roles`` maps
+    their role words to ours."""
 
     role: str | None
     content: str | None
     roles: dict[str, str]  # user | assistant | system | tool | call
+    train: str | None = None
 
 
 def user(content: str) -> Turn:

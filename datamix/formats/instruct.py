@@ -166,9 +166,14 @@ def with_system(row: ForeignRow, turns: list[Turn]) -> list[Turn]:
 
 
 def with_extras(draft: Draft, row: ForeignRow) -> Draft:
-    """The draft with the row's tools and ``chat_template_kwargs``."""
-    if "tools" in row:
-        draft.tools = tools_text(row)
+    """The draft with its tools, from the row or from its system turn, and the row's ``chat_template_kwargs``."""
+    draft.tools = tools_text(row)
+    head = draft.turns[0] if draft.turns else None
+    if head is not None and head[0] == "system" and head[3] is not None:
+        if draft.tools not in (None, head[3]):
+            raise Unfit("tools", "tools", "of the record and of its system turn differ")
+        draft.tools = head[3]
+        draft.turns = [(*head[:3], None, *head[4:]), *draft.turns[1:]]
     kwargs = row.get("chat_template_kwargs")
     if isinstance(kwargs, str) and kwargs:
         kwargs = parsed(kwargs, "chat_template_kwargs", "kwargs")

@@ -27,7 +27,7 @@ from datamix.formats.drafts import (
     user,
 )
 from datamix.formats.instruct import CHATS, asked, prompt_part, with_extras, with_system
-from datamix.formats.turns import conversation, final_turns, last_answer, read_turns
+from datamix.formats.turns import conversation, final_turns, last_answer, read_turns, role_of
 
 _SCORES = (
     ("score_chosen", "score_rejected"),
@@ -185,9 +185,7 @@ def _is_conversation(value: Any, names: TurnNames) -> bool:
     """Whether a list of turns begins with something else than an answer."""
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
-    first = value[0]
-    word = first.get(names.role) if names.role else first.get("role", first.get("from"))
-    return names.roles.get(word) in ("user", "system") if isinstance(word, str) else False
+    return role_of(value[0], names)[0] in ("user", "system")
 
 
 def _pair(row: ForeignRow, turns: list[Turn], fields: tuple[str, str], names: TurnNames) -> Draft:

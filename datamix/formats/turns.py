@@ -1,7 +1,9 @@
 """Foreign chat turns to ours: sharegpt's from/value, OpenAI's role/content, content parts, calls, reasoning, loss flags.
 
 A turn of two plain fields takes the short path; every further key the long one. The order is checked, never repaired:
-the first turn after an optional system turn is the user's, and a tool speaks after a call.
+the first turn after an optional system turn is the user's, and a tool speaks after a call. Only turns that are nothing
+but a call (sharegpt's ``function_call``, ms-swift's ``tool_call``) join the assistant turn before them: several in a row
+are parallel calls of one turn.
 """
 
 from __future__ import annotations
@@ -14,46 +16,38 @@ from datamix.formats.drafts import (
     TurnNames,
     Unfit,
     assistant,
+    json_text,
     listed,
     named,
-    parsed,
     present,
 )
-from datamix.formats.tool_calls import calls_text
+from datamix.formats.tool_calls import calls_text, tools_text
 
-ROLES = {
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "developer": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
-    "function": "tool",
-    "ipython": "tool",
-    "function_call": "call",
-    "tool_call": "call",
+_WORDS = {  # role words in use, compared in lower case
+    "user": "user human prompter patient customer client student 用户 患者 病人 人类 学生 客户",
+    "assistant": "assistant gpt chatgpt bing bard bot model ai chatbot llm doctor agent teacher 助手 医生 机器人 老师 客服",
+    "system": "system developer 系统",
+    "tool": "tool observation tool_response tool_result function ipython",
+    "call": "function_call tool_call",
 }
+ROLES = {word: role for role, words in _WORDS.items() for word in words.split()}
+ROLE_KEYS = ("role", "from", "speaker")
+CONTENT_KEYS = ("content", "value", "parts", "text", "utterance")
 PLAIN = TurnNames(None, None, ROLES)
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_UNTRAINED = ("loss", "loss_weight", "loss_scale", "weight", "train")
+_FLAGS = ("loss", "loss_weight", "loss_scale", "weight", "train", "training", "trainable")
+_DETAILS = ("train_detail", "training_detail")  # axolotl: spans of one text
 
 
 def turn_names(columns: tuple[tuple[str, str], ...]) -> TurnNames:
-    """How turns are written, from a column map: ``turn.role``, ``turn.content``, and ``turn.user: USER`` for role words."""
+    """How turns are written, from a column map: ``turn.role``, ``turn.content``, ``turn.train`` (the flag that excludes a
+    turn from training), and ``turn.user: USER`` for role words."""
     ours = {name[len("turn.") :]: theirs for name, theirs in columns if name.startswith("turn.")}
     if not ours:
         return PLAIN
-    words = {theirs: role for role, theirs in ours.items() if role not in ("role", "content")}
-    return TurnNames(ours.get("role"), ours.get("content"), {**ROLES, **words})
+    keys = ("role", "content", "train")
+    words = {theirs: role for role, theirs in ours.items() if role not in keys}
+    return TurnNames(ours.get("role"), ours.get("content"), {**ROLES, **words}, ours.get("train"))
 
 
 def conversation(row: ForeignRow, fields: tuple[str, ...], names: TurnNames) -> list[Turn]:
@@ -68,66 +62,97 @@ def read_turns(value: Any, field: str, names: TurnNames, begun: bool = False) ->
         value = listed(value, field)
     if not value:
         raise Unfit("empty_conversation", field, "has no turns")
-    turns = [_turn(turn, field, i, names) for i, turn in enumerate(value)]
+    turns: list[Turn] = []
+    for index, turn in enumerate(value):
+        _add_turn(turns, turn, f"{field}[{index}]", names)
     check_order(turns, field, begun)
     return turns
 
 
-def _turn(turn: Any, field: str, index: int, names: TurnNames) -> Turn:
+def role_of(turn: ForeignRow, names: TurnNames) -> tuple[str | None, Any]:
+    """Our role of a foreign turn (``call`` for one that is nothing but a call), and its word; None: it is unknown."""
+    word = turn.get("role") if names.role is None else turn.get(names.role)
+    if word is None and names.role is None:
+        word = next((turn[key] for key in ROLE_KEYS if turn.get(key) is not None), None)
+    if word.__class__ is not str:
+        return None, word
+    return names.roles.get(word) or names.roles.get(word.lower()), word
+
+
+def _add_turn(turns: list[Turn], turn: Any, field: str, names: TurnNames) -> None:
     if turn.__class__ is not dict:
-        raise Unfit("not_object", f"{field}[{index}]", f"is {named(turn)}, not a turn")
-    if names.role is None:
-        word = turn.get("role")
-        if word is None:
-            word = turn.get("from")
-    else:
-        word = turn.get(names.role)
-    role = names.roles.get(word) if word.__class__ is str else None
+        raise Unfit("not_object", field, f"is {named(turn)}, not a turn")
+    role, word = role_of(turn, names)
     if role is None:
-        raise Unfit("unknown_role", f"{field}[{index}]", f"has the unknown role {word!r}")
-    if names.content is None:
-        content = turn.get("content")
-        if content is None:
-            content = turn.get("value")
-    else:
-        content = turn.get(names.content)
+        keys = "" if word is not None else f" (its fields are {', '.join(map(str, turn))[:80]})"
+        raise Unfit("unknown_role", field, f"has the unknown role {word!r}{keys}")
+    content = turn.get("content") if names.content is None else turn.get(names.content)
+    if content is None and names.content is None:
+        content = next((turn[key] for key in CONTENT_KEYS if turn.get(key) is not None), None)
     if len(turn) == 2 and content.__class__ is str and role != "call":
-        return (role, content, None, None, None, None, None)
-    return _full_turn(turn, role, content, f"{field}[{index}]")
+        turns.append((role, content, None, None, None, None, None))
+    elif role == "call":
+        _add_call(turns, turn, content, field, names)
+    else:
+        _add_full_turn(turns, turn, role, content, field, names)
 
 
-def _full_turn(turn: ForeignRow, role: str, content: Any, field: str) -> Turn:
-    """A turn with more than a role and a text: parts, reasoning, calls, ids, flags.
-
-    The content of a turn in the role of a call is the call, after an optional ``<think>`` block (sharegpt's ``function_call``).
-    """
+def _add_call(turns: list[Turn], turn: ForeignRow, content: Any, field: str, names: TurnNames) -> None:
+    """A turn that is nothing but a call, after an optional ``<think>`` block: joins the assistant turn before it."""
     reasoning = _first_text(turn, _REASONING, field)
-    if role == "call":
-        if isinstance(content, str) and content.lstrip().startswith("<think>") and "</think>" in content:
-            thought, _, content = content.lstrip()[len("<think>") :].partition("</think>")
-            reasoning = reasoning or thought.strip("\n")
-        if content is None:
-            raise Unfit("null_content", field, "has no content")
-        return ("assistant", None, reasoning, calls_text(content, field), None, None, _train(turn, field))
-    calls = turn.get("tool_calls") or turn.get("function_call")
-    written = calls_text(calls, f"{field}.tool_calls") if calls else None
+    if isinstance(content, str) and content.lstrip().startswith("<think>") and "</think>" in content:
+        thought, _, content = content.lstrip()[len("<think>") :].partition("</think>")
+        reasoning = reasoning or thought.strip("\n")
+    if content is None and "name" not in turn:
+        raise Unfit("null_content", field, "has no content")
+    calls = calls_text(turn if content is None else content, field)
+    if calls is None:
+        raise Unfit("tool_call", field, "is no call with a name and arguments")
+    train = _train(turn, field, names)
+    before = turns[-1] if turns else None
+    if before is None or before[0] != "assistant" or reasoning is not None:
+        turns.append(("assistant", None, reasoning, calls, None, None, train))
+        return
+    if before[6] != train:
+        raise Unfit("loss_flag", field, "differs from that of the turn before it, with which it is one turn")
+    joined = calls if before[3] is None else f"{before[3][:-1]},{calls[1:]}"
+    turns[-1] = (*before[:3], joined, *before[4:])
+
+
+def _add_full_turn(
+    turns: list[Turn], turn: ForeignRow, role: str, content: Any, field: str, names: TurnNames
+) -> None:
+    """A turn with more than a role and a text: parts, reasoning, calls, ids, flags, definitions of tools."""
+    reasoning = _first_text(turn, _REASONING, field)
+    calls = calls_text(turn.get("tool_calls") or turn.get("function_call"), f"{field}.tool_calls")
+    train = _train(turn, field, names)
     if content.__class__ is list:
-        content, part_reasoning, part_calls = _parts(content, f"{field}.content")
-        reasoning = reasoning or part_reasoning
-        written = written or part_calls
-    if content == "" and written is not None:
+        parts = _Parts(f"{field}.content")
+        content = parts.read(content)
+        turns += parts.results
+        if parts.results and content is None:
+            return
+        reasoning, calls = reasoning or parts.reasoning, calls or parts.calls
+        train = parts.train(train)
+    definitions = tools_text(turn, field) if role == "system" else None
+    if content == "" and calls is not None:
         content = None  # a turn that is nothing but calls has no text
-    if content is None and written is None:
+    if content is None and definitions is not None:
+        content = ""
+    if content is None and calls is None:
         raise Unfit("null_content", field, "has no content")
     if content is not None and content.__class__ is not str:
         raise Unfit("not_text", f"{field}.content", f"is {named(content)}, not text")
-    if role != "assistant":
-        if written is not None:
-            raise Unfit("tool_call", field, f"is a {role} turn with tool calls")
-        call_id = _first_text(turn, ("tool_call_id",), field) if role == "tool" else None
-        name = _first_text(turn, ("name",), field) if role == "tool" else None
-        return (role, content, None, None, call_id, name, None)
-    return (role, content, reasoning, written, None, None, _train(turn, field))
+    if role == "assistant":
+        turns.append((role, content, reasoning, calls, None, None, train))
+        return
+    if calls is not None:
+        raise Unfit("tool_call", field, f"is a {role} turn with tool calls")
+    is_tool = role == "tool"
+    call_id = _first_text(turn, ("tool_call_id", "call_id", "tool_use_id"), field) if is_tool else None
+    name = _first_text(turn, ("name", "tool_name"), field) if is_tool else None
+    # of a system turn the definitions, until ``with_extras`` gives them to the record
+    turns.append((role, content, None, definitions, call_id, name, None))
 
 
 def _first_text(turn: ForeignRow, keys: tuple[str, ...], field: str) -> str | None:
@@ -140,42 +165,81 @@ def _first_text(turn: ForeignRow, keys: tuple[str, ...], field: str) -> str | No
     return None
 
 
-def _train(turn: ForeignRow, field: str) -> bool | None:
-    """False where a flag excludes the turn from training; weights are read as yes or no."""
-    for key in _UNTRAINED:
+def _train(turn: ForeignRow, field: str, names: TurnNames) -> bool | None:
+    """False where a flag excludes the turn from training; weights above 0 are read as yes. Raises Unfit: neither."""
+    train = None
+    for key in _FLAGS if names.train is None else (names.train,):
         value = turn.get(key)
         if value is None:
             continue
-        if not isinstance(value, (bool, int, float)):
-            raise Unfit("loss_flag", f"{field}.{key}", f"is {named(value)}, not a flag or a weight")
-        return None if value else False
-    return None
+        if not isinstance(value, (bool, int, float)) or not value >= 0:
+            what = named(value) if not isinstance(value, (int, float)) else str(value)
+            raise Unfit("loss_flag", f"{field}.{key}", f"is {what}, not a flag or a weight of 0 or more")
+        if not value:
+            train = False
+    for key in _DETAILS:
+        if turn.get(key):
+            raise Unfit(
+                "loss_flag", f"{field}.{key}", "flags parts of a text: a turn is trained whole or not"
+            )
+    return train
 
 
-def _parts(parts: list[Any], field: str) -> tuple[str | None, str | None, str | None]:
-    """A list of content parts -> (content, reasoning, tool calls). Raises Unfit: a part is not text."""
-    texts: list[str] = []
-    thoughts: list[str] = []
-    calls: list[Any] = []
-    for index, part in enumerate(parts):
-        place = f"{field}[{index}]"
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        if not isinstance(part, dict):
-            raise Unfit("content_part", place, f"is {named(part)}, not a part")
-        kind = part.get("type")
-        if kind == "text":
-            texts.append(_part_text(part, ("text", "value", "content"), place))
-        elif kind in ("reasoning", "thinking"):
-            thoughts.append(_part_text(part, ("value", "thinking", "reasoning", "text"), place))
-        elif kind == "tool_call":
-            value = part.get("value")
-            calls.append(parsed(value, place, "tool_call") if isinstance(value, str) else value)
-        else:
-            raise Unfit("content_part", place, f"is a part of type {kind!r}, not text")
-    content = "".join(texts) if texts or not calls else None
-    return content, "".join(thoughts) or None, calls_text(calls, field) if calls else None
+class _Parts:
+    """Content parts as OpenAI, Anthropic, Gemini and LLaMA-Factory v1 write them: text, reasoning, calls and their results."""
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._reasoning: list[str] = []
+        self._calls: list[str] = []
+        self._flags: list[bool | None] = []
+        self.results: list[Turn] = []  # of tools, which stand in a user turn there
+
+    @property
+    def reasoning(self) -> str | None:
+        return "".join(self._reasoning) or None
+
+    @property
+    def calls(self) -> str | None:
+        return f"[{','.join(self._calls)}]" if self._calls else None
+
+    def train(self, train: bool | None) -> bool | None:
+        """The flag of the turn with those of its parts. Raises Unfit: some parts are trained, others not."""
+        if len(set(self._flags)) > 1:
+            raise Unfit(
+                "loss_flag", self._field, "has parts with different flags: a turn is trained whole or not"
+            )
+        return False if False in self._flags else train
+
+    def read(self, parts: list[Any]) -> str | None:
+        """The text of all parts; None where there is none beside calls or results. Raises Unfit: a part is of another kind."""
+        texts: list[str] = []
+        for index, part in enumerate(parts):
+            place = f"{self._field}[{index}]"
+            if isinstance(part, str):
+                part = {"type": "text", "text": part}
+            if not isinstance(part, dict):
+                raise Unfit("content_part", place, f"is {named(part)}, not a part")
+            kind = part.get("type") or next((key for key in _UNTYPED if part.get(key) is not None), None)
+            if kind == "text" and part.get("thought") is True:
+                kind = "thinking"
+            if kind in ("text", "input_text", "output_text"):
+                texts.append(_part_text(part, ("text", "value", "content"), place))
+            elif kind in ("reasoning", "thinking"):
+                self._reasoning.append(_part_text(part, ("value", "thinking", "reasoning", "text"), place))
+            elif kind in ("tool_call", "tool_use", "functionCall"):
+                calls = calls_text(part.get("value") or part, place)
+                self._calls.append((calls or "[]")[1:-1])
+            elif kind in ("tool_result", "functionResponse"):
+                self.results.append(_result(part, kind, place))
+                continue
+            else:
+                raise Unfit("content_part", place, f"is a part of type {kind!r}, not text")
+            self._flags.append(_train(part, place, PLAIN))
+        return "".join(texts) if texts or not (self._calls or self.results) else None
+
+
+_UNTYPED = ("text", "functionCall", "functionResponse")  # Gemini's parts have no type
 
 
 def _part_text(part: ForeignRow, keys: tuple[str, ...], field: str) -> str:
@@ -184,6 +248,22 @@ def _part_text(part: ForeignRow, keys: tuple[str, ...], field: str) -> str:
         if isinstance(value, str):
             return value
     raise Unfit("content_part", field, "is a part without text")
+
+
+def _result(part: ForeignRow, kind: str, field: str) -> Turn:
+    """A tool's result as a turn: Anthropic's blocks or text, Gemini's object as JSON text."""
+    result = part.get("functionResponse") if kind == "functionResponse" else part
+    if not isinstance(result, dict):
+        raise Unfit("content_part", field, f"is {named(result)}, not a result")
+    content = result.get("response" if kind == "functionResponse" else "content")
+    if kind == "tool_result" and isinstance(content, list):
+        content = _Parts(field).read(content)
+    elif content is None or isinstance(content, dict):
+        content = "" if content is None else json_text(content)
+    if not isinstance(content, str):
+        raise Unfit("content_part", field, f"is {named(content)}, not a result")
+    call_id = _first_text(result, ("tool_use_id", "id"), field)
+    return ("tool", content, None, None, call_id, _first_text(result, ("name",), field), None)
 
 
 def check_order(turns: list[Turn], field: str, begun: bool = False) -> None:

@@ -355,25 +355,254 @@ def test_tools_and_calls_have_one_spelling() -> None:
     )
 
 
-def test_arguments_that_are_no_json_object_stay_text() -> None:
-    for arguments in ("not json", '"text"', "[1]", "{broken"):
-        call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": arguments}}
-        row = {
-            "messages": [
-                q("q"),
-                {"role": "assistant", "content": "", "tool_calls": [call]},
-                {"role": "tool", "tool_call_id": "call_1", "name": "f", "content": "o"},
+def called(call: Any, **more: Any) -> dict[str, Any]:
+    """A conversation with one call, as a row of messages."""
+    return {"messages": [q("q"), {"role": "assistant", "content": "", "tool_calls": [call]}, *more.values()]}
+
+
+ARGUMENTS = [
+    {"x": 1},
+    '{"x": 1}',
+    ' {"x":1}\n',
+    '"{\\"x\\": 1}"',
+    json.dumps(json.dumps(json.dumps({"x": 1}))),
+]
+
+
+@pytest.mark.parametrize("name", ["arguments", "parameters", "args", "input", "params"])
+@pytest.mark.parametrize("value", ARGUMENTS)
+def test_arguments_are_read_under_every_name_and_however_often_they_are_encoded(
+    name: str, value: Any
+) -> None:
+    for call in (
+        {"id": "c", "type": "function", "function": {"name": "f", name: value}},
+        {"id": "c", "type": "function", "function": {"name": "f"}, name: value},
+        {"id": "c", "name": "f", name: value},
+        {"call_id": "c", "type": "function_call", "name": "f", name: value},
+    ):
+        for given in (call, json.dumps(call)):
+            (record,) = only(called(given), "messages")
+            assert json.loads(record["messages"][1]["tool_calls"]) == [
+                {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
             ]
-        }
+    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": {"name": "f", name: value}}]
+    (record,) = only({"conversations": turns}, "sharegpt")
+    assert json.loads(record["messages"][1]["tool_calls"])[0]["function"]["arguments"] == {"x": 1}
+
+
+@pytest.mark.parametrize("value", ["", " ", None, "null", '"null"', {}, "{}", [], "[]", '""'])
+def test_empty_arguments_are_none(value: Any) -> None:
+    (record,) = only(called({"function": {"name": "f", "arguments": value}}), "messages")
+    assert json.loads(record["messages"][1]["tool_calls"])[0]["function"]["arguments"] == {}
+    assert only(called({"name": "f"}), "messages")[0]["messages"][1] == record["messages"][1]
+
+
+@pytest.mark.parametrize(
+    ("call", "detail"),
+    [
+        ({"name": "f", "arguments": "not json"}, ".arguments does not parse as JSON: 'not json'"),
+        ({"name": "f", "arguments": "{broken"}, ".arguments does not parse as JSON: '{broken'"),
+        ({"name": "f", "arguments": [1]}, ".arguments is a list, not an object"),
+        ({"name": "f", "arguments": '"text"'}, ".arguments does not parse as JSON: 'text'"),
+        ({"name": "f", "arguments": "3"}, ".arguments is a number, not an object"),
+        ({"name": "f", "parameters": False}, ".parameters is true or false, not an object"),
+        ({"name": "f", "args": {"x": 1}, "input": {"x": 2}}, " has different args and input"),
+        ({"name": "f", "sym": "ABC"}, " has no arguments, and sym cannot be read as such"),
+        (
+            {"function": {"name": "f", "payload": {"x": 1}}},
+            " has no arguments, and payload cannot be read as such",
+        ),
+        ({"arguments": {}}, " has no function name"),
+    ],
+)
+def test_a_call_whose_arguments_cannot_be_read_is_a_reject(call: Any, detail: str) -> None:
+    assert reason(called(call), "messages") == ("tool_call", f"messages[1].tool_calls[0]{detail}")
+
+
+def test_ids_of_calls_and_of_tool_answers_stay() -> None:
+    for key in ("id", "call_id", "tool_call_id"):
+        row = called(
+            {key: 7, "name": "f"}, tool={"role": "tool", "tool_call_id": "7", "name": "f", "content": "o"}
+        )
         (record,) = only(row, "messages")
-        assert json.loads(record["messages"][1]["tool_calls"]) == [call]
-        assert "content" not in record["messages"][1]
-        assert record["messages"][2] == {
-            "role": "tool",
-            "tool_call_id": "call_1",
-            "name": "f",
-            "content": "o",
-        }
+        assert json.loads(record["messages"][1]["tool_calls"])[0]["id"] == "7"
+        assert record["messages"][2] == {"role": "tool", "tool_call_id": "7", "name": "f", "content": "o"}
+
+
+CALL_F, CALL_G = {"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}
+BOTH = [{"type": "function", "function": call} for call in (CALL_F, CALL_G)]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"role": "tool_call", "content": json.dumps(call)} for call in (CALL_F, CALL_G)],
+        [{"role": "function_call", "content": call} for call in (CALL_F, CALL_G)],
+        [{"role": "tool_call", "content": json.dumps([CALL_F, CALL_G])}],
+        [{"role": "tool_call", "content": f"{json.dumps(CALL_F)}\n{json.dumps(CALL_G)}"}],
+        [
+            {"role": "assistant", "content": None, "tool_calls": [CALL_F]},
+            {"role": "tool_call", "content": CALL_G},
+        ],
+    ],
+)
+def test_consecutive_calls_are_one_assistant_turn(turns: list[Any]) -> None:
+    (record,) = only(
+        {"messages": [q("q"), *turns, {"role": "tool_response", "content": "o"}, a("e")]}, "messages"
+    )
+    assert [turn["role"] for turn in record["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert json.loads(record["messages"][1]["tool_calls"]) == BOTH
+
+
+def test_a_call_joins_the_text_before_it_but_never_a_turn_with_another_flag() -> None:
+    turns = [
+        {"from": "human", "value": "q"},
+        {"from": "gpt", "value": "Let me see."},
+        {"from": "function_call", "value": json.dumps(CALL_F)},
+        {"from": "observation", "value": "o"},
+        {"from": "function_call", "value": json.dumps(CALL_G)},
+    ]
+    (record,) = only({"conversations": turns}, "sharegpt")
+    assert [turn["role"] for turn in record["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert record["messages"][1]["content"] == "Let me see."
+    turns[1]["loss"] = False  # type: ignore[assignment]
+    assert reason({"conversations": turns}, "sharegpt")[0] == "loss_flag"
+
+
+def test_openai_turns_in_a_row_stay_apart() -> None:
+    (record,) = only({"messages": [q("q"), a("x"), a("y")]}, "messages")
+    assert [turn["content"] for turn in record["messages"]] == ["q", "x", "y"]
+
+
+DEFINITION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
+WRAPPED = [{"type": "function", "function": DEFINITION}]
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        WRAPPED,
+        [DEFINITION],
+        json.dumps(WRAPPED),
+        json.dumps([DEFINITION]),
+        [json.dumps(DEFINITION)],
+        json.dumps(DEFINITION) + "\n",
+        {"type": "function", **DEFINITION},
+        [{"name": "f", "description": "d", "input_schema": DEFINITION["parameters"]}],
+        [{"functionDeclarations": [DEFINITION]}],
+    ],
+)
+@pytest.mark.parametrize("place", ["tools", "functions", "system"])
+def test_definitions_of_tools_are_read_wherever_they_are(tools: Any, place: str) -> None:
+    system = {"role": "system", "content": "s"}
+    row: dict[str, Any] = {"messages": [system, q("q"), a("x")]}
+    (system if place == "system" else row)["tools" if place == "system" else place] = tools
+    (record,) = only(row, "messages")
+    assert json.loads(record["tools"]) == WRAPPED
+    assert record["messages"] == [s("s"), q("q"), a("x")]
+
+
+def test_a_system_turn_may_be_nothing_but_definitions() -> None:
+    for content in ("", None):
+        system = {"role": "system", "content": content, "tools": WRAPPED}
+        (record,) = only({"messages": [system, q("q"), a("x")], "tools": WRAPPED}, "messages")
+        assert json.loads(record["tools"]) == WRAPPED
+        assert record["messages"][0] == s("")
+    other = [{"name": "g", "parameters": {}}]
+    row = {"messages": [system, q("q"), a("x")], "tools": other}
+    assert reason(row, "messages") == ("tools", "tools of the record and of its system turn differ")
+    assert (
+        reason({"messages": [q("q"), a("x")], "tools": WRAPPED, "functions": other}, "messages")[0] == "tools"
+    )
+
+
+def test_the_prompt_of_a_pair_has_the_definitions_of_its_system_turn() -> None:
+    system = {"role": "system", "content": "s", "tools": WRAPPED}
+    for row in (
+        {"prompt": [system, q("q")], "chosen": [a("x")], "rejected": [a("y")]},
+        {"chosen": [system, q("q"), a("x")], "rejected": [system, q("q"), a("y")]},
+    ):
+        (record,) = only(row, "preference")
+        assert json.loads(record["tools"]) == WRAPPED
+        assert record["messages"] == [s("s"), q("q")]
+
+
+def test_anthropics_blocks_are_turns_calls_and_results() -> None:
+    row = {
+        "messages": [
+            q("q"),
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "x"},
+                    {"type": "text", "text": "Let me see."},
+                    {"type": "tool_use", "id": "t1", "name": "f", "input": {"x": 1}},
+                    {"type": "tool_use", "id": "t2", "name": "g", "input": {}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": "one"},
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "t2",
+                        "content": [{"type": "text", "text": "two"}],
+                    },
+                    {"type": "text", "text": "and?"},
+                ],
+            },
+            a("e"),
+        ],
+        "system": "s",
+        "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+    }
+    (record,) = only(row, "messages")
+    _, _, first, one, two, user, last = record["messages"]
+    assert (first["content"], first["reasoning"]) == ("Let me see.", "hm")
+    assert [c["id"] for c in json.loads(first["tool_calls"])] == ["t1", "t2"]
+    assert (one, two) == (
+        {"role": "tool", "content": "one", "tool_call_id": "t1"},
+        {"role": "tool", "content": "two", "tool_call_id": "t2"},
+    )
+    assert (user, last) == (q("and?"), a("e"))
+    assert json.loads(record["tools"])[0]["function"]["parameters"] == {"type": "object"}
+
+
+FLAGS = ["loss", "loss_weight", "loss_scale", "weight", "train", "training", "trainable"]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_excludes_a_turn_or_is_a_reject(flag: str) -> None:
+    def trained(value: Any) -> Any:
+        (record,) = only({"messages": [q("q"), {**a("x"), flag: value}, q("r"), a("y")]}, "messages")
+        return record["messages"][1].get("train")
+
+    assert [trained(value) for value in (0, 0.0, False)] == [False] * 3
+    assert [trained(value) for value in (1, 0.5, True, None)] == [None] * 4
+    for value in (-1, -0.5, float("nan"), "no", [0]):
+        row = {"messages": [q("q"), {**a("x"), flag: value}]}
+        assert reason(row, "messages")[0] == "loss_flag", value
+    parts = [{"type": "text", "text": "a", flag: 0}, {"type": "text", "text": "b", flag: 0}]
+    (record,) = only({"messages": [q("q"), {"role": "assistant", "content": parts}]}, "messages")
+    assert record["messages"][1] == {"role": "assistant", "content": "ab", "train": False}
+    parts[1][flag] = 1
+    assert (
+        reason({"messages": [q("q"), {"role": "assistant", "content": parts}]}, "messages")[0] == "loss_flag"
+    )
+
+
+def test_several_flags_of_one_turn_exclude_it_if_one_does() -> None:
+    (record,) = only({"messages": [q("q"), {**a("x"), "weight": 1, "training": False}]}, "messages")
+    assert record["messages"][1]["train"] is False
+
+
+def test_a_flag_of_another_name_is_mapped_and_flags_of_spans_are_rejects() -> None:
+    row = {"messages": [q("q"), {**a("x"), "learn": 0, "weight": 1}]}
+    (record,) = only(row, "messages", columns=(("turn.train", "learn"),))
+    assert record["messages"][1]["train"] is False
+    spans = [{"begin_offset": 0, "end_offset": 1, "train": False}]
+    assert reason({"messages": [q("q"), {**a("x"), "train_detail": spans}]}, "messages")[0] == "loss_flag"
 
 
 def test_long_integers_in_arguments_keep_their_digits() -> None:

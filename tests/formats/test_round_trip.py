@@ -29,7 +29,7 @@ calls = st.sampled_from(
     [
         '[{"type":"function","function":{"name":"f","arguments":{"x":1}}}]',
         '[{"id":"c1","type":"function","function":{"name":"f","arguments":{}}}]',
-        '[{"type":"function","function":{"name":"f","arguments":"x y"}},'
+        '[{"type":"function","function":{"name":"f","arguments":{"x":"{}"}}},'
         '{"type":"function","function":{"name":"g","arguments":{"城市":"北京"}}}]',
     ]
 )
