@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-torch test-formats test-trainers mutants check format schemas package clean
+.PHONY: help demo docs test test-torch test-formats test-trainers mutants check format schemas package clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,8 +34,13 @@ check: .venv/ready-dev  ## format, lint and types
 format: .venv/ready-dev  ## mend format and lint
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-schemas: .venv/ready  ## write the recipe's schema anew from its classes
+schemas: .venv/ready  ## write the recipe's schema and the reference pages from the code
 	@$(BIN)/python -c 'from datamix.recipe.schemas import write_recipe_schema; write_recipe_schema()'
+	@$(BIN)/python docs/make_reference.py
+
+docs: .venv/ready-dev  ## build the documentation in English and Chinese into site/, links checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html"
 
 package: .venv/ready-dev  ## build wheel and sdist into dist/, and try the wheel in a fresh environment
 	@rm -rf dist && $(BIN)/python -m hatchling build -d dist
@@ -43,7 +48,7 @@ package: .venv/ready-dev  ## build wheel and sdist into dist/, and try the wheel
 	@cd dist && try/bin/datamix --version && try/bin/datamix schema recipe > recipe.schema.json && try/bin/datamix build ../samples/sft.yaml -o sft && try/bin/datamix verify sft
 
 clean:  ## take away what was built and the environment
-	rm -rf dist .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
+	rm -rf dist site .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
 
 # The environment is made anew when the lock changes. One pip call a stage: quiet, and it says what it does.
 .venv/ready: requirements.lock pyproject.toml
