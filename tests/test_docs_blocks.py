@@ -92,7 +92,9 @@ def parse_shell(text: str) -> None:
         if words[:1] == ["datamix"] and words[1:2] != ["--version"]:
             command = cli.commands[words[1]]
             command.make_context(
-                words[1], [w for w in words[2:] if w != "COMMAND"], parent=click.Context(cli, obj={})
+                words[1],
+                [w for w in words[2:] if w != "COMMAND"],
+                parent=click.Context(cli, obj={}, **cli.context_settings),
             )
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
