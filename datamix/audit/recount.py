@@ -61,7 +61,7 @@ class Recount:
         self.uses = Uses(self.inputs)
         self._trains_all = kind == "sft" and encode.get("loss_on", "assistant") == "all"
         self._spans: TrainedSpans | None = None
-        if kind == "sft" and not self._trains_all:
+        if kind == "sft" and not self._trains_all and not encode.get("mask"):
             folder, kwargs = out / "tokenizer", manifest["recipe"].get("chat_template_kwargs")
             control = control_ids(folder / "tokenizer.json")
             self._spans = TrainedSpans(control, turn_headers(folder, kwargs))

@@ -110,6 +110,7 @@ def encode_spec(recipe: Recipe, tokenizer: TokenizerFiles) -> EncodeSpec:
         kind=recipe.kind,
         tokenizer=tokenizer,
         loss_on=recipe.encode.loss_on,
+        mask=recipe.encode.mask,
         special_text=recipe.encode.special_text,
         inline_tags=recipe.encode.inline_tags,
         chat_kwargs=canonical(recipe.chat_template_kwargs),

@@ -271,6 +271,11 @@ def _kind_rules(recipe: Recipe) -> list[tuple[Key, str]]:
             f"cuts documents; a {kind} recipe has conversations: leave it out",
         ),
         (
+            bool(encode.mask) and kind != "sft",
+            ("encode", "mask"),
+            f"is about the calls of sft records; leave it out of a {kind} recipe",
+        ),
+        (
             isinstance(mix.loss_norm, Weighed) and unpacked,
             ("mix", "loss_norm"),
             f"weighs rows by their labels; {kind} rows have none: leave it out",

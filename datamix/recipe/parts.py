@@ -163,7 +163,8 @@ class FillInTheMiddle(Model):
 class Encode(Model):
     max_length: Annotated[int, Field(ge=8)] | None = None
     pack: Literal["none", "concat", "best_fit"] | None = None
-    loss_on: Literal["all", "assistant", "last_assistant"] = "assistant"
+    loss_on: Literal["all", "assistant", "last_assistant", "final_answer"] = "assistant"
+    mask: tuple[Literal["tool_args", "tool_names"], ...] = ()
     overlong: Literal["split", "drop_turns", "truncate", "truncate_prompt", "drop"] | None = None
     special_text: Literal["text", "reject", "allow"] = "text"
     inline_tags: Literal["parse", "text"] = "parse"

@@ -29,7 +29,12 @@ from datamix.tokenize.tokenizer import PlainEncoder
 from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of, read_tokenizer_json
 
 _MIN_REFUSED = 32  # a template that refuses a whole batch of at least so many records is the recipe's mistake
-_PURPOSES: dict[str, Purpose] = {"all": "all", "assistant": "assistant", "last_assistant": "last_assistant"}
+_PURPOSES: dict[str, Purpose] = {
+    "all": "all",
+    "assistant": "assistant",
+    "last_assistant": "last_assistant",
+    "final_answer": "final_answer",
+}
 _VERSION = 2  # raised by hand where equal inputs give other tokens
 
 
@@ -39,10 +44,11 @@ class EncodeSpec:
 
     kind: Kind
     tokenizer: TokenizerFiles
-    loss_on: str  # all | assistant | last_assistant
+    loss_on: str  # all | assistant | last_assistant | final_answer
     special_text: str = "text"  # text | reject | allow
     inline_tags: str = "parse"  # parse | text
     chat_kwargs: str = "{}"  # JSON object: chat_template_kwargs of the recipe or source
+    mask: tuple[str, ...] = ()  # sft: tool_args, tool_names: parts of calls that are not trained
     fim_rate: float = 0.0  # pretrain, text records: share that is cut for fill in the middle
     fim_seed: int = 0
 
@@ -58,6 +64,7 @@ class EncodeSpec:
             "chat_template": files.chat_template_sha256,
             "tool_template": files.tool_template,
             "loss_on": self.loss_on if self.kind == "sft" else None,
+            "mask": list(self.mask) if self.kind == "sft" else [],
             "special_text": self.special_text,
             "inline_tags": self.inline_tags,
             "chat_kwargs": orjson.loads(self.chat_kwargs or "{}"),
@@ -314,7 +321,8 @@ class Encoder:
             raise RecipeError(_no_template(files.name, "a source of conversations"))
         kwargs = orjson.loads(self.spec.chat_kwargs or "{}")
         chat = ChatTemplate(template, files.named_tokens, kwargs)
-        return ChatRenderer(chat, self.control, files.eos_token_id, self.plain.restarts_after_control)
+        mask = self.spec.mask if self.spec.kind == "sft" else ()
+        return ChatRenderer(chat, self.control, files.eos_token_id, self.plain.restarts_after_control, mask)
 
     @cached_property
     def _inline_parse(self) -> InlineParse:

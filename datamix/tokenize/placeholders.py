@@ -135,6 +135,10 @@ class PlaceholderRender:
             self._cache[key] = rendering
         return rendering
 
+    def render_messages(self, messages: list[dict[str, Any]]) -> str:
+        """The text of other messages with the conversation's tools and arguments, such as changed copies."""
+        return self._template.render(messages, self._tools, self._kwargs, False)
+
     def leaves_out(self, full: Rendering) -> bool:
         """Whether the template omits a text of the conversation, except reasoning of earlier turns."""
         written = {piece.slot.index for piece in full.slots() if piece.slot is not None}

@@ -9,11 +9,12 @@ the spans stay uncertain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from datamix.tokenize.call_parts import masked_parts, without
 from datamix.tokenize.chat_template import ChatTemplate, TemplateFailure
 from datamix.tokenize.conversation import Conversation, MessageForm, to_message
 from datamix.tokenize.loss_spans import LossSpan, RealTurnFinder, TurnFinder
@@ -23,7 +24,7 @@ from datamix.tokenize.special_tokens import ControlTokens, unescape
 from datamix.tokenize.template_analysis import text_dependence
 from datamix.tokenize.template_traits import template_traits
 
-Purpose = Literal["all", "assistant", "last_assistant", "prompt", "completion", "document"]
+Purpose = Literal["all", "assistant", "last_assistant", "final_answer", "prompt", "completion", "document"]
 _MAX_SHAPES = 1024
 _MAX_RENDERINGS = 4096  # of the beginnings of conversations: a few kilobytes each
 
@@ -63,13 +64,19 @@ class ChatRenderer:
     """Makes layouts of conversations with one chat template."""
 
     def __init__(
-        self, template: ChatTemplate, control: ControlTokens, eos_token_id: int | None, restarts: bool
+        self,
+        template: ChatTemplate,
+        control: ControlTokens,
+        eos_token_id: int | None,
+        restarts: bool,
+        mask: Sequence[str] = (),
     ) -> None:
         self._template = template
         self._control = control
         self._dependence = text_dependence(template.tree)
         self._eos = eos_token_id
         self._restarts = restarts  # see ``build_layout``
+        self._mask = mask  # parts of calls that are not trained: see ``call_parts``
         self.traits = template_traits(template, control, eos_token_id)
         self._plans: dict[Any, _ShapePlan | str] = {}  # or why the template fails
         self._renderings: dict[Any, Rendering] = {}
@@ -162,6 +169,8 @@ class ChatRenderer:
 
     def _layout(self, source: _LayoutInput, find: FindSpans) -> Layout:
         spans, ending = _SPANS[source.purpose](source, find)
+        if self._mask and spans:
+            spans = without(spans, masked_parts(source.placeholders, source.full, self._control, self._mask))
         layout = build_layout(source.full.pieces, spans, self._control, self._restarts)
         if source.purpose == "document":
             ending = None if self._eos in layout.entries[-2:] else self._eos
@@ -187,9 +196,11 @@ def _document_spans(source: _LayoutInput, find: FindSpans) -> TrainedSpans:
 
 
 def _answer_spans(source: _LayoutInput, find: FindSpans) -> TrainedSpans:
-    """Every assistant turn, or only the last, except those that the data marks as not trained."""
+    """Every assistant turn, or only the last (that makes no calls), except those marked as not trained."""
     turns = [at for at, turn in enumerate(source.conversation.turns) if turn.role == "assistant"]
-    if source.purpose == "last_assistant":
+    if source.purpose == "final_answer":
+        turns = [at for at in turns if not source.conversation.turns[at].calls]
+    if source.purpose != "assistant":
         turns = turns[-1:]
     spans = [span for at in turns if source.conversation.turns[at].train is not False for span in find(at)]
     if any(first.end > second.start for first, second in pairwise(spans)):
@@ -230,6 +241,7 @@ _SPANS: dict[Purpose, Callable[[_LayoutInput, FindSpans], TrainedSpans]] = {
     "document": _document_spans,
     "assistant": _answer_spans,
     "last_assistant": _answer_spans,
+    "final_answer": _answer_spans,
     "all": _all_spans,
     "completion": _completion_span,
 }
