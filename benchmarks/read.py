@@ -45,17 +45,19 @@ def datamix(files: Sequence[str], out: Path) -> Callable[[], int]:
     sys.path.insert(0, str(ROOT))
     import pandas  # noqa: F401  # Arrow imports it with the first list it converts; the peers' imports hold it too
 
+    from datamix.formats import ShapeSpec
     from datamix.pipeline import prepare, scan
-    from datamix.pipeline.engine import LocalEngine, receipts_in_order
+    from datamix.pipeline.engine import LocalEngine
+    from datamix.pipeline.progress import Screen, run_tasks
 
     def run() -> int:
-        engine = LocalEngine(WORKERS)
+        engine, screen = LocalEngine(WORKERS), Screen(quiet=True)
         wanted = scan.SourceRequest("bench", tuple(files), ".")
-        looks = scan.tasks(wanted, out)
-        found = scan.files(wanted, list(zip(looks, receipts_in_order(engine, looks), strict=True)))
+        looks = scan.tasks(wanted, out, lambda path, places: False)
+        found = scan.files(wanted, list(zip(looks, run_tasks(engine, screen, "scan", looks), strict=True)))
         kind = "text" if found[0].kind == "text" else "sft"
-        parts = prepare.parts(found, prepare.ShapeOf(kind), (), None, out)  # type: ignore[arg-type]
-        done = receipts_in_order(engine, [part.task for part in parts])
+        parts = prepare.parts(found, ShapeSpec("", kind), (), None, out)  # type: ignore[arg-type]
+        done = run_tasks(engine, screen, "prepare", [part.task for part in parts])
         engine.close()
         return sum(sum(receipt.counts["read"]) for receipt in done)
 

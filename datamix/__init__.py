@@ -18,7 +18,7 @@ _PLACES = {  # imported when they are first asked for, so that `datamix --help` 
     "Recipe": ("datamix.recipe", "Recipe"),
     "build": ("datamix.commands.api", "build"),
     "dedupe": ("datamix.dedup", "dedupe"),
-    "open": ("datamix.pipeline.opening", "open_any"),
+    "open": ("datamix.pipeline.built_sets", "open_any"),
     "plan": ("datamix.commands.api", "plan"),
     "verify": ("datamix.commands.api", "verify"),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from datamix.audit import verify
 from datamix.core.errors import DatamixError
 from datamix.jobs.build import build
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 from datamix.reporting.summaries import closing
 

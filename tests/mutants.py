@@ -48,7 +48,7 @@ SEAMS = {  # file -> tests that cover it
     "pipeline/out_folder.py": FOLDERS,
     "pipeline/building.py": FOLDERS,
     "pipeline/reweigh.py": ["tests/test_changing.py"],
-    "pipeline/cache_contents.py": ["tests/test_cache.py"],
+    "pipeline/built_sets.py": ["tests/test_cache.py"],
     "pipeline/store.py": [
         "tests/pipeline/test_store.py",
         "tests/pipeline/test_certified.py",

@@ -24,7 +24,7 @@ from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import RecipeError
 from datamix.core.records import row_schema
 from datamix.jobs.build import build
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 from datamix.recipe.schemas import schema_text
 

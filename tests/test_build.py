@@ -12,7 +12,7 @@ from small import GENERAL, ROOT, alpaca, datamix, fingerprint, recipe, write_jso
 from datamix.audit import verify
 from datamix.core.errors import DataError, RecipeError
 from datamix.jobs.build import build
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.pipeline.store import Store
 from datamix.recipe import Recipe
 

@@ -13,7 +13,7 @@ import datamix
 from datamix.core.errors import DataError, RecipeError
 from datamix.jobs.build import sweep
 from datamix.load import TrainingSet
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 
 

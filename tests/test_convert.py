@@ -13,7 +13,7 @@ import pytest
 from datamix.core.errors import DataError, RecipeError
 from datamix.formats import ShapeSpec, native_kinds, shape
 from datamix.jobs.convert import convert
-from datamix.pipeline.recognise import recognise
+from datamix.pipeline.scan import recognise
 from datamix.read import read
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from datamix.audit import verify
 from datamix.core.errors import RecipeError
 from datamix.jobs.build import build
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 
 NAMES = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]

@@ -113,7 +113,7 @@ def test_nothing_usable_is_an_error_that_says_what_was_found(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["pretrain", "sft", "preference", "prompt"])
 def test_the_recipe_of_the_samples_builds_as_it_stands(tmp_path: Path, kind: str) -> None:
     from datamix.jobs.build import build
-    from datamix.pipeline.state import Options
+    from datamix.pipeline.steps import Options
     from datamix.recipe import Recipe
 
     shutil.copytree(SAMPLES, tmp_path / "data", ignore=shutil.ignore_patterns("*.py", "*.yaml", "README.md"))

@@ -8,7 +8,7 @@ from small import TOKENIZER, write_jsonl
 
 from datamix.audit import verify
 from datamix.jobs.build import build
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 
 

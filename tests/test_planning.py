@@ -10,7 +10,7 @@ from small import MEDICAL, alpaca, datamix, recipe, write_jsonl
 
 from datamix.pipeline.planning import make_plan
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 from datamix.reporting.summaries import plan_table
 

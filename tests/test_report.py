@@ -17,7 +17,7 @@ import small
 
 from datamix.core.errors import RecipeError
 from datamix.jobs.build import build
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 from datamix.reporting import render_report
 from datamix.reporting.decode import read_manifest

@@ -9,7 +9,7 @@ from small import GENERAL, alpaca, recipe, write_jsonl
 
 from datamix.core.errors import RecipeError
 from datamix.jobs.build import sweep
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 from datamix.reporting.summaries import ladder_table
 

@@ -21,7 +21,7 @@ from datamix.audit.recipe_claims import check_claims
 from datamix.audit.recount import Recount, RowShard
 from datamix.audit.rederive import check_inputs
 from datamix.core.errors import RecipeError
-from datamix.pipeline.opening import built_set, refuse_newer
+from datamix.pipeline.built_sets import built_set, refuse_newer
 from datamix.pipeline.rows import RowReader
 
 

@@ -25,8 +25,8 @@ from datamix.audit.findings import Check, Findings, Unchecked, first_line
 from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import DatamixError
 from datamix.core.hashing import file_sha256, mix64, salt
+from datamix.pipeline.built_sets import built_set
 from datamix.pipeline.engine import LocalEngine
-from datamix.pipeline.opening import built_set
 from datamix.pipeline.prepare import read_batches
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource, SourceWork, prepare_sources
 from datamix.pipeline.progress import Screen

@@ -9,8 +9,8 @@ from datamix.audit import Check
 from datamix.audit import verify as recount
 from datamix.jobs.build import build as build_set
 from datamix.pipeline import planning
-from datamix.pipeline.opening import default_cache
-from datamix.pipeline.state import Options
+from datamix.pipeline.built_sets import default_cache
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 
 

@@ -33,10 +33,9 @@ def build(
 ) -> None:  # fmt: skip
     """Build the training set of a recipe. Safe to rerun: an interrupted build resumes."""
     from datamix.jobs.build import build as run_build
-    from datamix.pipeline.notices import encode_warnings
-    from datamix.pipeline.opening import default_cache
-    from datamix.pipeline.progress import Screen
-    from datamix.pipeline.state import Options
+    from datamix.pipeline.built_sets import default_cache
+    from datamix.pipeline.progress import Screen, encode_warnings
+    from datamix.pipeline.steps import Options
     from datamix.recipe import Recipe
     from datamix.reporting.summaries import closing
 

@@ -14,7 +14,7 @@ from datamix.commands.options import PATH
 @click.option("--prune", is_flag=True, help="Remove what no set beside the cache needs.")
 def cache(cache: Path, prune: bool) -> None:
     """List what the cache holds, with sizes."""
-    from datamix.pipeline.cache_contents import cache_text
-    from datamix.pipeline.cache_contents import prune as prune_cache
+    from datamix.pipeline.built_sets import cache_text
+    from datamix.pipeline.built_sets import prune as prune_cache
 
     click.echo(prune_cache(cache) if prune else cache_text(cache))

@@ -26,9 +26,9 @@ def export(
     out: Path, more: tuple[str, ...], formats: tuple[str, ...], cache: Path | None, workers: int | None
 ) -> None:
     """Write an already built set in further trainer formats: datamix export OUT --to megatron trl."""
+    from datamix.pipeline.built_sets import read_manifest
     from datamix.pipeline.exporting import export as write
     from datamix.pipeline.exporting import parse_format
-    from datamix.pipeline.opening import read_manifest
     from datamix.pipeline.progress import Screen, short_bytes
 
     listed = write(out, [parse_format(f) for f in (*formats, *more)], cache, workers or 0, Screen())

@@ -25,10 +25,10 @@ def plan(
     overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Show what a build would do: every recipe error first, then the table of the mixture."""
-    from datamix.pipeline.opening import default_cache
+    from datamix.pipeline.built_sets import default_cache
     from datamix.pipeline.planning import make_plan
     from datamix.pipeline.progress import Screen
-    from datamix.pipeline.state import Options
+    from datamix.pipeline.steps import Options
     from datamix.recipe import Recipe
     from datamix.reporting.summaries import plan_table
 

@@ -33,9 +33,9 @@ def sweep(
 ) -> None:  # fmt: skip
     """Build a ladder of mixtures from one preparation; each is a virtual set, a schedule of a few bytes a row."""
     from datamix.jobs.build import sweep as run_sweep
-    from datamix.pipeline.opening import default_cache
+    from datamix.pipeline.built_sets import default_cache
     from datamix.pipeline.progress import Screen
-    from datamix.pipeline.state import Options
+    from datamix.pipeline.steps import Options
     from datamix.recipe import Recipe
     from datamix.reporting.summaries import ladder_table
 

@@ -17,12 +17,10 @@ from datamix.core.errors import RecipeError
 from datamix.pipeline import prepare_sources, translate
 from datamix.pipeline.out_folder import check_out, whole_set
 from datamix.pipeline.planning import report_scarcity, report_scarcity_first
-from datamix.pipeline.preflight import preflight
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.publish import hold, publish, remember, set_key
-from datamix.pipeline.state import Options, ResolvedBuild
-from datamix.pipeline.steps import decide_and_pack, mix_rows, open_context
+from datamix.pipeline.steps import Options, ResolvedBuild, decide_and_pack, mix_rows, open_context, preflight
 from datamix.recipe import Recipe
 from datamix.reporting import render_report
 from datamix.tokenize.tokenizer import slow_engine_notice

@@ -17,7 +17,7 @@ from datamix.core.contracts import Rows
 from datamix.core.errors import RecipeError, mask_url
 from datamix.core.records import RecordKind
 from datamix.formats import RECORD_FORMATS, ShapeSpec, can_become, native_kinds, shape
-from datamix.pipeline.recognise import Recognised, recognise
+from datamix.pipeline.scan import Recognised, recognise
 from datamix.read import find, read
 from datamix.recipe.schemas import schema_text
 

@@ -44,7 +44,7 @@ from datamix.formats import (
     unshape_counted,
 )
 from datamix.jobs.output_files import check_outputs, complete_files
-from datamix.pipeline.recognise import recognise
+from datamix.pipeline.scan import recognise
 from datamix.read import find, read
 from datamix.recipe.mistakes import nearest
 

@@ -29,7 +29,7 @@ from datamix.core.records import SCHEMAS, RecordKind
 from datamix.dedup import Decision, DedupeSpec, Signed, decide, sign
 from datamix.formats import ShapeSpec, native_kinds, shape
 from datamix.jobs.output_files import check_outputs, complete_files
-from datamix.pipeline.recognise import Recognised, recognise
+from datamix.pipeline.scan import Recognised, recognise
 from datamix.read import find, read
 
 _METHODS = np.array(["", "exact", "near"])

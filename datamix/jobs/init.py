@@ -23,7 +23,7 @@ from datamix.core.records import texts as texts_of
 from datamix.formats import DatasetEntry, ShapeSpec, can_become, dataset_info, is_dataset_info, shape
 from datamix.jobs.first_recipe import RECORDS_OF, SourcePart, one_line, recipe_text
 from datamix.jobs.output_files import check_outputs, complete_files
-from datamix.pipeline.recognise import SAMPLE_RECORDS, Recognised, recognise
+from datamix.pipeline.scan import SAMPLE_RECORDS, Recognised, recognise
 from datamix.read import DOCUMENTS, find, read
 
 _MANY_FILES = 20  # more of one thing in a folder are one source

@@ -1,24 +1,44 @@
-"""What the cache remembers of every set that was built from it: its rows as integers and names of files.
+"""Sets that are built: what the cache stores of each, how they are opened, and what of the cache no set needs.
 
-A set finds itself by its key, whatever its folder is called. With it a virtual set is read, a finished set is written in
-text formats, and pruning knows what is still needed. Paths are stored relative to the cache, so it can be moved.
+The cache stores of every set its rows as integers and names of files, by the set's key, whatever its folder is called. With
+it a virtual set is read, a finished set is written in text formats, and pruning knows what is still needed. Paths are stored
+relative to the cache, so it can be moved. It is safe to delete at any time: that costs only the time to fill it again.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache as once
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from datamix import __version__
+from datamix.core.errors import DataError
 from datamix.core.hashing import canonical
-from datamix.pipeline.rows import RowSet
+from datamix.load import TrainingSet, open_set
+from datamix.pipeline.progress import short_bytes
+from datamix.pipeline.rows import RowReader, RowSet
 from datamix.pipeline.store import Store
 
-_HERE = "@store/"
+_STORE = "@store"
 _FORMAT = "2"  # of the results in a cache; 0.1.0 wrote none
+_ORDERS = "orders"  # folder of the cache, one folder a set in it
+_CONTENTS = {
+    "records.arrow": "prepared records",
+    "tokens.arrow": "tokens",
+    "fitted.arrow": "fitted records",
+    "signatures.arrow": "dedupe signatures",
+    "order.arrow": "orders",
+    "train.arrow": "rows (integers)",
+}
+Change = Mapping[str, Any]  # {"row": 24_000, "weights": {"general": 0.5, "medical": 0.5}}
 
 
 @dataclass(frozen=True)
@@ -30,13 +50,18 @@ class BuiltSet:
     out: str = ""  # where it was written last, relative to the cache
 
 
-def save(cache: Path, key: str, found: BuiltSet, out: Path) -> None:
-    """Remember a set."""
-    folder = cache / "sets"
+@once
+def _adapter() -> TypeAdapter[BuiltSet]:
+    return TypeAdapter(BuiltSet)  # 5 ms to make
+
+
+def save(cache: Path, key: str, built: BuiltSet, out: Path) -> None:
+    """Store a set, its paths below ``@store``."""
+    folder, store = cache / "sets", cache / "store"
     folder.mkdir(parents=True, exist_ok=True)
-    placed = BuiltSet(found.splits, found.keys, os.path.relpath(out, cache))
-    text = canonical(placed).replace(f"{cache / 'store'}/", _HERE)
+    splits = _with_paths(built.splits, lambda p: Path(_STORE, p.relative_to(store)))
     partial = folder / f"{key}.partial"
+    text = canonical(BuiltSet(splits, built.keys, os.path.relpath(out, cache)))
     partial.write_text(text, encoding="utf-8")
     partial.replace(folder / f"{key}.json")
 
@@ -46,30 +71,39 @@ def load(cache: Path, key: str) -> BuiltSet | None:
     path = cache / "sets" / f"{key}.json"
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8").replace(_HERE, f"{cache / 'store'}/")
     try:
-        found = _kept_sets().validate_json(text)
+        built = _adapter().validate_json(path.read_text(encoding="utf-8"))
     except ValidationError:  # damaged, or of another version
         return None
     store = Store(cache / "store")
-    whole = all(store.find(key) is not None or _is_older(store, key) for key in found.keys)
-    return found if whole else None
+    for needed in built.keys:
+        if store.find(needed) is None:
+            # 0.1 left results without digests: sets built from them are still read
+            is_older = (store.folder(needed) / "receipt.json").is_file() and not store.is_damaged(needed)
+            if not is_older:
+                return None
+    splits = _with_paths(built.splits, lambda p: store.root.joinpath(*p.parts[1:]))
+    return replace(built, splits=splits)
 
 
-def _is_older(store: Store, key: str) -> bool:
-    """Whether a result is there as 0.1 left it, without digests: sets built from it are still read."""
-    return (store.folder(key) / "receipt.json").is_file() and not store.is_damaged(key)
-
-
-@once
-def _kept_sets() -> TypeAdapter[BuiltSet]:
-    return TypeAdapter(BuiltSet)  # 5 ms to make
+def _with_paths(value: Any, move: Callable[[Path], Path]) -> Any:
+    """The same value with every path in it moved."""
+    if isinstance(value, Path):
+        return move(value)
+    if isinstance(value, tuple):
+        return tuple(_with_paths(item, move) for item in value)
+    if isinstance(value, dict):
+        return {key: _with_paths(item, move) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        moved = {f.name: _with_paths(getattr(value, f.name), move) for f in fields(value)}
+        return replace(value, **moved)
+    return value
 
 
 def all_sets(cache: Path) -> dict[str, BuiltSet]:
-    """Every set that the cache remembers whole, by key."""
+    """Every set that the cache holds whole, by key."""
     names = sorted(p.stem for p in (cache / "sets").glob("*.json"))
-    return {name: found for name in names if (found := load(cache, name)) is not None}
+    return {name: built for name in names if (built := load(cache, name)) is not None}
 
 
 def mark_format(cache: Path) -> str | None:
@@ -88,3 +122,132 @@ def mark_format(cache: Path) -> str | None:
         f"The cache {cache} was filled by another version of datamix; what this version cannot use is ignored and made again. "
         f"`datamix cache --prune --cache {cache}` removes what no set needs."
     )
+
+
+def open_any(
+    path: str | Path,
+    split: str = "train",
+    cache: str | Path | None = None,
+    changes: Sequence[Change] = (),
+) -> TrainingSet:
+    """Open the set that a build left at ``path``; ``cache`` is needed only where a virtual set's is not beside it.
+
+    ``changes``: weights that change at a row of training, ``[{"row": 24_000, "weights": {"general": 0.5, "medical": 0.5}}]``;
+    the rows before stay, a new schedule goes on behind them. A loader's state holds them under the same name.
+
+    Raises DataError: nothing is there, a build that did not finish, or a virtual set whose cache is gone; RecipeError: a
+    change that cannot be made.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    if manifest is None or not (manifest.get("virtual") or changes):
+        return open_set(folder, split)
+    built = built_set(folder, manifest, cache)
+    if changes:
+        from datamix.pipeline.reweigh import reweighed  # imports what a mixture needs
+
+        orders = _cache_of(folder, cache) / _ORDERS / manifest["key"]
+        rows, manifest = reweighed(built.splits["train"], manifest, changes, orders)
+        return TrainingSet(RowReader(rows), manifest, folder, split)
+    if split not in built.splits:
+        raise DataError(f"{folder} has no split {split!r}; there are {', '.join(built.splits)}.")
+    return TrainingSet(RowReader(built.splits[split]), manifest, folder, split)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished set, else None. Raises DataError where a newer major version wrote it."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict):
+        return None
+    refuse_newer(folder, manifest)
+    return manifest
+
+
+def refuse_newer(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise DataError where a newer major version wrote the manifest: its fields may mean something else."""
+    version = str(manifest.get("datamix_version", ""))
+    major = version.partition(".")[0]
+    if major.isdecimal() and int(major) > int(__version__.partition(".")[0]):
+        raise DataError(
+            f"{folder} was built by datamix {version}; this is {__version__}, which reads sets of its own major version and "
+            f"older ones. Upgrade datamix to {major}.0 or newer to use this set."
+        )
+
+
+def built_set(folder: Path, manifest: dict[str, Any], cache: str | Path | None = None) -> BuiltSet:
+    """What the cache stores of a set. Raises DataError naming the command that brings it back."""
+    root = _cache_of(folder, cache)
+    built = load(root, manifest.get("key", ""))
+    if built is None:
+        raise DataError(
+            f"The rows of {folder} are in the cache {root}, which no longer holds them. Run the same `datamix build RECIPE "
+            f"-o {folder}` again (with the same --cache, if it had one): it brings them back."
+        )
+    return built
+
+
+def _cache_of(folder: Path, cache: str | Path | None) -> Path:
+    return (Path(cache) if cache is not None else default_cache(folder)).absolute()
+
+
+def default_cache(out: Path) -> Path:
+    """``.datamix`` beside OUT, also where OUT is ``.`` or ends in ``..``."""
+    return (out if out.name not in ("", "..") else out.resolve()).parent / ".datamix"
+
+
+def cache_text(folder: Path) -> str:
+    """Number and size of the results of each kind."""
+    store = Store(folder / "store")
+    sizes: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
+    for key in store.finished():
+        files = list(store.folder(key).iterdir())
+        kind = next((_CONTENTS[f.name] for f in files if f.name in _CONTENTS), "other")
+        numbers[kind] += 1
+        sizes[kind] += sum(f.stat().st_size for f in files)
+    for path in (folder / _ORDERS).rglob("*.arrow"):
+        numbers["changed orders"] += 1
+        sizes["changed orders"] += path.stat().st_size
+    if not numbers:
+        return f"{folder} is empty."
+    lines = [f"{kind:<20}{numbers[kind]:>8,}{short_bytes(size):>12}" for kind, size in sizes.most_common()]
+    total = f"{'in all':<20}{sum(numbers.values()):>8,}{short_bytes(sum(sizes.values())):>12}"
+    return "\n".join([*lines, total])
+
+
+def prune(folder: Path) -> str:
+    """Remove results that no finished set needs; a set counts while its folder is there.
+
+    So do the orders that ``changes=`` made. Those in the folder of orders itself are of 0.1.0, which did not say of which
+    set they are; opening the set makes them anew.
+    """
+    needed: set[str] = set()
+    sets: set[str] = set()
+    for key, built in all_sets(folder.absolute()).items():
+        if (manifest := read_manifest(folder / built.out)) and manifest.get("key") == key:
+            needed.update(built.keys)
+            sets.add(key)
+        else:
+            (folder / "sets" / f"{key}.json").unlink()
+    for path in (folder / "files").glob("*.json"):
+        if path.name.partition("-")[0] not in sets:
+            path.unlink()
+    store = Store(folder / "store")
+    before = store.num_bytes()
+    removed = [key for key in store.finished() if key not in needed]
+    for key in removed:
+        store.remove(key)
+    store.sweep()
+    orders = folder / _ORDERS
+    unused = [p for p in orders.rglob("*.arrow") if p.parent == orders or p.parent.name not in sets]
+    order_bytes = sum(p.stat().st_size for p in unused)
+    for path in unused:
+        path.unlink()
+    for empty in orders.glob("*/"):
+        if empty.name not in sets:
+            shutil.rmtree(empty, ignore_errors=True)
+    freed = short_bytes(before - store.num_bytes() + order_bytes)
+    return f"Removed {len(removed) + len(unused):,} results, {freed}; kept {len(needed):,} that sets need."

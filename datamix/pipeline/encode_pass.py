@@ -1,8 +1,9 @@
-"""Records to tokens, once: full length first, then what is longer than ``max_length`` is fitted.
+"""What is derived from prepared records, a window at a time: tokens, tokens of truncated records, keys for dedupe.
 
 ``encode`` leaves ``tokens.arrow`` (one batch, row for row with its window of records) and is keyed without
 ``max_length``; ``fit`` re-encodes only the records that are too long and leaves them beside. So another length costs
-only what its truncation reaches, and for pretrain (split as integers later) nothing.
+only what its truncation reaches, and for pretrain (split as integers later) nothing. ``make_keys`` leaves the keys of
+dedupe and decontamination.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from datamix.core.arrays import write_batch
 from datamix.core.contracts import Receipt, Task
 from datamix.core.hashing import digest
 from datamix.core.records import TOKENS, RecordKind
+from datamix.dedup import DedupeSpec, sign
 from datamix.pipeline.prepare import Window
 from datamix.tokenize import EncodeSpec, load
 from datamix.tokenize import fit as truncate_records
 
 _VERSION = 1
+_SIGN_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -45,38 +48,50 @@ class FitWindow:
     overlong: str
 
 
+@dataclass(frozen=True)
+class SignWindow:
+    window: Window
+    record_kind: RecordKind
+    dedupe: DedupeSpec
+
+
 def encode_tasks(
     source: str, windows: Sequence[Window], kind: RecordKind, spec: EncodeSpec, home: Path
 ) -> list[Task]:
     """One task for each window."""
-    return [
-        Task(
-            f"encode {source}",
-            digest("encode", _VERSION, w.prepared.key, w.start, w.stop, kind, spec.identity()),
-            encode,
-            EncodeWindow(w, kind, spec),
-            home,
-            w.num_bytes,
-        )
-        for w in windows
-    ]
+    tasks: list[Task] = []
+    for w in windows:
+        key = digest("encode", _VERSION, w.prepared.key, w.start, w.stop, kind, spec.identity())
+        tasks.append(Task(f"encode {source}", key, encode, EncodeWindow(w, kind, spec), home, w.num_bytes))
+    return tasks
 
 
 def fit_tasks(
     source: str, encoded: Sequence[tuple[Task, Receipt]], max_length: int | None, overlong: str, home: Path
 ) -> list[Task]:
     """One task for each encoded window that holds a record longer than ``max_length``; no task elsewhere."""
-    made: list[Task] = []
+    tasks: list[Task] = []
     for task, receipt in encoded:
         spec: EncodeWindow = task.spec
         if max_length is None or overlong == "split" or receipt.counts["longest"] <= max_length:
             continue
-        work = FitWindow(
-            spec.window, spec.record_kind, spec.encode, receipt.folder / "tokens.arrow", max_length, overlong
-        )
+        tokens = receipt.folder / "tokens.arrow"
+        work = FitWindow(spec.window, spec.record_kind, spec.encode, tokens, max_length, overlong)
         key = digest("fit", _VERSION, receipt.key, max_length, overlong)
-        made.append(Task(f"fit {source}", key, fit, work, home, 1 + receipt.counts["tokens"]))
-    return made
+        tasks.append(Task(f"fit {source}", key, fit, work, home, 1 + receipt.counts["tokens"]))
+    return tasks
+
+
+def sign_tasks(
+    source: str, windows: Sequence[Window], kind: RecordKind, spec: DedupeSpec, home: Path
+) -> list[Task]:
+    """One task for each window."""
+    signs = (spec.exact, spec.near, spec.normalize, spec.fields)
+    tasks: list[Task] = []
+    for w in windows:
+        key = digest("sign", _SIGN_VERSION, w.prepared.key, w.start, w.stop, kind, *signs)
+        tasks.append(Task(f"sign {source}", key, make_keys, SignWindow(w, kind, spec), home, w.num_bytes))
+    return tasks
 
 
 def warm(spec: EncodeSpec) -> None:
@@ -90,11 +105,10 @@ def encode(spec: EncodeWindow, folder: Path) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     batches: list[pa.RecordBatch] = []
     for batch in spec.window.batches():
-        tokens, found = encoder.encode(batch, spec.record_kind)
-        counts.update(found)
+        tokens, noticed = encoder.encode(batch, spec.record_kind)
+        counts.update(noticed)
         batches.append(tokens)
-    schema = TOKENS[spec.encode.kind]
-    table = _one_batch(batches, schema)
+    table = _one_batch(batches, TOKENS[spec.encode.kind])
     write_batch(folder / "tokens.arrow", table)
     usable = table.select(["length", "loss"]).filter(pc.is_null(table.column("reason")))
     return {
@@ -109,7 +123,7 @@ def encode(spec: EncodeWindow, folder: Path) -> dict[str, Any]:
 
 
 def fit(spec: FitWindow, folder: Path) -> dict[str, Any]:
-    """Fit the records that are too long; ``row`` says which of the window they are."""
+    """Truncate the records that are too long; ``row`` says which of the window they are."""
     encoder = load(spec.encode)
     with pa.memory_map(str(spec.encoded)) as source:
         tokens = pa.ipc.open_file(source).get_batch(0)
@@ -119,12 +133,11 @@ def fit(spec: FitWindow, folder: Path) -> dict[str, Any]:
     fitted: list[pa.RecordBatch] = []
     begin = 0
     for batch in spec.window.batches():
-        here = rows[(rows >= begin) & (rows < begin + batch.num_rows)] - begin
-        if len(here):
+        at = rows[(rows >= begin) & (rows < begin + batch.num_rows)] - begin
+        if len(at):
+            overlong = batch.take(pa.array(at))
             fitted.append(
-                truncate_records(
-                    encoder, batch.take(pa.array(here)), spec.record_kind, spec.max_length, spec.overlong
-                )
+                truncate_records(encoder, overlong, spec.record_kind, spec.max_length, spec.overlong)
             )
         begin += batch.num_rows
     table = _one_batch(fitted, TOKENS[spec.encode.kind])
@@ -135,6 +148,17 @@ def fit(spec: FitWindow, folder: Path) -> dict[str, Any]:
 
 
 def _one_batch(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
-    table = pa.Table.from_batches(list(batches), schema=schema).combine_chunks()
-    found = table.to_batches()
-    return found[0] if found else pa.RecordBatch.from_pylist([], schema=schema)
+    whole = pa.Table.from_batches(list(batches), schema=schema).combine_chunks().to_batches()
+    return whole[0] if whole else pa.RecordBatch.from_pylist([], schema=schema)
+
+
+def make_keys(spec: SignWindow, folder: Path) -> dict[str, Any]:
+    """Sign every batch of a window."""
+    keys = [sign(batch, spec.record_kind, spec.dedupe) for batch in spec.window.batches()]
+    with (
+        pa.OSFile(str(folder / "signatures.arrow"), "wb") as file,
+        pa.ipc.new_file(file, keys[0].schema) as writer,
+    ):
+        for batch in keys:
+            writer.write_batch(batch)
+    return {"rows": sum(batch.num_rows for batch in keys)}

@@ -114,14 +114,6 @@ def _start_worker() -> None:
     pa.set_cpu_count(1)
 
 
-def receipts_in_order(engine: LocalEngine, tasks: list[Task]) -> list[Receipt]:
-    """Run every task and give the receipts in task order."""
-    receipts: list[Receipt | None] = [None] * len(tasks)
-    for index, receipt in engine.run(tasks):
-        receipts[index] = receipt
-    return [r for r in receipts if r is not None]
-
-
 def default_workers() -> int:
     """The processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from datamix.core.errors import RecipeError
-from datamix.pipeline import outputs
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
+from datamix.pipeline.built_sets import built_set
 from datamix.pipeline.engine import LocalEngine, default_workers
-from datamix.pipeline.opening import built_set
 from datamix.pipeline.out_folder import (
     MANIFEST,
     both,
@@ -26,10 +25,11 @@ from datamix.pipeline.out_folder import (
 )
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
+from datamix.pipeline.write_shards import FormatChoice, commands, link, shard_tasks
 from datamix.recipe.strict_yaml import scalar
 
 
-def parse_format(text: str) -> outputs.FormatChoice:
+def parse_format(text: str) -> FormatChoice:
     """``megatron:layout=blocks,shard_bytes=1000`` -> its name and options. Raises RecipeError."""
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
@@ -43,45 +43,47 @@ def parse_format(text: str) -> outputs.FormatChoice:
 
 def export(
     out: Path,
-    formats: Sequence[outputs.FormatChoice],
+    formats: Sequence[FormatChoice],
     cache: Path | None,
     workers: int = 0,
     screen: Screen | None = None,
 ) -> list[dict[str, Any]]:
     """Add formats to a finished set; return the new entries of its ``outputs``.
 
-    Raises RecipeError for an unknown format or option, DataError where the rows are gone.
+    Raises RecipeError for an unknown format or option, DataError where the cache no longer holds the rows.
     """
     _finished(out)
+    screen = screen or Screen(quiet=True)
     for name, _ in formats:
         check_folder(out / ("train" if name == "parquet" else name))
     with hold_folder(out):
         manifest = _finished(out)  # another export may have ended meanwhile
         splits = built_set(out, manifest, cache).splits
-        there = {entry["format"] for entry in manifest["outputs"]}
         if not manifest.get("virtual"):
             formats = [f for f in formats if f[0] != "parquet"]
-        again = [name for name, _ in formats if name in there and name != "parquet"]
-        context = BuildContext(
-            out / BUILDING, LocalEngine(workers or default_workers()), screen or Screen(quiet=True)
-        )
+        context = BuildContext(out / BUILDING, LocalEngine(workers or default_workers()), screen)
         try:
-            tasks = outputs.shard_tasks(splits, formats, manifest["key"], out / BUILDING)
+            tasks = shard_tasks(splits, formats, manifest["key"], out / BUILDING)
             done = list(zip(tasks, context.run("write", tasks), strict=True))
         finally:
             context.engine.close()
         staged = staging(out)
-        listed = outputs.link(staged, done) + outputs.finish(staged, done)
-        new = {entry["path"] for entry in listed}
-        replaced = [e for e in manifest["outputs"] if e["path"] in new or _is_of(e, again)]
-        rest = [e for e in manifest["outputs"] if e not in replaced]
+        listed = link(staged, done)
+        new, names = {entry["path"] for entry in listed}, {name for name, _ in formats} - {"parquet"}
+
+        def is_replaced(entry: dict[str, Any]) -> bool:
+            path, format_ = str(entry["path"]), entry["format"]
+            # in the folder of its format: ``rejects/*.jsonl`` are no export to ``jsonl``
+            return path in new or (format_ in names and path.split("/")[0] == format_)
+
+        replaced = [e for e in manifest["outputs"] if is_replaced(e)]
+        rest = [e for e in manifest["outputs"] if not is_replaced(e)]
         without = manifest | {"outputs": rest}
         manifest["outputs"] = sorted([*rest, *listed], key=lambda entry: str(entry["path"]))
-        manifest["commands"] = manifest.get("commands", {}) | outputs.commands(formats, splits["train"].info)
+        manifest["commands"] = manifest.get("commands", {}) | commands(formats, splits["train"].info)
         staying = {entry["path"] for entry in rest}
         left = {name: digests for name, digests in leftover_files(out).items() if name not in staying}
-        owned = both(left, listed_files(replaced))
-        switch(out, staged, owned, (without, manifest), (screen or Screen(quiet=True)).say)
+        switch(out, staged, both(left, listed_files(replaced)), (without, manifest), screen.say)
         remove_building(out)
     return listed
 
@@ -94,8 +96,3 @@ def _finished(out: Path) -> dict[str, Any]:
             f"{out} holds no finished set ({why}). Build it first: `datamix build RECIPE -o {out}`."
         )
     return manifest
-
-
-def _is_of(entry: dict[str, Any], formats: Sequence[str]) -> bool:
-    """Whether a file lies in the folder of one of the formats; ``rejects/*.jsonl`` are no export to ``jsonl``."""
-    return entry["format"] in formats and str(entry["path"]).split("/")[0] == entry["format"]

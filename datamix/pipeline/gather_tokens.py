@@ -1,4 +1,4 @@
-"""Rows of a virtual set, straight from the mapped tokens into the arrays of a batch.
+"""Rows straight from the mapped tokens into the arrays of a batch.
 
 Every buffer that a row is made of (bins, lengths, tokens, masks) has its address in a small table, so that one compiled
 call walks from places to tokens and copies each once, widened to int64. Cost of a batch: its tokens and about ten
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from datamix.core.arrays import open_batch
 from datamix.core.kernels import Kernel, address
-from datamix.pipeline.token_store import TokenShard
+from datamix.pipeline.shards import TokenShard
 
 _LENGTHS = Kernel("pipeline", "fill", "lengths")
 _FILL = Kernel("pipeline", "fill", "fill")
@@ -27,7 +27,7 @@ Order = tuple[NDArray[np.uint16], NDArray[np.int64]]
 
 
 class AddressTable:
-    """Where the numbers of every source of a split lie in memory.
+    """Addresses of the numbers of every source of a split.
 
     ``order`` is the source and its row at each place; both are empty where places are the rows of the only source.
     """
@@ -42,16 +42,23 @@ class AddressTable:
     ) -> None:
         self._masked, self._how = masked, (masked, packed)
         self._shards = [shard for group in shards for shard in group]
-        self._kept: list[Any] = []
+        self._mapped: list[Any] = [order]  # what addresses point into
         self._fills: dict[tuple[str, ...], Callable[..., int]] = {}
-        self.bins = np.array([self._bins(path) for path in bins], np.int64).reshape(-1, 5)
+        tables: list[list[int]] = []
+        for path in bins:
+            batch = open_batch(path)
+            flat = batch.column("rows").values
+            pieces = [self._address(flat.field(name)) for name in ("record", "start", "length")]
+            tables.append(
+                [self._offsets(batch.column("rows")), *pieces, self._address(batch.column("tokens"))]
+            )
+        self.bins = np.array(tables, np.int64).reshape(-1, 5)
         self.first = np.cumsum([0, *(len(group) for group in shards)])  # [num_sources + 1] shards
         begins = [np.cumsum([0, *(s.num_rows for s in group)])[:-1] for group in shards]
         self.begin = np.concatenate(begins).astype(np.int64)  # [num_shards] first record, in its source
-        # addresses; the last says that they are there
+        # addresses; the last says that the shard is mapped
         self.shards = np.zeros((len(self._shards), 11), np.int64)
         source, row = order
-        self._kept.append(order)
         self._order = (source.ctypes.data, row.ctypes.data) if len(row) else (0, 0)  # mapped, read only
 
     @cached_property
@@ -72,45 +79,34 @@ class AddressTable:
         begin: NDArray[np.int64],
     ) -> None:
         """Copy the columns of each row to ``block[:, begin[i]:]``; padding is left alone."""
-        fill = self._fills.get(tuple(columns)) or self._bound(tuple(columns))
+        names = tuple(columns)
+        if names not in self._fills:
+            table = address(self.bins), address(self.first), address(self.begin), address(self.shards)
+            lines = tuple(names.index(name) if name in names else -1 for name in _COLUMNS)
+            self._fills[names] = _FILL.bound(table, self._order, self._how, lines, num_rest=5)
         call = len(places), address(places), address(begin), address(block), block.shape[1]
-        while (missing := fill(*call)) >= 0:
-            self._map(missing)
-
-    def _bound(self, columns: tuple[str, ...]) -> Callable[..., int]:
-        table = address(self.bins), address(self.first), address(self.begin), address(self.shards)
-        lines = tuple(columns.index(name) if name in columns else -1 for name in _COLUMNS)
-        self._fills[columns] = _FILL.bound(table, self._order, self._how, lines, num_rest=5)
-        return self._fills[columns]
-
-    def _bins(self, path: Path) -> list[int]:
-        batch = open_batch(path)
-        flat = batch.column("rows").values
-        pieces = [self._address(flat.field(name)) for name in ("record", "start", "length")]
-        return [self._offsets(batch.column("rows")), *pieces, self._address(batch.column("tokens"))]
-
-    def _map(self, index: int) -> None:
-        shard = self._shards[index]
-        self.shards[index, :4] = self._lists(open_batch(shard.tokens))
-        if shard.fitted is not None:
-            batch = open_batch(shard.fitted)
-            known = batch.column("row")
-            self.shards[index, 4:10] = [self._address(known), len(known), *self._lists(batch)]
-        self.shards[index, 10] = 1
+        while (missing := self._fills[names](*call)) >= 0:
+            shard = self._shards[missing]
+            self.shards[missing, :4] = self._lists(open_batch(shard.tokens))
+            if shard.fitted is not None:
+                batch = open_batch(shard.fitted)
+                known = batch.column("row")
+                self.shards[missing, 4:10] = [self._address(known), len(known), *self._lists(batch)]
+            self.shards[missing, 10] = 1
 
     def _lists(self, batch: pa.RecordBatch) -> list[int]:
         names = ("ids", "mask") if self._masked else ("ids",)
         columns = [batch.column(name) for name in names]
-        found = [at for column in columns for at in (self._address(column.values), self._offsets(column))]
-        return found if self._masked else [*found, 0, 0]
+        addresses = [at for column in columns for at in (self._address(column.values), self._offsets(column))]
+        return addresses if self._masked else [*addresses, 0, 0]
 
     def _address(self, numbers: pa.Array) -> int:
-        """Where the first number lies; 0 where there is none."""
-        return self._keep(numbers.buffers()[1], numbers.offset * numbers.type.bit_width // 8)
+        """Address of the first number; 0 where there is none."""
+        return self._map(numbers.buffers()[1], numbers.offset * numbers.type.bit_width // 8)
 
     def _offsets(self, lists: pa.ListArray) -> int:
-        return self._keep(lists.buffers()[1], lists.offset * lists.offsets.type.bit_width // 8)
+        return self._map(lists.buffers()[1], lists.offset * lists.offsets.type.bit_width // 8)
 
-    def _keep(self, buffer: pa.Buffer | None, skipped: int) -> int:
-        self._kept.append(buffer)
+    def _map(self, buffer: pa.Buffer | None, skipped: int) -> int:
+        self._mapped.append(buffer)
         return 0 if buffer is None else int(buffer.address) + skipped

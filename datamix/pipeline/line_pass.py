@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from datamix.core.contracts import Receipt, Task
 from datamix.core.hashing import content_keys, digest
 from datamix.dedup import LineCounts, LineSpec, count_lines, cut_lines, repeated
-from datamix.pipeline.prepare import CLEANED, Window, prepared_schema, read_batches
+from datamix.pipeline.prepare import CLEANED, Window, open_ipc, prepared_schema, read_batches
 
 _VERSION = 2
 REASON = "repeated_lines"
@@ -48,46 +48,35 @@ class CutSpec:
 
 def count_tasks(windows: Sequence[Window], spec: LineSpec, home: Path) -> list[Task]:
     """One task a window of texts."""
-    return [
-        Task(
-            "count lines",
-            digest("lines.count", _VERSION, w.prepared.key, w.start, w.stop, spec),
-            count,
-            CountSpec(w, spec),
-            home,
-            w.num_bytes,
-        )
-        for w in windows
-    ]
+    tasks: list[Task] = []
+    for w in windows:
+        key = digest("lines.count", _VERSION, w.prepared.key, w.start, w.stop, spec)
+        tasks.append(Task("count lines", key, count, CountSpec(w, spec), home, w.num_bytes))
+    return tasks
 
 
 def common_task(counted: Sequence[Receipt], spec: LineSpec, home: Path) -> Task:
     """The one task that joins all counts."""
     key = digest("lines.common", _VERSION, [r.key for r in counted], spec)
-    return Task(
-        "common lines", key, common, CommonSpec(tuple(r.folder / "lines.npz" for r in counted), spec), home
-    )
+    counts = tuple(r.folder / "lines.npz" for r in counted)
+    return Task("common lines", key, common, CommonSpec(counts, spec), home)
 
 
 def cut_tasks(
-    prepared: Sequence[Receipt], windows: Sequence[Window], found: Receipt, spec: LineSpec, home: Path
+    prepared: Sequence[Receipt], windows: Sequence[Window], joined: Receipt, spec: LineSpec, home: Path
 ) -> list[Task]:
     """One task a prepared file, keyed by the common lines that it holds: others, as a new file brings them, do not touch it."""
     held: dict[str, list[str]] = {receipt.key: [] for receipt in prepared}
-    for window, lines in zip(windows, found.counts["held"], strict=True):
+    for window, lines in zip(windows, joined.counts["held"], strict=True):
         if window.prepared.key in held:
             held[window.prepared.key].append(lines)
-    return [
-        Task(
-            "cut lines",
-            digest("lines.cut", _VERSION, receipt.key, held[receipt.key], spec),
-            cut,
-            CutSpec(receipt, found.folder / "common.npy", spec),
-            home,
-            1 + sum(size for _, size in receipt.counts["batches"]),
-        )
-        for receipt in prepared
-    ]
+    tasks: list[Task] = []
+    for receipt in prepared:
+        key = digest("lines.cut", _VERSION, receipt.key, held[receipt.key], spec)
+        work = CutSpec(receipt, joined.folder / "common.npy", spec)
+        weight = 1 + sum(size for _, size in receipt.counts["batches"])
+        tasks.append(Task("cut lines", key, cut, work, home, weight))
+    return tasks
 
 
 def count(spec: CountSpec, folder: Path) -> dict[str, Any]:
@@ -103,7 +92,7 @@ def count(spec: CountSpec, folder: Path) -> dict[str, Any]:
 
 
 def common(spec: CommonSpec, folder: Path) -> dict[str, Any]:
-    """Find the lines that stand in too many documents; ``held`` is a digest of those that each window holds."""
+    """Find the lines that too many documents hold; ``held`` is a digest of those that each window holds."""
     counts = []
     for path in spec.counts:
         with np.load(path) as held:
@@ -122,10 +111,8 @@ def cut(spec: CutSpec, folder: Path) -> dict[str, Any]:
     mended = dropped = 0
     shutil.copyfile(spec.prepared.folder / "rejects.arrow", folder / "rejects.arrow")
     with (
-        pa.OSFile(str(folder / "records.arrow"), "wb") as file,
-        pa.ipc.new_file(file, schema) as records,
-        pa.OSFile(str(folder / "cleaned.arrow"), "wb") as file2,
-        pa.ipc.new_file(file2, CLEANED) as cleaned,
+        open_ipc(folder / "records.arrow", schema) as records,
+        open_ipc(folder / "cleaned.arrow", CLEANED) as cleaned,
     ):
         for batch in read_batches(str(spec.prepared.folder / "cleaned.arrow")):
             cleaned.write_batch(batch)
@@ -141,15 +128,12 @@ def cut(spec: CutSpec, folder: Path) -> dict[str, Any]:
                 ],
                 schema=schema,
             )
-            gone = whole.filter(empty)
-            if gone.num_rows:
-                dropped += gone.num_rows
-                reasons = pa.array([REASON] * gone.num_rows, pa.string())
-                cleaned.write_batch(
-                    pa.RecordBatch.from_arrays(
-                        [gone.column("slice"), gone.column("record"), reasons], schema=CLEANED
-                    )
-                )
+            removed = whole.filter(empty)
+            if removed.num_rows:
+                dropped += removed.num_rows
+                reasons = pa.array([REASON] * removed.num_rows, pa.string())
+                columns = [removed.column("slice"), removed.column("record"), reasons]
+                cleaned.write_batch(pa.RecordBatch.from_arrays(columns, schema=CLEANED))
             left = whole.filter(pc.invert(empty))
             if left.num_rows:
                 records.write_batch(left)

@@ -1,4 +1,4 @@
-"""Order the rows of all sources under the quota: which source and row stands at each place. Integers only.
+"""Order the rows of all sources under the quota: source and row at each place. Integers only.
 
 Cost: 10 bytes a row.
 """
@@ -15,11 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix import mix
-from datamix.core.arrays import open_batch, write_batch
+from datamix.core.arrays import offsets_from_lengths, open_batch, write_batch
 from datamix.core.contracts import Task
 from datamix.core.hashing import digest
 
 _VERSION = 1
+_SHARD_TOKENS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,15 @@ def costs_in_order(
     """What each row of an order costs in a unit: row ``row[i]`` of source ``source[i]``."""
     costs = np.zeros(len(source), np.int64)
     for number, file in enumerate(bins):
-        here = source == number
-        costs[here] = row_costs(file, unit)[row[here]]
+        of_source = source == number
+        costs[of_source] = row_costs(file, unit)[row[of_source]]
     return costs
 
 
-def num_rows(bins: Path) -> int:
-    """Rows of a source."""
-    count: int = open_batch(bins).num_rows
-    return count
-
-
-def dealt_rows(bins: Path, scale: float, seed: int, name: str) -> slice | NDArray[np.int64]:
-    """The rows of a source that a mixture of this scale deals: all, or a seeded part."""
-    return slice(None) if scale == 1.0 else mix.scaled_rows(num_rows(bins), scale, seed, name)
+def dealt_rows(bins: Path, scale: float, seed: int, name: str) -> NDArray[np.int64]:
+    """The rows of a source that a mixture of this scale deals: all, or a seeded part. ``[num_dealt]``."""
+    num_rows = open_batch(bins).num_rows
+    return np.arange(num_rows) if scale == 1.0 else mix.scaled_rows(num_rows, scale, seed, name)
 
 
 def schedule(spec: ScheduleSpec, folder: Path) -> dict[str, Any]:
@@ -77,26 +73,22 @@ def schedule(spec: ScheduleSpec, folder: Path) -> dict[str, Any]:
     plan = mix.schedule(costs, spec.quota, spec.max_epochs, spec.seed, spec.names)
     row_of = np.empty(len(plan.row), np.int64)
     for number, dealt in enumerate(rows):
-        here = plan.source == number
-        row_of[here] = np.arange(num_rows(spec.bins[number]))[dealt][plan.row[here]]
+        of_source = plan.source == number
+        row_of[of_source] = dealt[plan.row[of_source]]
     write_batch(folder / "order.arrow", pa.record_batch({"source": plan.source, "row": row_of}))
-    seen = mix.deviation(plan, costs, spec.quota)
-    tokens = costs_in_order(plan.source, row_of, spec.bins, "tokens")
+    recount = mix.deviation(plan, costs, spec.quota)
     return {
         "rows": len(plan.source),
         "stage_ends": plan.stage_ends.tolist(),
-        "bound": seen.bound,
-        "max_prefix_deviation": seen.max_prefix,
-        "shards": shard_ends(tokens),
+        "bound": recount.bound,
+        "max_prefix_deviation": recount.max_prefix,
+        "shards": shard_ends(costs_in_order(plan.source, row_of, spec.bins, "tokens")),
     }
-
-
-_SHARD_TOKENS = 1 << 23
 
 
 def shard_ends(tokens: NDArray[np.int64]) -> list[int]:
     """Where output shards end: about eight million tokens each, cut by a constant. Rows -> places."""
-    total = np.concatenate([[0], np.cumsum(tokens)])
+    total = offsets_from_lengths(tokens)
     ends: list[int] = []
     start = 0
     while start < len(tokens):

@@ -24,7 +24,7 @@ import jsonschema_rs
 from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest, file_sha256
 from datamix.pipeline.building import BUILDING, OWNED, carries_marker, is_marked
-from datamix.pipeline.opening import refuse_newer
+from datamix.pipeline.built_sets import refuse_newer
 from datamix.pipeline.store import sync
 from datamix.recipe import Recipe
 from datamix.recipe.parts import HELD_OUT

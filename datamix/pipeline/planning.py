@@ -17,14 +17,12 @@ from datamix import mix
 from datamix.core.contracts import Receipt, Task
 from datamix.core.errors import RecipeError
 from datamix.core.records import RecordKind
+from datamix.formats import ShapeSpec
 from datamix.pipeline import encode_pass, prepare, prepare_sources, translate
-from datamix.pipeline.notices import scarcity_text
-from datamix.pipeline.preflight import preflight
 from datamix.pipeline.prepare_sources import BuildContext, SourceWork
-from datamix.pipeline.progress import Screen
+from datamix.pipeline.progress import Screen, scarcity_text
 from datamix.pipeline.scan import InputFile
-from datamix.pipeline.state import Options
-from datamix.pipeline.steps import decide_and_pack, open_context
+from datamix.pipeline.steps import Options, decide_and_pack, open_context, preflight
 from datamix.pipeline.store import Store
 from datamix.recipe import Recipe
 from datamix.tokenize import EncodeSpec
@@ -187,7 +185,7 @@ def _sample_sources(
 
 
 def _heads(work: SourceWork, found: Sequence[InputFile], kind: RecordKind, home: Path) -> list[Task]:
-    shape = prepare.ShapeOf(kind, work.system, work.keep_meta, work.kwargs)
+    shape = ShapeSpec("", kind, (), work.system, work.keep_meta, work.kwargs)
     chosen = [found[i] for i in sorted({0, len(found) // 2, len(found) - 1})] if found else []
     return [prepare.parts([file], shape, work.steps, _SAMPLE_RECORDS, home)[0].task for file in chosen]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -21,8 +22,7 @@ from datamix.core.contracts import Receipt, Reject, Rows, Shaped, Slice, Task
 from datamix.core.hashing import content_keys, digest
 from datamix.core.records import SCHEMAS, RecordKind, identity_texts
 from datamix.formats import FastPath, ShapeSpec, shape, together
-from datamix.pipeline.grouping import group_files
-from datamix.pipeline.scan import InputFile
+from datamix.pipeline.scan import InputFile, group_files
 from datamix.read import read
 
 _VERSION = 3
@@ -44,7 +44,7 @@ REJECTS = pa.schema(
 
 
 def prepared_schema(kind: RecordKind) -> pa.Schema:
-    """Records as they lie in the cache: the kind's schema and a 128-bit content key."""
+    """Records as the cache stores them: the kind's schema and a 128-bit content key."""
     return SCHEMAS[kind].append(pa.field("key", pa.binary(16), False))
 
 
@@ -59,16 +59,12 @@ class PrepareSpec:
 
     def key(self) -> str:
         """Content decides, never the place: the same file elsewhere is the same work."""
-        keep_path = "path" in self.shape.keep_meta
+        names = "path" in self.shape.keep_meta
         slices = [
-            replace(s, path="", state=(), options=s.options if keep_path else _unnamed(s.options))
+            replace(s, path="", state=(), options=tuple(p for p in s.options if names or p[0] != "name"))
             for s in self.slices
         ]
         return digest("prepare", _VERSION, slices, self.shape, self.steps, self.limit)
-
-
-def _unnamed(options: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return tuple(pair for pair in options if pair[0] != "name")
 
 
 @dataclass(frozen=True)
@@ -79,45 +75,31 @@ class PreparedSlices:
     files: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class ShapeOf:
-    """What the recipe says of the shape of one source's records."""
-
-    kind: RecordKind
-    system: str | None = None
-    keep_meta: tuple[str, ...] = ()
-    kwargs: str | None = None
-
-
 def parts(
-    found: Sequence[InputFile], wanted: ShapeOf, steps: tuple[Step, ...], limit: int | None, home: Path
+    files: Sequence[InputFile], asked: ShapeSpec, steps: tuple[Step, ...], limit: int | None, home: Path
 ) -> list[PreparedSlices]:
     """The prepare tasks of one source, in file order; files of equal format that are small share a task.
 
-    ``group_files`` says what a changed file costs: of its neighbours at most 16 MiB before it and 16 MiB after it.
+    ``asked`` is the shape without format and columns, which are each file's. ``group_files`` says what a changed file costs: of
+    its neighbours at most 16 MiB before it and 16 MiB after it.
     """
     made: list[PreparedSlices] = []
-    share = 1 if steps else _CHEAPNESS
+    cheapness = 1 if steps else _CHEAPNESS
     first = 0
-    for spec, alike in groupby(found, key=lambda file: _shape_spec(file, wanted)):
+    for (format_, columns), alike in groupby(files, key=lambda file: (file.format or "text", file.columns)):
+        shape = replace(asked, format=format_, columns=columns)
         run = list(alike)
         sizes = [max(_FILE_BYTES, file.num_bytes) for file in run]
         for group in group_files([file.sha256 for file in run], sizes, _GROUP_BYTES):
             pieces = [(first + i, piece) for i in group for piece in run[i].slices()]
             shared = [pieces] if len(group) > 1 else [[piece] for piece in pieces]
-            weight = sum(sizes[i] for i in group) // len(shared) // share + 1
+            weight = sum(sizes[i] for i in group) // len(shared) // cheapness + 1
             for part in shared:
-                work = PrepareSpec(tuple(piece for _, piece in part), spec, steps, limit)
+                work = PrepareSpec(tuple(piece for _, piece in part), shape, steps, limit)
                 task = Task(f"prepare {run[0].source}", work.key(), prepare, work, home, weight)
                 made.append(PreparedSlices(task, tuple(file for file, _ in part)))
         first += len(run)
     return made
-
-
-def _shape_spec(file: InputFile, wanted: ShapeOf) -> ShapeSpec:
-    return ShapeSpec(
-        file.format or "text", wanted.kind, file.columns, wanted.system, wanted.keep_meta, wanted.kwargs
-    )
 
 
 def prepare(spec: PrepareSpec, folder: Path) -> dict[str, Any]:
@@ -126,26 +108,38 @@ def prepare(spec: PrepareSpec, folder: Path) -> dict[str, Any]:
     tally = _Tally(len(spec.slices))
     schema = prepared_schema(kind)
     with (
-        pa.OSFile(str(folder / "records.arrow"), "wb") as file,
-        pa.ipc.new_file(file, schema) as records,
-        pa.OSFile(str(folder / "cleaned.arrow"), "wb") as file2,
-        pa.ipc.new_file(file2, CLEANED) as cleaned,
-        pa.OSFile(str(folder / "rejects.arrow"), "wb") as file3,
-        pa.ipc.new_file(file3, REJECTS) as rejects,
+        open_ipc(folder / "records.arrow", schema) as records,
+        open_ipc(folder / "cleaned.arrow", CLEANED) as cleaned,
+        open_ipc(folder / "rejects.arrow", REJECTS) as rejects,
     ):
         for index, batch, rejected in _shaped(spec, tally):
             if rejected:
-                rejects.write_batch(_rejects(index, rejected))
+                rows = zip(
+                    *((index, r.record, r.line, r.reason, r.detail, r.raw) for r in rejected), strict=True
+                )
+                columns = [pa.array(column, field.type) for column, field in zip(rows, REJECTS, strict=True)]
+                rejects.write_batch(pa.RecordBatch.from_arrays(columns, schema=REJECTS))
             result = clean(batch, kind, spec.steps)
-            tally.clean(result.dropped, result.fixed)
+            tally.cleaned.update(result.dropped.values())
+            tally.fixed.update(result.fixed)
             if result.dropped:
-                cleaned.write_batch(_cleaned(batch, result.dropped))
+                at = sorted(result.dropped)
+                ids = [batch.column(name).take(pa.array(at, pa.int64())) for name in ("slice", "record")]
+                reasons = pa.array([result.dropped[i] for i in at], pa.string())
+                cleaned.write_batch(pa.RecordBatch.from_arrays([*ids, reasons], schema=CLEANED))
             if result.batch.num_rows:
                 keys = content_keys(identity_texts(result.batch, kind))
                 whole = pa.RecordBatch.from_arrays([*result.batch.columns, keys], schema=schema)
                 records.write_batch(whole)
                 tally.batches.append([whole.num_rows, whole.nbytes])
     return tally.counts()
+
+
+@contextmanager
+def open_ipc(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
+    """Write an Arrow IPC file batch by batch."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        yield writer
 
 
 class _Tally:
@@ -173,10 +167,6 @@ class _Tally:
         self.read[index] = max(self.read[index], *(record for record, _ in ends))
         self.lines[index] = max(self.lines[index], *(line for _, line in ends))
 
-    def clean(self, dropped: dict[int, str], fixed: dict[str, int]) -> None:
-        self.cleaned.update(dropped.values())
-        self.fixed.update(fixed)
-
     def counts(self) -> dict[str, Any]:
         plain = {"rejected_by": self.rejected, "cleaned_by": self.cleaned, "mended_by": self.fixed}
         return {
@@ -199,25 +189,6 @@ def _shaped(spec: PrepareSpec, tally: _Tally) -> Iterator[tuple[int, pa.RecordBa
             tally.see(index, rows)
             tally.rejected.update(r.reason for r in rejected)
             yield index, shaped.batch, sorted(rejected, key=lambda r: r.record)
-
-
-def _rejects(index: int, rejected: list[Reject]) -> pa.RecordBatch:
-    rows = [(index, r.record, r.line, r.reason, r.detail, r.raw) for r in rejected]
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array(column, field.type)
-            for column, field in zip(zip(*rows, strict=True), REJECTS, strict=True)
-        ],
-        schema=REJECTS,
-    )
-
-
-def _cleaned(batch: pa.RecordBatch, dropped: dict[int, str]) -> pa.RecordBatch:
-    rows = pa.array(sorted(dropped), pa.int64())
-    reasons = pa.array([dropped[i] for i in sorted(dropped)], pa.string())
-    return pa.RecordBatch.from_arrays(
-        [batch.column("slice").take(rows), batch.column("record").take(rows), reasons], schema=CLEANED
-    )
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
-"""What a person sees while a build runs: one bar a phase on a terminal, one line a phase in a log."""
+"""What a person sees of a build: one bar a phase on a terminal, one line a phase in a log, and notices when it ends."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from io import StringIO
+from typing import Any, Protocol
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,22 +18,38 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from datamix.core.contracts import Engine, Receipt, Task
 
 _LINE_SECONDS = 30.0
 _IN_BYTES = ("scan", "prepare", "lines", "encode", "sign")  # phases whose work is counted in bytes of input
 _IN_ROWS = ("write",)
+UNIT_WORDS = {"records": "records", "tokens": "tokens", "loss_tokens": "loss tokens"}
+
+_DROPPED = {
+    "overlong": "longer than encode.max_length, with nothing left to take away",
+    "no_loss": "nothing in them is trained",
+    "empty": "nothing is said in them",
+    "special_text": "they hold the text of a control token (encode.special_text: reject)",
+    "template": "the chat template refuses them",
+}
+_NOTICED = {
+    "special_text": "hold the text of a control token",
+    "unwritten": "say something that the chat template leaves out",
+    "unwritten_tools": "define tools that the chat template leaves out",
+}
+_MAX_UNUSED = 5  # columns of the ladder
 
 
 class Watch(Protocol):
-    """Told how far a phase is."""
+    """Follows how far a phase is."""
 
     def advance(self, weight: int, label: str) -> None: ...
 
 
 class Screen:
-    """Shows phases; ``quiet`` shows nothing. Says what was found done as well as what is done now."""
+    """Shows phases, cached work included; ``quiet`` shows nothing."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -77,9 +95,9 @@ class _Bar:
     def advance(self, weight: int, label: str) -> None:
         self._done += weight
         rate = self._done / max(1e-3, time.monotonic() - self._start)
-        said = f"{short_bytes(rate)}/s" if self._title in _IN_BYTES else ""
-        said = f"{short_count(rate)} rows/s" if self._title in _IN_ROWS else said
-        self._bars.update(self._task, advance=weight, rate=said)  # type: ignore[arg-type]
+        text = f"{short_bytes(rate)}/s" if self._title in _IN_BYTES else ""
+        text = f"{short_count(rate)} rows/s" if self._title in _IN_ROWS else text
+        self._bars.update(self._task, advance=weight, rate=text)  # type: ignore[arg-type]
 
 
 class _Lines:
@@ -88,13 +106,13 @@ class _Lines:
     def __init__(self, console: Console, title: str, total: int) -> None:
         self._console, self._title, self._total = console, title, max(1, total)
         self._done, self._start = 0, time.monotonic()
-        self._said = self._start
+        self._printed = self._start
 
     def advance(self, weight: int, label: str) -> None:
         self._done += weight
         now = time.monotonic()
-        if now - self._said >= _LINE_SECONDS:
-            self._said = now
+        if now - self._printed >= _LINE_SECONDS:
+            self._printed = now
             self._console.print(
                 f"{self._title:<9} {self._done / self._total:4.0%} after {now - self._start:.0f} s ({label})"
             )
@@ -134,3 +152,63 @@ def short_count(value: float) -> str:
             scale = 1e3 if suffix == "k" else limit
             return f"{value / scale:.3g}{suffix}" if suffix == "k" else f"{value / scale:.2f}{suffix}"
     return f"{value:,.0f}"
+
+
+def encode_warnings(manifest: dict[str, Any]) -> list[str]:
+    """Why encoding dropped records, and what it noticed: a line for each reason of each source."""
+    lines: list[str] = []
+    special = manifest["recipe"]["encode"]["special_text"]
+    as_what = {"text": ", kept as text", "allow": ", read as control"}.get(special)
+    for name, source in manifest["sources"].items():
+        noticed = source.get("noticed", {})
+        for reason, count in source["dropped_by"].items():
+            words = _DROPPED.get(reason, reason)
+            if reason == "template":
+                texts = [
+                    (k.removeprefix("template: "), n)
+                    for k, n in noticed.items()
+                    if k.startswith("template: ")
+                ]
+                most = sorted(texts, key=lambda pair: (-pair[1], pair[0]))
+                words += ": " + "; ".join(f"{text} ({n:,})" for text, n in most[:3])
+                words += f"; and {len(most) - 3} other messages" if len(most) > 3 else ""
+            lines.append(f"Dropped: {count:,} records of {name}: {words}.")
+        for reason, count in noticed.items():
+            is_special = reason == "special_text"
+            if reason in _NOTICED and not (is_special and special == "reject"):
+                lines.append(
+                    f"Note: {count:,} records of {name} {_NOTICED[reason]}{as_what if is_special else ''}."
+                )
+    return lines
+
+
+def scarcity_text(scarcity: dict[str, Any], unit: str, about: str = "") -> str:
+    """Which sources set the size, and what more epochs of them would give."""
+    scarce, rungs = scarcity["scarce"], scarcity["ladder"]
+    most = sorted(
+        ((share, name) for name, share in rungs[0]["unused"].items() if share >= 0.005), reverse=True
+    )
+    idle = [name for name in rungs[0]["unused"] if name in [n for _, n in most[:_MAX_UNUSED]]]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("max_epochs", "size", "epochs", *(f"unused {name}" for name in idle)):
+        table.add_column(name, justify="right")
+    for rung in rungs:
+        table.add_row(
+            str(rung["max_epochs"]),
+            about + short_count(rung["total"]),
+            f"{max(rung['epochs'][name] for name in scarce):.2f}",
+            *(f"{rung['unused'][name]:.0%}" for name in idle),
+        )
+    names = f"{scarce[0]} sets" if len(scarce) == 1 else f"{', '.join(scarce[:-1])} and {scarce[-1]} set"
+    whose = "its max_epochs" if len(scarce) == 1 else "max_epochs of all of them"
+    return (
+        f"Scarce: {names} the size and would leave more than half of another source unused. With {whose} raised, "
+        f"in {UNIT_WORDS[unit]}:\n{table_text(table)}"
+    )
+
+
+def table_text(table: Table) -> str:
+    """A table as plain text, 160 columns at most."""
+    buffer = StringIO()
+    Console(file=buffer, width=160, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from datamix import mix
 from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest
-from datamix.exporters import SetInfo, Weighing
-from datamix.pipeline import built_sets, ledger, outputs
+from datamix.exporters import Weighing
+from datamix.pipeline import built_sets, ledger, write_shards
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
 from datamix.pipeline.manifest import Written, make_manifest
 from datamix.pipeline.order_rows import costs_in_order
@@ -39,9 +39,9 @@ from datamix.pipeline.out_folder import (
 from datamix.pipeline.prepare import read_batches
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.rows import RowReader, RowSet
-from datamix.pipeline.source_rows import SourceRows
-from datamix.pipeline.state import Arranged, Decided, Options, RenderReport, ResolvedBuild
+from datamix.pipeline.rows import RowReader, RowSet, SourceRows
+from datamix.pipeline.steps import Decided, Options, RenderReport, ResolvedBuild, set_info
+from datamix.pipeline.write_shards import output
 from datamix.recipe import Recipe, Weighed
 from datamix.tokenize import TokenizerFiles, copy_tokenizer, decoder
 
@@ -64,10 +64,8 @@ def hold(out: Path, recipe: Recipe, options: Options, screen: Screen) -> Iterato
 def set_key(made: ResolvedBuild) -> str:
     """The fingerprint of a whole set: equal keys are equal bytes."""
     phases = [made.arranged.order.key, made.decided.fates.key, *(p.key for p in made.decided.packed)]
-    tokenizer = made.tokenizer
-    return digest(
-        "set", _VERSION, made.recipe.sha256(), tokenizer.sha256, tokenizer.chat_template_sha256, phases
-    )
+    tokenizer = made.tokenizer.sha256, made.tokenizer.chat_template_sha256
+    return digest("set", _VERSION, made.recipe.sha256(), *tokenizer, phases)
 
 
 def publish(
@@ -76,19 +74,26 @@ def publish(
     """Write every format of every split, then the folder around them, then the manifest."""
     out, key, decided = options.out, set_key(made), made.decided
     splits = row_sets(made)
-    tasks = outputs.shard_tasks(_written(made.recipe, splits), formats(made.recipe), key, out / BUILDING)
+    # of a virtual set (``write: []``) only validation is written
+    written = {name: rows for name, rows in splits.items() if made.recipe.write or name != "train"}
+    formats = [(w.name, tuple(sorted(w.options.items()))) for w in made.recipe.write]
+    if all(name != "parquet" for name, _ in formats):
+        formats = [("parquet", ()), *formats]
+    tasks = write_shards.shard_tasks(written, formats, key, out / BUILDING)
     threading.Thread(target=_load_ahead, args=(made.tokenizer,), daemon=True).start()
     done = list(zip(tasks, context.run("write", tasks), strict=True))
     staged = staging(out)
-    listed = outputs.link(staged, done) + outputs.finish(staged, done)
-    listed += ledger.write_rejects(staged, decided.sources)
+    listed = write_shards.link(staged, done) + ledger.write_rejects(staged, decided.sources)
     accounts = [
         ledger.account(decided, made.arranged, n, decided.references) for n in range(len(decided.sources))
     ]
     listed += ledger.write_removed(staged, decided, accounts)
-    listed += _copy_tokenizer(staged, made.tokenizer)
-    built_sets.save(options.cache, key, built_sets.BuiltSet(splits, _keys(decided, made.arranged)), out)
-    commands = outputs.commands(formats(made.recipe), splits["train"].info)
+    folder = staged / "tokenizer"  # beside the rows that were made with it
+    folder.mkdir()
+    copy_tokenizer(made.tokenizer, folder)
+    listed += [output(staged, path, "tokenizer", "", 0) for path in sorted(folder.iterdir())]
+    built_sets.save(options.cache, key, built_sets.BuiltSet(splits, _keys(made)), out)
+    commands = write_shards.commands(formats, splits["train"].info)
     manifest = make_manifest(
         made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands)
     )
@@ -98,7 +103,7 @@ def publish(
         save_manifest(staged, manifest)
         page.write_text(render(staged, manifest, costs), encoding="utf-8")
         (staged / MANIFEST).unlink()
-        manifest["outputs"].append(outputs.output(staged, page, "report", "report", 0))
+        manifest["outputs"].append(output(staged, page, "report", "report", 0))
         manifest["outputs"].sort(key=lambda entry: str(entry["path"]))
         watch.advance(1, "report")
     switch(out, staged, owned_files(out), (None, manifest), context.screen.say)
@@ -108,11 +113,10 @@ def publish(
 
 
 def remember(made: ResolvedBuild, options: Options) -> None:
-    """Note a set that is already built in the cache, where the cache was deleted since."""
+    """Store a set that is already built in the cache, where the cache was deleted since."""
     key = set_key(made)
     if built_sets.load(options.cache.absolute(), key) is None:
-        built = built_sets.BuiltSet(row_sets(made), _keys(made.decided, made.arranged))
-        built_sets.save(options.cache, key, built, options.out)
+        built_sets.save(options.cache, key, built_sets.BuiltSet(row_sets(made), _keys(made)), options.out)
 
 
 def _load_ahead(tokenizer: TokenizerFiles) -> None:
@@ -122,100 +126,61 @@ def _load_ahead(tokenizer: TokenizerFiles) -> None:
         decoder(Path(tokenizer.folder) / "tokenizer.json")
 
 
-def formats(recipe: Recipe) -> list[outputs.FormatChoice]:
-    """The formats that are written: Parquet always, and first."""
-    named = [(w.name, tuple(sorted(w.options.items()))) for w in recipe.write]
-    return named if any(name == "parquet" for name, _ in named) else [("parquet", ()), *named]
-
-
-def _written(recipe: Recipe, splits: dict[str, RowSet]) -> dict[str, RowSet]:
-    """The splits that are written: of a virtual set (``write: []``) only validation."""
-    return splits if recipe.write else {name: rows for name, rows in splits.items() if name != "train"}
-
-
-def _keys(decided: Decided, arranged: Arranged) -> tuple[str, ...]:
+def _keys(made: ResolvedBuild) -> tuple[str, ...]:
     """Every cached result that the rows are made of."""
-    receipts = [arranged.order, decided.fates, *decided.packed]
-    receipts += [r for ready in decided.sources for r in (*ready.prepared, *ready.encoded, *ready.fitted)]
+    decided = made.decided
+    receipts = [made.arranged.order, decided.fates, *decided.packed]
+    receipts += [r for s in decided.sources for r in (*s.prepared, *s.encoded, *s.fitted)]
     return tuple(r.key for r in receipts)
 
 
 def row_sets(made: ResolvedBuild) -> dict[str, RowSet]:
     """Every split as integers and names of files."""
-    info, decided, arranged = set_info(made), made.decided, made.arranged
-    counts = arranged.order.counts
+    decided, order = made.decided, made.arranged.order
+    info = set_info(made.recipe, made.tokenizer, made.arranged.quota, _is_paired(decided))
+
+    def rows(split: str) -> tuple[SourceRows, ...]:
+        return tuple(
+            SourceRows(s.shards, packed.folder / f"{split}.arrow", decided.fates.folder / f"fates-{i}.arrow")
+            for i, (s, packed) in enumerate(zip(decided.sources, decided.packed, strict=True))
+        )
+
     train = RowSet(
         info,
-        _all_rows(decided, "train")[: len(info.sources)],
-        counts["rows"],
-        arranged.order.folder / "order.arrow",
-        tuple(counts["stage_ends"]),
+        rows("train")[: len(info.sources)],
+        order.counts["rows"],
+        order.folder / "order.arrow",
+        tuple(order.counts["stage_ends"]),
     )
-    wanted = made.recipe.mix.loss_norm
-    if isinstance(wanted, Weighed):
+    norm = made.recipe.mix.loss_norm
+    if isinstance(norm, Weighed):
         mean = mix.mean_loss_tokens(_row_costs(train, "loss_tokens"))
-        info = replace(info, weighing=Weighing(wanted.trainer, mean))
+        info = replace(info, weighing=Weighing(norm.trainer, mean))
         train = replace(train, info=info)
     splits = {"train": train}
-    for rows, packed in zip(_all_rows(decided, "validation"), decided.packed, strict=True):
-        num_rows = packed.counts["validation"]["rows"]
-        if num_rows:
-            splits[f"validation/{rows.source.name}"] = RowSet(info, (rows,), num_rows, None, (num_rows,))
+    for source, packed in zip(rows("validation"), decided.packed, strict=True):
+        if num_rows := packed.counts["validation"]["rows"]:
+            splits[f"validation/{source.source.name}"] = RowSet(info, (source,), num_rows, None, (num_rows,))
     return splits
 
 
-def set_info(made: ResolvedBuild) -> SetInfo:
-    """What every format must know of the set."""
-    recipe, tokenizer, decided, arranged = made.recipe, made.tokenizer, made.decided, made.arranged
-    return SetInfo(
-        name=recipe.name,
-        kind=recipe.kind,
-        packed=recipe.encode.pack == "best_fit",
-        max_length=recipe.encode.max_length,
-        vocab_size=tokenizer.vocab_size,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        sources=tuple(recipe.sources),
-        stages=tuple(dict.fromkeys(s.name for s in arranged.quota.stages)),
-        tokenizer_folder="tokenizer",
-        shares=tuple(zip(recipe.sources, arranged.quota.shares, strict=True)),
-        paired=is_paired(decided),
-        meta=any(s.keep_meta for s in recipe.sources.values()),
-    )
-
-
-def is_paired(decided: Decided) -> bool:
+def _is_paired(decided: Decided) -> bool:
     """Whether preference records are pairs; labelled completions (KTO) and pairs do not share a set."""
     kinds: dict[bool, str] = {}
-    for ready in decided.sources:
-        if ready.kind != "preference":
+    for source in decided.sources:
+        if source.kind != "preference":
             return True
-        for part in ready.shards.parts:
+        for part in source.shards.parts:
             for batch in read_batches(str(part.records)):
                 labelled = batch.num_rows - batch.column("label").null_count
-                kinds |= {True: ready.name} if labelled < batch.num_rows else {}
-                kinds |= {False: ready.name} if labelled else {}
+                kinds |= {True: source.name} if labelled < batch.num_rows else {}
+                kinds |= {False: source.name} if labelled else {}
     if len(kinds) == 2:
         raise RecipeError(
             f"Source {kinds[True]} holds preference pairs and source {kinds[False]} labelled completions (KTO). A set holds "
             "one of them: build two sets, or take one source out."
         )
     return True in kinds or not kinds
-
-
-def _all_rows(decided: Decided, split: str) -> tuple[SourceRows, ...]:
-    return tuple(
-        SourceRows(r.shards, packed.folder / f"{split}.arrow", decided.fates.folder / f"fates-{i}.arrow")
-        for i, (r, packed) in enumerate(zip(decided.sources, decided.packed, strict=True))
-    )
-
-
-def _copy_tokenizer(out: Path, tokenizer: TokenizerFiles) -> list[dict[str, Any]]:
-    """Keep the tokenizer and the template beside the rows that were made with them."""
-    folder = out / "tokenizer"
-    folder.mkdir()
-    copy_tokenizer(tokenizer, folder)
-    return [outputs.output(out, path, "tokenizer", "", 0) for path in sorted(folder.iterdir())]
 
 
 def _row_costs(train: RowSet, unit: str) -> NDArray[np.int64]:

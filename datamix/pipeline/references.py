@@ -6,8 +6,8 @@ from pathlib import Path
 
 from datamix.core.errors import RecipeError, mask_url
 from datamix.core.hashing import digest
-from datamix.pipeline import built_sets, prepare, prepare_sources, sign, translate
-from datamix.pipeline.opening import read_manifest
+from datamix.pipeline import encode_pass, prepare, prepare_sources, translate
+from datamix.pipeline.built_sets import load, read_manifest
 from datamix.pipeline.prepare_sources import BuildContext, SourceWork
 from datamix.pipeline.rows import RowSet
 from datamix.pipeline.scan import SourceRequest
@@ -19,52 +19,38 @@ from datamix.recipe import Recipe
 
 def evals(recipe: Recipe, context: BuildContext) -> tuple[SourceShards, ...]:
     """The evaluation files, as what they natively are."""
-    asked = recipe.decontaminate.against if recipe.decontaminate else ()
-    request = [
-        SourceRequest(
-            ", ".join(map(mask_url, e.path)),
-            e.path,
-            recipe.base,
-            e.format,
-            None,
-            tuple(sorted(e.columns.items())),
-        )
-        for e in asked
-    ]
-    return tuple(
-        r.shards for r in prepare_sources.prepare_sources(context, [SourceWork(w, "native") for w in request])
-    )
+    works: list[SourceWork] = []
+    for e in recipe.decontaminate.against if recipe.decontaminate else ():
+        name = ", ".join(map(mask_url, e.path))
+        request = SourceRequest(name, e.path, recipe.base, e.format, None, tuple(sorted(e.columns.items())))
+        works.append(SourceWork(request, "native"))
+    return tuple(source.shards for source in prepare_sources.prepare_sources(context, works))
 
 
 def against(recipe: Recipe, context: BuildContext) -> tuple[Reference, ...]:
     """``dedupe.against``: files are read and signed; of a set that datamix built, the records it trains on."""
-    found: list[Reference] = []
+    references: list[Reference] = []
     for path in recipe.dedupe.against if recipe.dedupe else ():
         manifest = read_manifest(Path(recipe.base, path)) if "://" not in path else None
-        if manifest is not None and "recipe_sha256" in manifest:
-            found += _earlier_set(recipe, context, path, manifest.get("key", ""))
-        else:
+        if manifest is None or "recipe_sha256" not in manifest:
             request = SourceRequest(mask_url(path), (path,), recipe.base)
             work = SourceWork(request, recipe.kind, dedupe=translate.signing_spec(recipe))
-            found += [Reference(r.shards) for r in prepare_sources.prepare_sources(context, [work])]
-    return tuple(found)
+            references += [Reference(r.shards) for r in prepare_sources.prepare_sources(context, [work])]
+            continue
+        caches = (context.home.parent, Path(recipe.base, path).absolute().parent / ".datamix")
+        built = next((b for cache in caches if (b := load(cache, manifest.get("key", "")))), None)
+        if built is None:
+            raise RecipeError(
+                f"dedupe.against: the records of the set {path} are no longer in the cache that built it. Build it again (nothing "
+                "of it changes), or name its input files instead."
+            )
+        train = built.splits["train"]
+        references += [_signed(recipe, context, path, train, number) for number in range(len(train.sources))]
+    return tuple(references)
 
 
-def _earlier_set(recipe: Recipe, context: BuildContext, path: str, key: str) -> list[Reference]:
-    """The sources of an earlier set, signed as this recipe asks; its records lie in the cache that built it."""
-    held = built_sets.load(context.home.parent, key) or built_sets.load(
-        Path(recipe.base, path).absolute().parent / ".datamix", key
-    )
-    if held is None:
-        raise RecipeError(
-            f"dedupe.against: the records of the set {path} are no longer in the cache that built it. Build it again (nothing "
-            "of it changes), or name its input files instead."
-        )
-    train = held.splits["train"]
-    return [_reference(recipe, context, path, train, number) for number in range(len(train.sources))]
-
-
-def _reference(recipe: Recipe, context: BuildContext, path: str, train: RowSet, number: int) -> Reference:
+def _signed(recipe: Recipe, context: BuildContext, path: str, train: RowSet, number: int) -> Reference:
+    """A source of an earlier set, signed as this recipe asks; its records are in the cache that built it."""
     rows = train.sources[number]
     if rows.source.kind != ("text" if recipe.kind == "pretrain" else recipe.kind):
         raise RecipeError(
@@ -74,13 +60,10 @@ def _reference(recipe: Recipe, context: BuildContext, path: str, train: RowSet, 
     spec = translate.signing_spec(recipe)
     receipts = [Store(part.folder.parent.parent).find(part.folder.name) for part in rows.source.parts]
     windows = prepare.windows([r for r in receipts if r is not None])
-    tasks = sign.tasks(path, windows, rows.source.kind, spec, context.home) if spec else []
+    tasks = encode_pass.sign_tasks(path, windows, rows.source.kind, spec, context.home) if spec else []
     signed = context.run("sign", tasks)
-    source = SourceShards(
-        f"{path}:{rows.source.name}",
-        rows.source.kind,
-        digest("earlier", rows.source.key, train.order and train.order.parent.name, [r.key for r in signed]),
-        rows.source.parts,
-        signatures=tuple(r.folder / "signatures.arrow" for r in signed),
-    )
+    key = digest("earlier", rows.source.key, train.order and train.order.parent.name, [r.key for r in signed])
+    signatures = tuple(r.folder / "signatures.arrow" for r in signed)
+    name = f"{path}:{rows.source.name}"
+    source = SourceShards(name, rows.source.kind, key, rows.source.parts, signatures=signatures)
     return Reference(source, train.order, rows.bins, number)

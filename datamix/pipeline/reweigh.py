@@ -25,7 +25,6 @@ from datamix.pipeline.order_rows import row_costs
 from datamix.pipeline.rows import RowSet
 from datamix.recipe import Recipe
 
-ORDERS = "orders"  # folder of the cache, one folder a set in it
 Change = Mapping[str, Any]  # {"row": 24_000, "weights": {"general": 0.5, "medical": 0.5}}
 
 
@@ -40,45 +39,58 @@ class _Order:
 
 
 def reweighed(
-    rows: RowSet, manifest: Mapping[str, Any], changes: Sequence[Change], cache: Path
+    rows: RowSet, manifest: Mapping[str, Any], changes: Sequence[Change], orders: Path
 ) -> tuple[RowSet, dict[str, Any]]:
-    """The rows of a set and its manifest under changes of weights. Raises RecipeError where one cannot be made."""
+    """The rows of a set and its manifest under changes of weights; the new order is left in the folder ``orders``.
+
+    Raises RecipeError where one cannot be made.
+    """
     key = digest("changed", manifest["key"], [[c["row"], dict(c["weights"])] for c in changes])
     recipe = Recipe.model_validate(manifest["recipe"])
-    unit = recipe.unit
-    costs = [row_costs(s.bins, unit) for s in rows.sources]
-    order = _opened(rows)
-    total = sum(int(costs[i][order.row[order.source == i]].sum()) for i in range(len(costs)))
-    for change in changes:
-        order = _go_on(order, recipe, costs, change, total)
-    path = cache / ORDERS / manifest["key"] / f"{key}.arrow"
-    _save(path, order)
-    info = replace(rows.info, stages=order.stages)
-    made = replace(rows, info=info, num_rows=len(order.row), order=path, stage_ends=order.stage_ends)
-    said = [{"row": int(c["row"]), "weights": dict(c["weights"])} for c in changes]
-    return made, {**manifest, "changes": said}
-
-
-def _opened(rows: RowSet) -> _Order:
+    costs = [row_costs(s.bins, recipe.unit) for s in rows.sources]
     assert rows.order is not None
     batch = open_batch(rows.order)
     source, row = batch.column("source").to_numpy(), batch.column("row").to_numpy()
-    return _Order(source, row, rows.stage_ends, rows.info.stages)
+    order = _Order(source, row, rows.stage_ends, rows.info.stages)
+    total = sum(int(cost[row[source == i]].sum()) for i, cost in enumerate(costs))
+    for change in changes:
+        order = _continued(order, recipe, costs, change, total)
+    path = orders / f"{key}.arrow"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    write_batch(partial, pa.record_batch({"source": order.source, "row": order.row}))
+    partial.replace(path)
+    info = replace(rows.info, stages=order.stages)
+    changed = replace(rows, info=info, num_rows=len(order.row), order=path, stage_ends=order.stage_ends)
+    entries = [{"row": int(c["row"]), "weights": dict(c["weights"])} for c in changes]
+    return changed, {**manifest, "changes": entries}
 
 
-def _go_on(
+def _continued(
     order: _Order, recipe: Recipe, costs: Sequence[NDArray[np.int64]], change: Change, total: int
 ) -> _Order:
+    """The order up to the row of a change, and a new schedule behind it, to the same total."""
     at, names = int(change["row"]), list(recipe.sources)
     if not 0 < at < len(order.row):
         raise RecipeError(f"changes: row {at} is not inside the set, which has {len(order.row)} rows.")
     source, row = order.source[:at], order.row[:at]
     used = [row[source == i] for i in range(len(names))]
-    _check_order(recipe, costs, used)
+    for name, cost, rows in zip(names, costs, used, strict=True):
+        first = mix.epoch_order(len(cost), recipe.seed, name, 0)[: len(rows)]
+        if not np.array_equal(
+            first, rows[: len(first)]
+        ):  # the schedule goes on where a source's passes stopped
+            raise RecipeError(
+                f"changes: the rows of {name} are a sample of it (`datamix sweep --scale`), and weights change in whole sets "
+                "only. Build the set at scale 1."
+            )
     spent = [int(c[u].sum()) for c, u in zip(costs, used, strict=True)]
-    quota = translate.quota(
-        _rest(recipe, change, total - sum(spent)), _left(recipe, costs, spent, change["weights"])
-    )
+    stage = {"name": "rest", "share": 1.0, "weights": dict(change["weights"])}
+    rest = recipe.resolved()
+    size = total - sum(spent)
+    rest["mix"] |= {"stages": [stage], "weights": None, "replay": None, "size": size, "on_short": "shrink"}
+    left = _left(recipe, costs, spent, change["weights"])
+    quota = translate.quota(Recipe.model_validate(rest), left)
     epochs = [s.max_epochs for s in recipe.sources.values()]
     plan = mix.schedule(costs, quota, epochs, recipe.seed, names, [len(u) for u in used])
     before = [end for end in order.stage_ends if end < at]
@@ -90,56 +102,17 @@ def _go_on(
     )
 
 
-def _check_order(
-    recipe: Recipe, costs: Sequence[NDArray[np.int64]], used: Sequence[NDArray[np.int64]]
-) -> None:
-    """What was used must be the head of each source's passes; of a scaled set it is not."""
-    for name, cost, rows in zip(recipe.sources, costs, used, strict=True):
-        first = mix.epoch_order(len(cost), recipe.seed, name, 0)[: len(rows)]
-        if not np.array_equal(first, rows[: len(first)]):
-            raise RecipeError(
-                f"changes: the rows of {name} are a sample of it (`datamix sweep --scale`), and weights change in whole sets "
-                "only. Build the set at scale 1."
-            )
-
-
 def _left(
     recipe: Recipe, costs: Sequence[NDArray[np.int64]], spent: Sequence[int], weights: Mapping[str, float]
 ) -> list[mix.Available]:
     """What every source can still give under its cap."""
     epochs = [s.max_epochs for s in recipe.sources.values()]
     caps = mix.caps(costs, epochs, recipe.seed, list(recipe.sources))
-    found = []
-    for (name, source), cost, cap, gone in zip(recipe.sources.items(), costs, caps, spent, strict=True):
-        if cap - gone < int(cost.min()) and (weights.get(name) or weights.get(source.group or "")):
+    left: list[mix.Available] = []
+    for (name, source), cost, cap, used in zip(recipe.sources.items(), costs, caps, spent, strict=True):
+        if cap - used < int(cost.min()) and (weights.get(name) or weights.get(source.group or "")):
             raise RecipeError(
                 f"changes: {name} is used up (max_epochs {source.max_epochs:g}). Give it weight 0 from there on."
             )
-        found.append(
-            mix.Available(
-                name,
-                len(cost),
-                int(cost.sum()),
-                source.max_epochs,
-                int(cost.max()),
-                int(cost.min()),
-                cap - gone,
-            )
-        )
-    return found
-
-
-def _rest(recipe: Recipe, change: Change, size: int) -> Recipe:
-    """The recipe of what is to come."""
-    stage = {"name": "rest", "share": 1.0, "weights": dict(change["weights"])}
-    said = recipe.resolved()
-    said["mix"] |= {"stages": [stage], "weights": None, "replay": None, "size": size, "on_short": "shrink"}
-    return Recipe.model_validate(said)
-
-
-def _save(path: Path, order: _Order) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    batch = pa.record_batch({"source": order.source, "row": order.row})
-    partial = path.with_suffix(".partial")
-    write_batch(partial, batch)
-    partial.replace(path)
+        left.append(translate.available_rows(name, cost, source.max_epochs, cap - used))
+    return left

@@ -1,6 +1,7 @@
-"""Rows of the training set, gathered from tokens on disk in the order of the schedule.
+"""Rows of the training set, made from tokens on disk in the order of the schedule.
 
-Tokens are copied once, from the memory map into the arrays of the batch. Memory: one batch of about two million tokens.
+A row is pieces of records (``bins``), so some rows are flattened to their pieces and every column follows from these. Tokens
+are copied by the kernel that fills a loader's batches. Memory: one batch of about two million tokens.
 """
 
 from __future__ import annotations
@@ -13,16 +14,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamix.core.arrays import open_batch
-from datamix.core.records import SCHEMAS
+from datamix.core.arrays import offsets_from_lengths, open_batch
+from datamix.core.records import PIECE, SCHEMAS
 from datamix.exporters import SetInfo, Weighing
 from datamix.pipeline.gather_tokens import AddressTable
-from datamix.pipeline.source_rows import RowView, SourceColumns, SourceRows, trainer_columns
+from datamix.pipeline.shards import RecordStore, SourceShards, TokenStore, take
 
 _BATCH_TOKENS = 1 << 21
 _BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """All that a row of one source is made of: names of files."""
+
+    source: SourceShards
+    bins: Path  # the rows of this split, as pieces
+    fates: Path  # file and record of every prepared record
 
 
 @dataclass(frozen=True)
@@ -32,45 +43,135 @@ class RowSet:
     info: SetInfo
     sources: tuple[SourceRows, ...]
     num_rows: int
-    order: Path | None  # None: the rows of the only source, as they stand (validation)
+    order: Path | None  # None: the rows of the only source, in its order (validation)
     stage_ends: tuple[int, ...]
 
 
+class SourceColumns:
+    """One source, opened: its bins, its identities, its tokens and its records, each when first needed."""
+
+    def __init__(self, rows: SourceRows) -> None:
+        self.name, self.kind = rows.source.name, rows.source.kind
+        self._rows = rows
+
+    @cached_property
+    def bins(self) -> pa.RecordBatch:
+        return open_batch(self._rows.bins)
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where the pieces of each row begin, ``[num_rows + 1]``."""
+        offsets: NDArray[np.int64] = self.bins.column("rows").offsets.to_numpy().astype(np.int64)
+        return offsets
+
+    @cached_property
+    def identities(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        batch = open_batch(self._rows.fates)
+        return batch.column("file").to_numpy(), batch.column("record").to_numpy()
+
+    @cached_property
+    def tokens(self) -> TokenStore:
+        return TokenStore(self._rows.source.shards)
+
+    @cached_property
+    def records(self) -> RecordStore:
+        return RecordStore(self._rows.source.parts)
+
+
+def _by_source(source_of: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each source among ``source_of``, and its places there."""
+    for number in np.unique(source_of):
+        yield int(number), np.flatnonzero(source_of == number)
+
+
 class RecordTexts:
-    """The words of emitted records, for formats that hold text: found again by (file, record)."""
+    """The words of emitted records, for formats that hold text, by (file, record)."""
 
     def __init__(self, sources: Sequence[SourceRows]) -> None:
         self._sources = [SourceColumns(s) for s in sources]
-        self._at: dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]] | None = None
 
-    def fetch_many(self, files: NDArray[np.int64], records: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Records as their rows of ``records.SCHEMAS``, in the order asked; one read a source."""
-        if self._at is None:
-            self._at = self._places()
-        found: list[dict[str, Any]] = [{}] * len(files)
-        rows = np.empty(len(files), np.int64)
-        source_of = np.empty(len(files), np.int64)
-        for file in np.unique(files):
-            here = np.flatnonzero(files == file)
-            source_of[here], known, known_rows = self._at[int(file)]
-            rows[here] = known_rows[np.searchsorted(known, records[here])]
-        for number in np.unique(source_of):
-            here = np.flatnonzero(source_of == number)
-            source = self._sources[number]
-            table = source.records.take(rows[here], SCHEMAS[source.kind].names)
-            for place, record in zip(here.tolist(), table.to_pylist(), strict=True):
-                found[place] = record
-        return found
-
+    @cached_property
     def _places(self) -> dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """Of each file: its source, its records in order, and their rows in that source."""
         places: dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]] = {}
         for number, source in enumerate(self._sources):
             files, records = source.identities
-            for name in np.unique(files):
-                rows = np.flatnonzero(files == name)
-                places[int(name)] = (number, records[rows], rows)
+            for name, rows in _by_source(files):
+                places[name] = (number, records[rows], rows)
         return places
+
+    def fetch_many(self, files: NDArray[np.int64], records: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Records as their rows of ``records.SCHEMAS``, in the order asked; one read a source."""
+        texts: list[dict[str, Any]] = [{}] * len(files)
+        rows, source_of = np.empty((2, len(files)), np.int64)
+        for file, at in _by_source(files):
+            source_of[at], known, known_rows = self._places[file]
+            rows[at] = known_rows[np.searchsorted(known, records[at])]
+        for number, at in _by_source(source_of):
+            source = self._sources[number]
+            table = take(source.records, rows[at], SCHEMAS[source.kind].names)
+            for place, record in zip(at.tolist(), table.to_pylist(), strict=True):
+                texts[place] = record
+        return texts
+
+
+class RowView:
+    """Some rows of the training set, flattened to pieces in order."""
+
+    def __init__(
+        self, sources: Sequence[SourceColumns], source_of: NDArray[np.int64], row_of: NDArray[np.int64]
+    ) -> None:
+        self._sources = sources
+        counts = np.zeros(len(row_of), np.int64)
+        for number, at in _by_source(source_of):
+            offsets, rows = sources[number].offsets, row_of[at]
+            counts[at] = offsets[rows + 1] - offsets[rows]
+        self.row_pieces = offsets_from_lengths(counts)  # [num_rows + 1]
+        self.piece_source = np.repeat(source_of, counts)
+        self.record = np.empty(len(self.piece_source), np.int64)
+        self.start, self.length = np.empty((2, len(self.piece_source)), np.int32)
+        for number, at in _by_source(source_of):
+            rows = _ranges(sources[number].offsets[row_of[at]], counts[at])
+            pieces = sources[number].bins.column("rows").values
+            of_source = self.piece_source == number
+            for name in ("record", "start", "length"):
+                getattr(self, name)[of_source] = pieces.field(name).to_numpy()[rows]
+        self.row_begin = offsets_from_lengths(self.length)[self.row_pieces]  # tokens, [num_rows + 1]
+
+    def records(self) -> pa.Array:
+        """The ``records`` column: which pieces of which records each row holds."""
+        file, record = np.empty(len(self.record), np.int32), np.empty(len(self.record), np.int64)
+        for number, at in _by_source(self.piece_source):
+            files, ordinals = self._sources[number].identities
+            file[at], record[at] = files[self.record[at]], ordinals[self.record[at]]
+        flat = pa.StructArray.from_arrays([file, record, self.start, self.length], fields=list(PIECE))
+        return pa.ListArray.from_arrays(pa.array(self.row_pieces.astype(np.int32)), flat)
+
+    def column(self, name: str, tokens: bool = False) -> pa.Array:
+        """A column of the prepared records of these pieces, or of their ``tokens``; one value a piece."""
+        parts: list[pa.Array] = []
+        places: list[NDArray[np.int64]] = []
+        for number, at in _by_source(self.piece_source):
+            source = self._sources[number]
+            table = take(source.tokens if tokens else source.records, self.record[at], [name])
+            parts.append(table.column(0).combine_chunks())
+            places.append(at)
+        return pa.concat_arrays(parts).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
+
+    def meta(self, packed: bool) -> pa.Array:
+        """The ``keep_meta`` fields of each row's records as JSON: an object, or a list of them where rows are packed."""
+        texts = self.column("meta").to_pylist()
+        if not packed:
+            return pa.array([texts[i] for i in self.row_pieces[:-1]], pa.string())
+        rows = [texts[a:b] for a, b in zip(self.row_pieces[:-1], self.row_pieces[1:], strict=True)]
+        return pa.array(["[" + ",".join(text or "null" for text in row) + "]" for row in rows], pa.string())
+
+
+def _ranges(begin: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``[5, 9], [2, 3]`` -> ``[5, 6, 9, 10, 11]``."""
+    ends = np.cumsum(counts)
+    result: NDArray[np.int64] = np.arange(counts.sum()) + np.repeat(begin - (ends - counts), counts)
+    return result
 
 
 class RowReader:
@@ -81,7 +182,9 @@ class RowReader:
     def __init__(self, rows: RowSet) -> None:
         self._set = rows
         self._sources = [SourceColumns(s) for s in rows.sources]
-        self._stage_ends = np.array(rows.stage_ends, np.int64)
+
+    def __reduce__(self) -> tuple[type[RowReader], tuple[RowSet]]:
+        return RowReader, (self._set,)  # another process maps the files itself
 
     @cached_property
     def _order(self) -> tuple[NDArray[np.uint16], NDArray[np.int64]] | None:
@@ -92,6 +195,13 @@ class RowReader:
         sources, rows = (order.column(name).buffers()[1] for name in ("source", "row"))
         return np.frombuffer(sources, np.uint16, len(order)), np.frombuffer(rows, np.int64, len(order))
 
+    @cached_property
+    def _addresses(self) -> AddressTable:
+        sources, info = self._set.sources, self._set.info
+        order = self._order or (np.empty(0, np.uint16), np.empty(0, np.int64))
+        shards = [s.source.shards for s in sources]
+        return AddressTable(order, [s.bins for s in sources], shards, info.kind == "sft", info.packed)
+
     def __len__(self) -> int:
         return self._set.num_rows
 
@@ -100,7 +210,7 @@ class RowReader:
         return tuple(self._set.info.schema.names)
 
     def locate(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which source, and which of its rows, stands at each place."""
+        """Source and row at each place."""
         if self._order is None:
             return np.zeros(len(places), np.int64), places
         source, row = self._order
@@ -108,30 +218,41 @@ class RowReader:
 
     def read(self, places: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.RecordBatch:
         """The rows at some places, in the order asked; source and stage need no token reads."""
-        info, wanted = self._set.info, list(columns or self.columns)
+        info, names = self._set.info, list(columns or self.columns)
         source_of, row_of = self.locate(places)
-        stage_of = np.minimum(np.searchsorted(self._stage_ends, places, side="right"), len(info.stages) - 1)
-        found = {
+        stage_ends = np.array(self._set.stage_ends, np.int64)
+        stage_of = np.minimum(np.searchsorted(stage_ends, places, side="right"), len(info.stages) - 1)
+        arrays = {
             "source": _named([s.name for s in self._sources], source_of),
             "stage": _named(info.stages, stage_of),
         }
-        if "weight" in wanted:
-            trained = [s.loss_tokens for s in self._sources]
-            found["weight"] = weights(info.weighing, trained, source_of, row_of)
-        if not found.keys() >= set(wanted):
+        if "weight" in names:
+            trained = [s.bins.column("loss_tokens").to_numpy() for s in self._sources]
+            arrays["weight"] = weights(info.weighing, trained, source_of, row_of)
+        if not arrays.keys() >= set(names):
             view = RowView(self._sources, source_of, row_of)
-            found |= {"records": view.records(), **trainer_columns(info, view)}
-            if "meta" in wanted:
-                found["meta"] = view.meta(info.packed)
-        schema = pa.schema([info.schema.field(name) for name in wanted])
-        return pa.RecordBatch.from_arrays([found[name] for name in wanted], schema=schema)
+            is_language = info.kind in ("pretrain", "sft")
+            made = self._language_columns(view, places) if is_language else _text_columns(info, view)
+            arrays |= {"records": view.records(), **made}
+            if "meta" in names:
+                arrays["meta"] = view.meta(info.packed)
+        schema = pa.schema([info.schema.field(name) for name in names])
+        return pa.RecordBatch.from_arrays([arrays[name] for name in names], schema=schema)
 
-    @cached_property
-    def _addresses(self) -> AddressTable:
-        sources, info = self._set.sources, self._set.info
-        shards = [s.source.shards for s in sources]
-        order = self._order or (np.empty(0, np.uint16), np.empty(0, np.int64))
-        return AddressTable(order, [s.bins for s in sources], shards, info.kind == "sft", info.packed)
+    def _language_columns(self, view: RowView, places: NDArray[np.int64]) -> dict[str, pa.Array]:
+        names = ("input_ids", "labels", "position_ids")[: 3 if self._set.info.packed else 2]
+        block = np.empty((len(names), int(view.row_begin[-1])), np.int64)
+        self.fill(block, names, np.array(places, np.int64), view.row_begin[:-1].copy())
+        offsets = pa.array(view.row_begin.astype(np.int32))
+        lists = {
+            name: pa.ListArray.from_arrays(offsets, values.astype(np.int32))
+            for name, values in zip(names, block, strict=True)
+        }
+        if not self._set.info.packed:
+            ones = np.ones(block.shape[1], np.int8)
+            return {**lists, "attention_mask": pa.ListArray.from_arrays(offsets, ones)}
+        pieces = pa.array(view.row_pieces.astype(np.int32))
+        return {**lists, "seq_lengths": pa.ListArray.from_arrays(pieces, view.length)}
 
     def num_tokens(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of the rows at some places."""
@@ -148,32 +269,53 @@ class RowReader:
         self._addresses.fill(block, columns, places, begin)
 
     def table(self, columns: Sequence[str], start: int, stop: int) -> pa.Table:
-        """Rows ``start..stop`` as they are."""
+        """Rows ``start..stop``."""
         return pa.Table.from_batches([self.read(np.arange(start, stop), columns)])
 
     def batches(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Rows ``start..stop`` in batches of about two million tokens."""
-        for a, b in _cuts(self.num_tokens(np.arange(start, stop))):
+        total = offsets_from_lengths(self.num_tokens(np.arange(start, stop)))
+        a = 0
+        while a < stop - start:
+            b = int(np.searchsorted(total, total[a] + _BATCH_TOKENS, side="right")) - 1
+            b = min(max(b, a + 1), a + _BATCH_ROWS, stop - start)
             yield self.read(np.arange(start + a, start + b))
-
-    def __reduce__(self) -> tuple[type[RowReader], tuple[RowSet]]:
-        return RowReader, (self._set,)  # another process maps the files itself
+            a = b
 
 
-def _cuts(tokens: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    start = 0
-    total = np.concatenate([[0], np.cumsum(tokens)])
-    while start < len(tokens):
-        stop = int(np.searchsorted(total, total[start] + _BATCH_TOKENS, side="right")) - 1
-        stop = min(max(stop, start + 1), start + _BATCH_ROWS, len(tokens))
-        yield start, stop
-        start = stop
+def _text_columns(info: SetInfo, view: RowView) -> dict[str, pa.Array]:
+    """The columns of preference and prompt rows: one record a row."""
+    prompt = {"prompt_ids": view.column("prompt", tokens=True), "prompt": _turns(view.column("messages"))}
+    if info.kind == "prompt":
+        return {**prompt, "reference": view.column("reference")}
+    if not info.paired:
+        return {
+            **prompt,
+            "completion_ids": view.column("chosen", tokens=True),
+            "label": view.column("label"),
+            "completion": _turns(view.column("chosen")),
+        }
+    return {
+        **prompt,
+        "chosen_completion_ids": view.column("chosen", tokens=True),
+        "rejected_completion_ids": view.column("rejected", tokens=True),
+        "margin": view.column("margin"),
+        "chosen": _turns(view.column("chosen")),
+        "rejected": _turns(view.column("rejected")),
+    }
+
+
+def _turns(messages: pa.Array) -> pa.Array:
+    """``messages`` with the two fields that every trainer reads: role and content."""
+    flat = messages.values
+    content = pc.fill_null(flat.field("content"), "")
+    turns = pa.StructArray.from_arrays([flat.field("role"), content], ["role", "content"])
+    return pa.ListArray.from_arrays(messages.offsets, turns)
 
 
 def _named(names: Sequence[str], codes: NDArray[np.int64]) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(
-        pa.array(codes.astype(np.int32)), pa.array(names, pa.string())
-    ).cast(pa.string())
+    indices = pa.array(codes.astype(np.int32))
+    return pa.DictionaryArray.from_arrays(indices, pa.array(names, pa.string())).cast(pa.string())
 
 
 def weights(
@@ -186,9 +328,8 @@ def weights(
     from datamix import mix
 
     assert how is not None, "the schema has a weight only where rows are weighed"
-    own = np.zeros(len(row_of), np.int64)
-    for number in np.unique(source_of):
-        here = source_of == number
-        own[here] = loss_tokens[number][row_of[here]]
-    wanted: mix.LossNorm = "example" if how.trainer == "token" else "token"
-    return pa.array(mix.row_weights(own, how.trainer, wanted, how.mean_loss_tokens))
+    trained = np.zeros(len(row_of), np.int64)
+    for number, at in _by_source(source_of):
+        trained[at] = loss_tokens[number][row_of[at]]
+    target: mix.LossNorm = "example" if how.trainer == "token" else "token"
+    return pa.array(mix.row_weights(trained, how.trainer, target, how.mean_loss_tokens))

@@ -8,7 +8,7 @@ and training records that leak it. Integers only, about 60 bytes a record while 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ from datamix.core.records import texts
 from datamix.dedup import ContaminationSpec, Decision, DedupeSpec, Signed, decide, leaked, overlap
 from datamix.pipeline.contradictions import contradictory, pairs
 from datamix.pipeline.prepare import read_batches
-from datamix.pipeline.shards import Identities, SourceShards, identities, used_records
-from datamix.pipeline.token_store import measure
+from datamix.pipeline.shards import Identities, SourceShards, identities, measure, used_records
 
-_VERSION = 1
+_VERSION = 2
 
-POOL, REMOVED, DROPPED, VALIDATION, UNUSED = 0, 1, 2, 3, 4
-FATE_CODES = ("pool", "removed", "dropped", "validation", "unused")
+# The code of a fate is its place here: the further a record came, the higher. What is in the pool is used in the end, or unused.
+FATES = ("cleaned", "removed", "dropped", "unused", "validation", "used")
+REMOVED, DROPPED, UNUSED, VALIDATION, POOL = 1, 2, 3, 4, 5
 _METHODS = ("", "exact", "near")
 
 
@@ -75,18 +75,18 @@ class SelectSpec:
     contradictions: tuple[int, ...] = ()  # indices of sources whose pairs must not contradict each other
 
 
-@dataclass
 class _Fates:
     """The fate of each record of one source, as it is being decided. Arrays are ``[num_records]``."""
 
-    name: str
-    fate: NDArray[np.uint8]
-    reason: NDArray[np.int16]  # index into ``reasons``, -1 none
-    kept_source: NDArray[np.int16]
-    kept_record: NDArray[np.int64]
-    similarity: NDArray[np.float32]
-    detail: dict[int, str] = field(default_factory=dict)
-    reasons: list[str] = field(default_factory=list)
+    def __init__(self, name: str, num_records: int) -> None:
+        self.name = name
+        self.fate = np.full(num_records, POOL, np.uint8)
+        self.reason = np.full(num_records, -1, np.int16)  # index into ``reasons``, -1 none
+        self.kept_source = np.full(num_records, -1, np.int16)
+        self.kept_record = np.full(num_records, -1, np.int64)
+        self.similarity = np.zeros(num_records, np.float32)
+        self.detail: dict[int, str] = {}
+        self.reasons: list[str] = []
 
     def set(self, rows: NDArray[np.int64], fate: int, reason: str) -> None:
         """Give ``rows`` a fate."""
@@ -95,22 +95,60 @@ class _Fates:
         self.fate[rows] = fate
         self.reason[rows] = self.reasons.index(reason)
 
+    def apply(self, decision: Decision, reason: str | None) -> None:
+        """Remove what a decision removes, for one ``reason`` or by the method that it names."""
+        for code in np.unique(decision.fate):
+            if code:
+                self.set(np.flatnonzero(decision.fate == code), REMOVED, reason or _METHODS[code])
+        removed = np.flatnonzero(decision.fate)
+        for name in ("kept_source", "kept_record", "similarity"):
+            getattr(self, name)[removed] = getattr(decision, name)[removed]
+
     @property
     def alive(self) -> NDArray[np.bool_]:
         live: NDArray[np.bool_] = self.fate == POOL
         return live
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Records by fate and reason; those in the pool have none."""
+        by: dict[str, dict[str, int]] = {}
+        for code, fate in enumerate(FATES[:-1]):
+            numbers = {
+                r: int(((self.fate == code) & (self.reason == i)).sum()) for i, r in enumerate(self.reasons)
+            }
+            by[fate] = {reason: n for reason, n in sorted(numbers.items()) if n}
+        return by
+
+    def write(self, path: Path, file: NDArray[np.int32], record: NDArray[np.int64]) -> None:
+        """Leave the fates as an Arrow file, with the identities of the records."""
+        codes = pa.array(self.reason, mask=self.reason < 0)
+        columns = {
+            "file": file,
+            "record": record,
+            "fate": self.fate,
+            "reason": pa.DictionaryArray.from_arrays(codes, pa.array(self.reasons, pa.string())),
+            "kept_source": self.kept_source,
+            "kept_record": self.kept_record,
+            "similarity": self.similarity,
+            "detail": pa.array([self.detail.get(i) for i in range(len(file))], pa.string()),
+        }
+        write_batch(path, pa.record_batch(columns))
+
 
 def task(spec: SelectSpec, home: Path) -> Task:
     """The one task of this phase."""
-    plain = replace(
+
+    def plain(source: SourceShards) -> SourceShards:
+        return replace(source, parts=(), shards=(), signatures=())
+
+    asked = replace(
         spec,
-        sources=tuple(replace(s, parts=(), shards=(), signatures=()) for s in spec.sources),
-        against=tuple(Reference(replace(r.source, parts=(), shards=(), signatures=())) for r in spec.against),
-        evals=tuple(replace(s, parts=(), shards=(), signatures=()) for s in spec.evals),
+        sources=tuple(map(plain, spec.sources)),
+        against=tuple(Reference(plain(r.source)) for r in spec.against),
+        evals=tuple(map(plain, spec.evals)),
     )
     places = [[p.places for p in s.parts] for s in spec.sources]
-    return Task("select", digest("decide", _VERSION, plain, places), run, spec, home)
+    return Task("select", digest("decide", _VERSION, asked, places), run, spec, home)
 
 
 def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
@@ -118,8 +156,10 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
     fates: list[_Fates] = []
     ids = [identities(source.parts) for source in spec.sources]
     for source, known, limit in zip(spec.sources, ids, spec.max_records, strict=True):
-        own = _fresh(source.name, len(known.record))
-        _drop(own, source)
+        own = _Fates(source.name, len(known.record))
+        encoded = measure(source.shards)
+        for code, reason in enumerate(encoded.reasons):
+            own.set(np.flatnonzero(encoded.reason == code), DROPPED, reason)
         if limit is not None:
             rows = _smallest(own.alive, known.key, salt(spec.seed, "sample", source.name), limit)
             own.set(np.setdiff1d(np.flatnonzero(own.alive), rows), UNUSED, "max_records")
@@ -135,31 +175,18 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
         _remove_contaminated(spec, fates)
     if spec.split is not None:
         for known, own in zip(ids, fates, strict=True):
-            own.set(
-                _with_siblings(_held_out(spec, own, known.key), known, own.alive), VALIDATION, "validation"
-            )
+            own.set(_held_out(spec, own, known), VALIDATION, "validation")
     if spec.leak is not None:
-        _remove_leaked(spec, fates)
+        train = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
+        held_out = [
+            signed(s, r, f.fate == VALIDATION)
+            for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)
+        ]
+        for own, decision in zip(fates, leaked(train, held_out, spec.leak), strict=False):
+            own.apply(decision, "leaked")
     for number, (known, own) in enumerate(zip(ids, fates, strict=True)):
-        _write(folder / f"fates-{number}.arrow", own, known.file, known.record)
-    return {"sources": {own.name: _counts(own) for own in fates}}
-
-
-def _fresh(name: str, n: int) -> _Fates:
-    return _Fates(
-        name,
-        np.zeros(n, np.uint8),
-        np.full(n, -1, np.int16),
-        np.full(n, -1, np.int16),
-        np.full(n, -1, np.int64),
-        np.zeros(n, np.float32),
-    )
-
-
-def _drop(own: _Fates, source: SourceShards) -> None:
-    encoded = measure(source.shards)
-    for code, reason in enumerate(encoded.reasons):
-        own.set(np.flatnonzero(encoded.reason == code), DROPPED, reason)
+        own.write(folder / f"fates-{number}.arrow", known.file, known.record)
+    return {"sources": {own.name: own.counts() for own in fates}}
 
 
 def _smallest(
@@ -171,21 +198,17 @@ def _smallest(
     return np.sort(rows[order[:count]])
 
 
-def _held_out(spec: SelectSpec, own: _Fates, keys: NDArray[np.uint8]) -> NDArray[np.int64]:
-    alive = int(own.alive.sum())
-    split = spec.split or Split()
-    wanted = split.records if split.records is not None else round((split.share or 0.0) * alive)
-    count = min(max(1, wanted), alive - 1) if alive > 1 else 0
-    return _smallest(own.alive, keys, salt(spec.seed, "validation"), count)
-
-
-def _with_siblings(rows: NDArray[np.int64], known: Identities, alive: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Records that come from one and the same input record (several pairs of a prompt) go to one split together."""
+def _held_out(spec: SelectSpec, own: _Fates, known: Identities) -> NDArray[np.int64]:
+    """The records of one source that go to validation, with all that come from the same input records."""
+    alive, split = int(own.alive.sum()), spec.split or Split()
+    target = split.records if split.records is not None else round((split.share or 0.0) * alive)
+    count = min(max(1, target), alive - 1) if alive > 1 else 0
+    rows = _smallest(own.alive, known.key, salt(spec.seed, "validation"), count)
     if not len(rows):
         return rows
     changes = (np.diff(known.file) != 0) | (np.diff(known.record) != 0)
     group = np.concatenate([[0], np.cumsum(changes)])
-    return np.flatnonzero(np.isin(group, group[rows]) & alive)
+    return np.flatnonzero(np.isin(group, group[rows]) & own.alive)
 
 
 def signed(
@@ -204,7 +227,7 @@ def signed(
 
 
 def _remove_contradictory(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
-    """Before duplicates go: two pairs that contradict each other have the same words."""
+    """Before duplicates are removed: two pairs that contradict each other have the same words."""
     found = [pairs(spec.sources[number].parts) for number in spec.contradictions]
     alive = [fates[n].alive[p.row] for n, p in zip(spec.contradictions, found, strict=True)]
     better, worse = (
@@ -213,48 +236,35 @@ def _remove_contradictory(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
     )
     ends = np.cumsum([live.sum() for live in alive])[:-1]
     wrong = np.split(contradictory(better, worse), ends)
-    for number, own, live, bad in zip(spec.contradictions, found, alive, wrong, strict=True):
-        fates[number].set(own.row[live][bad], REMOVED, "contradictory")
+    for number, edges, live, bad in zip(spec.contradictions, found, alive, wrong, strict=True):
+        fates[number].set(edges.row[live][bad], REMOVED, "contradictory")
 
 
 def _remove_duplicates(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
     assert spec.dedupe is not None
     before = [int(own.alive.sum()) for own in fates]
-    own_sources = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
+    sources = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
     others = [signed(r.source, -1, r.alive(), removable=False) for r in spec.against]
-    _apply(fates, decide([*own_sources, *others], spec.dedupe), None)
-    for own, had in zip(fates, before, strict=True):
+    names = [s.name for s in (*spec.sources, *(r.source for r in spec.against))]
+    decisions = decide([*sources, *others], spec.dedupe)
+    for own, decision, had in zip(fates, decisions, before, strict=False):
+        own.apply(decision, None)
         lost = had - int(own.alive.sum())
         if had and lost / had > spec.max_removed_share:
+            places, numbers = np.unique(decision.kept_source[decision.fate > 0], return_counts=True)
+            most = int(numbers.argmax())
             raise DataError(
                 f"Deduplication would remove {lost:,} of the {had:,} records of source {own.name} "
                 f"({lost / had:.1%}, more than dedupe.max_removed_share {spec.max_removed_share:.0%}). "
-                f"{_blame(own, [s.name for s in (*spec.sources, *(r.source for r in spec.against))])} "
+                f"Most of them ({numbers[most]:,}) are in {names[places[most]]}. "
                 "If that is right, raise dedupe.max_removed_share; else keep this source's copies with "
                 f"`prefer: [{own.name}]`, or compare sources apart with `scope: within`."
             )
 
 
-def _blame(own: _Fates, names: Sequence[str]) -> str:
-    kept = own.kept_source[own.fate == REMOVED]
-    source, count = max(zip(*np.unique(kept, return_counts=True), strict=True), key=lambda pair: pair[1])
-    return f"Most of them ({count:,}) stand in {names[source]}."
-
-
-def _apply(fates: Sequence[_Fates], decisions: Sequence[Decision], reason: str | None) -> None:
-    for own, decision in zip(fates, decisions, strict=False):
-        for code in np.unique(decision.fate):
-            if code:
-                own.set(np.flatnonzero(decision.fate == code), REMOVED, reason or _METHODS[code])
-        gone = np.flatnonzero(decision.fate)
-        own.kept_source[gone] = decision.kept_source[gone]
-        own.kept_record[gone] = decision.kept_record[gone]
-        own.similarity[gone] = decision.similarity[gone]
-
-
 def _remove_contaminated(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
     assert spec.contamination is not None
-    own_sources = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
+    sources = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
     items: list[pa.Array] = []
     names: list[str] = []
     for source in spec.evals:
@@ -262,50 +272,10 @@ def _remove_contaminated(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
             for batch in read_batches(str(part.records)):
                 items.append(texts(batch, source.kind, spec.contamination.fields))
                 names += [f"{source.name} record {n}" for n in batch.column("record").to_pylist()]
-    for own, matches in zip(fates, overlap(own_sources, items, spec.contamination), strict=True):
+    for own, matches in zip(fates, overlap(sources, items, spec.contamination), strict=True):
         own.set(matches.records, REMOVED, "contaminated")
         own.similarity[matches.records] = matches.shares
         for record, item, span in zip(
             matches.records.tolist(), matches.items.tolist(), matches.spans.to_pylist(), strict=True
         ):
             own.detail[record] = f"{names[item]}: {span}"
-
-
-def _remove_leaked(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
-    assert spec.leak is not None
-    train = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
-    held = [
-        signed(s, r, f.fate == VALIDATION) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)
-    ]
-    _apply(fates, leaked(train, held, spec.leak), "leaked")
-
-
-def _counts(own: _Fates) -> dict[str, Any]:
-    by: dict[str, dict[str, int]] = {}
-    for code, fate in enumerate(FATE_CODES):
-        rows = own.fate == code
-        found = {r: int((own.reason[rows] == i).sum()) for i, r in enumerate(own.reasons)}
-        by[fate] = {r: n for r, n in sorted(found.items()) if n} if code else {"": int(rows.sum())}
-    return by
-
-
-def _write(path: Path, own: _Fates, file: NDArray[np.int32], record: NDArray[np.int64]) -> None:
-    detail = pa.array(
-        [own.detail.get(i) for i in range(len(file))] if own.detail else [None] * len(file), pa.string()
-    )
-    reason = pa.DictionaryArray.from_arrays(
-        pa.array(own.reason, mask=own.reason < 0), pa.array(own.reasons, pa.string())
-    )
-    batch = pa.record_batch(
-        {
-            "file": file,
-            "record": record,
-            "fate": own.fate,
-            "reason": reason,
-            "kept_source": own.kept_source,
-            "kept_record": own.kept_record,
-            "similarity": own.similarity,
-            "detail": detail,
-        }
-    )
-    write_batch(path, batch)

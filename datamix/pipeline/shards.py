@@ -1,4 +1,8 @@
-"""What later phases need of one source: names of files in the cache, and whose record each one is."""
+"""What lies in the cache of one source, by the ordinal of its prepared records: identities, records, lengths, tokens.
+
+Files in order, records in order. Memory: 28 bytes a record for identities, 14 for lengths and what encoding decided, plus
+the records that were truncated; records and tokens stay on disk.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamix.core.arrays import open_batch
+from datamix.core.arrays import offsets_from_lengths, open_batch
 from datamix.core.records import RecordKind
-from datamix.pipeline.token_store import TokenShard
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,22 @@ class PreparedPart:
     @property
     def records(self) -> Path:
         return self.folder / "records.arrow"
+
+    def identify(self, batch: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """File and ordinal of records that a task names by ``slice`` and ``record``."""
+        slices = batch.column("slice").to_numpy()
+        file = np.array([p.file for p in self.places], np.int32)[slices]
+        base = np.array([p.base for p in self.places], np.int64)[slices]
+        return file, base + batch.column("record").to_numpy()
+
+
+@dataclass(frozen=True)
+class TokenShard:
+    """One encoded window on disk: its tokens, and those of its records that were truncated."""
+
+    tokens: Path
+    num_rows: int
+    fitted: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,63 +77,124 @@ class Identities:
 
 
 def identities(parts: Sequence[PreparedPart]) -> Identities:
-    """Read the id columns of prepared files. Memory: 28 bytes a record."""
+    """Read the id columns of prepared files."""
     files, records, keys = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty((0, 16), np.uint8)]
     for part in parts:
-        file_of = np.array([p.file for p in part.places], np.int32)
-        base_of = np.array([p.base for p in part.places], np.int64)
         with pa.memory_map(str(part.records)) as source, pa.ipc.open_file(source) as reader:
             for index in range(reader.num_record_batches):
                 batch = reader.get_batch(index)
-                slices = batch.column("slice").to_numpy()
-                files.append(file_of[slices])
-                records.append(base_of[slices] + batch.column("record").to_numpy())
+                file, record = part.identify(batch)
+                files.append(file)
+                records.append(record)
                 key = batch.column("key")
                 view = np.frombuffer(key.buffers()[1], np.uint8, len(key) * 16, key.offset * 16)
                 keys.append(view.reshape(-1, 16).copy())
     return Identities(np.concatenate(files), np.concatenate(records), np.concatenate(keys))
 
 
-class RecordStore:
-    """Prepared records of one source by ordinal, memory-mapped."""
-
-    def __init__(self, parts: Sequence[PreparedPart]) -> None:
-        self._readers: list[pa.ipc.RecordBatchFileReader] = []
-        self._where: list[tuple[int, int]] = []
-        sizes: list[int] = []
-        for number, part in enumerate(parts):
-            reader = pa.ipc.open_file(pa.memory_map(str(part.records)))
-            self._readers.append(reader)
-            for index in range(reader.num_record_batches):
-                self._where.append((number, index))
-                sizes.append(reader.get_batch(index).num_rows)
-        self._begin = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-    def take(self, records: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
-        """The named columns of ``records``, in the order asked."""
-        batch_of = np.searchsorted(self._begin, records, side="right") - 1
-        tables: list[pa.Table] = []
-        places: list[NDArray[np.int64]] = []
-        for index in np.unique(batch_of):
-            number, batch_index = self._where[index]
-            here = np.flatnonzero(batch_of == index)
-            batch = self._readers[number].get_batch(batch_index).select(list(columns))
-            tables.append(pa.Table.from_batches([batch.take(pa.array(records[here] - self._begin[index]))]))
-            places.append(here)
-        if not tables:
-            return pa.table({})
-        order = np.argsort(np.concatenate(places), kind="stable")
-        return pa.concat_tables(tables).take(pa.array(order))
-
-
 def used_records(order: Path, bins: Path, number: int, num_records: int) -> NDArray[np.bool_]:
     """Which records of source ``number`` have a piece in an order. ``[num_records]``."""
-    held = open_batch(order)
-    rows = np.unique(held.column("row").to_numpy()[held.column("source").to_numpy() == number])
+    dealt = open_batch(order)
+    rows = np.unique(dealt.column("row").to_numpy()[dealt.column("source").to_numpy() == number])
     lists = open_batch(bins).column("rows")
     offsets = lists.offsets.to_numpy()
-    taken = np.zeros(len(offsets) - 1, np.bool_)
-    taken[rows] = True
+    is_dealt = np.zeros(len(offsets) - 1, np.bool_)
+    is_dealt[rows] = True
     used = np.zeros(num_records, np.bool_)
-    used[lists.values.field("record").to_numpy()[np.repeat(taken, np.diff(offsets))]] = True
+    used[lists.values.field("record").to_numpy()[np.repeat(is_dealt, np.diff(offsets))]] = True
     return used
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What encoding made of every record of a source. Arrays are ``[num_records]``."""
+
+    length: NDArray[np.int32]  # tokens
+    loss: NDArray[np.int32]  # trained tokens
+    reason: NDArray[np.int16]  # -1, or an index into ``reasons``
+    truncated: NDArray[np.bool_]
+    reasons: tuple[str, ...]
+
+
+def measure(shards: Sequence[TokenShard]) -> Encoded:
+    """Read the small columns of every shard; truncated records replace what they were."""
+    total = sum(s.num_rows for s in shards)
+    length, loss = np.zeros((2, total), np.int32)
+    reason, truncated = np.full(total, -1, np.int16), np.zeros(total, np.bool_)
+    codes: dict[str | None, int] = {None: -1}
+    begin = 0
+    for shard in shards:
+        for path in filter(None, (shard.tokens, shard.fitted)):
+            batch = open_batch(path)
+            rows = batch.column("row").to_numpy() if path is shard.fitted else np.arange(len(batch))
+            at = begin + rows
+            length[at] = batch.column("length").to_numpy()
+            loss[at] = batch.column("loss").to_numpy()
+            truncated[at] = batch.column("truncated").to_numpy(zero_copy_only=False)
+            names = batch.column("reason").dictionary_encode(null_encoding="encode")
+            table = [codes.setdefault(name, len(codes) - 1) for name in names.dictionary.to_pylist()]
+            reason[at] = np.array(table, np.int16)[names.indices.to_numpy()] if len(at) else 0
+        begin += shard.num_rows
+    return Encoded(length, loss, reason, truncated, tuple(name for name in codes if name is not None))
+
+
+Place = tuple[
+    pa.RecordBatch, NDArray[np.int64], NDArray[np.int64]
+]  # batch, rows in it, places among those asked
+
+
+class RecordStore:
+    """Prepared records of one source, memory-mapped."""
+
+    def __init__(self, parts: Sequence[PreparedPart]) -> None:
+        readers = [pa.ipc.open_file(pa.memory_map(str(part.records))) for part in parts]
+        self._where = [(reader, i) for reader in readers for i in range(reader.num_record_batches)]
+        self._begin = offsets_from_lengths([reader.get_batch(i).num_rows for reader, i in self._where])
+
+    def batches(self, records: NDArray[np.int64]) -> list[Place]:
+        """Where ``records`` are."""
+        batch_of = np.searchsorted(self._begin, records, side="right") - 1
+        places: list[Place] = []
+        for index in np.unique(batch_of):
+            reader, number = self._where[index]
+            at = np.flatnonzero(batch_of == index)
+            places.append((reader.get_batch(number), records[at] - self._begin[index], at))
+        return places
+
+
+class TokenStore:
+    """The tokens of one source, memory-mapped as they are needed."""
+
+    def __init__(self, shards: Sequence[TokenShard]) -> None:
+        self._shards = list(shards)
+        self._begin = offsets_from_lengths([s.num_rows for s in shards])
+
+    def batches(self, records: NDArray[np.int64]) -> list[Place]:
+        """Where the tokens of ``records`` are: of truncated ones, what they became."""
+        found: list[Place] = []
+        shard_of = np.searchsorted(self._begin, records, side="right") - 1
+        for index in np.unique(shard_of):
+            shard = self._shards[index]
+            places = np.flatnonzero(shard_of == index)
+            rows = records[places] - self._begin[index]
+            if shard.fitted is not None:
+                batch = open_batch(shard.fitted)
+                known = batch.column("row").to_numpy()
+                at = np.searchsorted(known, rows)
+                is_fitted = np.isin(rows, known)
+                if is_fitted.any():
+                    found.append((batch, at[is_fitted].astype(np.int64), places[is_fitted]))
+                    places, rows = places[~is_fitted], rows[~is_fitted]
+            if len(places):
+                found.append((open_batch(shard.tokens), rows, places))
+        return found
+
+
+def take(store: RecordStore | TokenStore, records: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    """The named columns of ``records``, in the order asked."""
+    tables: list[pa.Table] = []
+    places: list[NDArray[np.int64]] = []
+    for batch, rows, at in store.batches(records):
+        tables.append(pa.Table.from_batches([batch.select(list(columns)).take(pa.array(rows))]))
+        places.append(at)
+    return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))

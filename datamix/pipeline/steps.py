@@ -1,26 +1,137 @@
-"""The steps of a build after its sources are prepared: fates and rows, then the quota and the order.
+"""The steps of a build, shared by ``build``, ``plan`` and ``sweep``, and what they pass on.
 
-Shared by ``build``, ``plan`` and ``sweep``.
+``preflight`` finds every error that needs no work; after sources are prepared ``decide_and_pack`` gives every record a fate
+and makes rows, ``mix_rows`` takes the quota of each source and orders them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from datamix import mix
 from datamix.core.contracts import Receipt
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, DatamixError, RecipeError
 from datamix.dedup import ContaminationSpec
+from datamix.exporters import SetInfo, open_sink
 from datamix.pipeline import order_rows, pack_sources, references, select, translate
 from datamix.pipeline.built_sets import mark_format
 from datamix.pipeline.engine import LocalEngine, default_workers
 from datamix.pipeline.out_folder import is_own_file
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.state import Arranged, Decided, Options
+from datamix.read import find
 from datamix.recipe import Recipe
-from datamix.tokenize import EncodeSpec
+from datamix.recipe.strict_yaml import Key
+from datamix.tokenize import EncodeSpec, TokenizerFiles, find_tokenizer
+
+RenderReport = Callable[[Path, dict[str, Any], NDArray[np.int64]], str]  # (OUT, manifest, row costs) -> HTML
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a build runs; none of it changes a byte of what is built, but ``sample``."""
+
+    out: Path
+    cache: Path
+    workers: int = 0  # 0: as many as there are processors
+    sample: int | None = None  # only this many records of each file, for a trial build
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Every record's fate, and the rows of every source."""
+
+    sources: tuple[PreparedSource, ...]
+    fates: Receipt
+    packed: tuple[Receipt, ...]
+    references: tuple[str, ...] = ()  # names of what else records were compared with
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """The whole order, as integers."""
+
+    quota: mix.Quota
+    order: Receipt
+
+
+@dataclass(frozen=True)
+class ResolvedBuild:
+    """A set as it was decided: everything but its files."""
+
+    recipe: Recipe
+    tokenizer: TokenizerFiles
+    decided: Decided
+    arranged: Arranged
+
+
+def preflight(recipe: Recipe) -> TokenizerFiles:
+    """Check every file, step, format and option that the recipe names; return its tokenizer. Raises RecipeError."""
+    named: list[tuple[Key, str]] = []
+    named += [(("sources", name, "path"), p) for name, source in recipe.sources.items() for p in source.path]
+    named += [(("dedupe", "against"), p) for p in (recipe.dedupe.against if recipe.dedupe else ())]
+    for number, evaluation in enumerate(recipe.decontaminate.against if recipe.decontaminate else ()):
+        named += [(("decontaminate", "against", number, "path"), p) for p in evaluation.path]
+    named += [(("validation", "path"), p) for p in (recipe.validation.path if recipe.validation else ())]
+    checks: list[tuple[Key, Callable[[], Any]]] = [
+        (key, partial(find, (path,), recipe.base)) for key, path in named if "://" not in path
+    ]
+    checks += [(("clean", i, s.name), partial(translate.step_options, s)) for i, s in enumerate(recipe.clean)]
+    for number, output in enumerate(recipe.write):
+        options = tuple(sorted(output.options.items()))
+        checks.append(
+            (("write", number), partial(open_sink, output.name, options, set_info(recipe), "train"))
+        )
+    problems: list[tuple[Key, str]] = []
+    for key, check in checks:
+        try:
+            check()
+        except DatamixError as error:
+            problems.append((key, str(error)))
+    if not any(key[0] == "clean" for key, _ in problems):
+        translate.cleaning_steps(recipe, next(iter(recipe.sources)))  # what steps need to be installed
+    tokenizer: TokenizerFiles | None = None
+    try:
+        tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
+    except DatamixError as error:
+        problems.append((("tokenizer",), str(error).removeprefix("tokenizer: ")))
+    if tokenizer is None or problems:
+        raise RecipeError(recipe.format_problems(problems))
+    return tokenizer
+
+
+def set_info(
+    recipe: Recipe,
+    tokenizer: TokenizerFiles | None = None,
+    quota: mix.Quota | None = None,
+    paired: bool = True,
+) -> SetInfo:
+    """What every format must know of the set; before a build, without tokenizer and quota, enough to check options."""
+    planned = [s.name for s in quota.stages] if quota else [s.name for s in recipe.mix.stages] or ["main"]
+    shares = quota.shares if quota else [1.0] * len(recipe.sources)
+    return SetInfo(
+        name=recipe.name,
+        kind=recipe.kind,
+        packed=recipe.encode.pack == "best_fit",
+        max_length=recipe.encode.max_length,
+        vocab_size=tokenizer.vocab_size if tokenizer else 1,
+        eos_token_id=tokenizer.eos_token_id if tokenizer else 0,
+        pad_token_id=tokenizer.pad_token_id if tokenizer else 0,
+        sources=tuple(recipe.sources),
+        stages=tuple(dict.fromkeys(planned)),
+        tokenizer_folder="tokenizer",
+        shares=tuple(zip(recipe.sources, shares, strict=True)),
+        paired=paired,
+        meta=any(s.keep_meta for s in recipe.sources.values()),
+    )
 
 
 def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) -> BuildContext:
@@ -29,25 +140,15 @@ def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) ->
     home.mkdir(parents=True, exist_ok=True)
     if notice := mark_format(options.cache):
         screen.say(notice)
-    return BuildContext(
-        home,
-        LocalEngine(options.workers or default_workers()),
-        screen,
-        is_own_file(outs or [options.out], options.cache),
-    )
+    engine = LocalEngine(options.workers or default_workers())
+    return BuildContext(home, engine, screen, is_own_file(outs or [options.out], options.cache))
 
 
 def decide_and_pack(
     recipe: Recipe, context: BuildContext, encode: EncodeSpec, sources: Sequence[PreparedSource]
 ) -> Decided:
-    """Fates, then rows."""
-    asked = recipe.decontaminate
-    split = recipe.validation
-    contamination = None
-    if asked is not None:
-        contamination = ContaminationSpec(
-            ngram=asked.ngram, min_overlap=asked.min_overlap, fields=asked.fields
-        )
+    """Fates, then rows. Raises DataError where nothing of a source is left to train on."""
+    evals, split = recipe.decontaminate, recipe.validation
     spec = select.SelectSpec(
         sources=tuple(r.shards for r in sources),
         seed=recipe.seed,
@@ -56,7 +157,7 @@ def decide_and_pack(
         dedupe=translate.dedupe_spec(recipe),
         max_removed_share=recipe.dedupe.max_removed_share if recipe.dedupe else 1.0,
         against=references.against(recipe, context),
-        contamination=contamination,
+        contamination=ContaminationSpec(evals.ngram, evals.min_overlap, evals.fields) if evals else None,
         evals=references.evals(recipe, context),
         split=None if split is None or split.path else select.Split(split.share, split.records),
         held_out=len(recipe.sources) if split is not None and split.path else None,
@@ -66,37 +167,23 @@ def decide_and_pack(
         ),
     )
     fates = context.run("select", [select.task(spec, context.home)])[0]
-    packs = [
-        pack_sources.PackSpec(
-            r.shards,
-            fates.folder / f"fates-{number}.arrow",
-            encode,
-            recipe.pack,
-            recipe.encode.max_length,
-            recipe.seed,
-        )
-        for number, r in enumerate(sources)
-    ]
+    packs: list[pack_sources.PackSpec] = []
+    for number, source in enumerate(sources):
+        file = fates.folder / f"fates-{number}.arrow"
+        length = recipe.encode.max_length
+        packs.append(pack_sources.PackSpec(source.shards, file, encode, recipe.pack, length, recipe.seed))
     packed = context.run("pack", pack_sources.pack_tasks(packs, fates.key, context.home))
-    for ready, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
-        _check_left(ready, fates, receipt)
+    for source, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
+        if not receipt.counts["train"]["rows"]:
+            lost = {name: sum(source.count(f"{name}_by").values()) for name in ("rejected", "cleaned")}
+            decided = fates.counts["sources"][source.name]
+            lost |= {fate: sum(by.values()) for fate, by in decided.items()}
+            reasons = ", ".join(f"{count:,} {fate}" for fate, count in lost.items() if count)
+            raise DataError(
+                f"Nothing of source {source.name} is left to train on: {reasons or 'none was read'}. "
+                "Relax the steps that removed them, or remove the source."
+            )
     return Decided(tuple(sources), fates, tuple(packed), tuple(r.source.name for r in spec.against))
-
-
-def _check_left(ready: PreparedSource, fates: Receipt, packed: Receipt) -> None:
-    if packed.counts["train"]["rows"]:
-        return
-    gone = {
-        "rejected": sum(ready.count("rejected_by").values()),
-        "cleaned": sum(ready.count("cleaned_by").values()),
-    }
-    gone |= {
-        fate: sum(by.values()) for fate, by in fates.counts["sources"][ready.name].items() if fate != "pool"
-    }
-    said = ", ".join(f"{count:,} {fate}" for fate, count in gone.items() if count) or "none was read"
-    raise DataError(
-        f"Nothing of source {ready.name} is left to train on: {said}. Relax the steps that removed them, or remove the source."
-    )
 
 
 def mix_rows(recipe: Recipe, context: BuildContext, decided: Decided, scale: float = 1.0) -> Arranged:

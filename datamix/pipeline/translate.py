@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from datamix import mix
@@ -30,37 +32,31 @@ LEAK = DedupeSpec(exact=True, near=NearSpec())
 
 def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list[SourceWork]:
     """What every source of the recipe asks of the phases."""
-    signing = signing_spec(recipe)
     works: list[SourceWork] = []
     for name, source in recipe.sources.items():
         kwargs = {**recipe.chat_template_kwargs, **source.chat_template_kwargs}
+        columns = tuple(sorted(source.columns.items()))
         works.append(
             SourceWork(
-                request=SourceRequest(
-                    name,
-                    source.path,
-                    recipe.base,
-                    source.format,
-                    source.encoding,
-                    tuple(sorted(source.columns.items())),
-                ),
-                kind=recipe.kind,
-                system=source.system,
-                keep_meta=source.keep_meta,
-                kwargs=canonical(kwargs) if source.chat_template_kwargs else None,
-                steps=cleaning_steps(recipe, name),
-                max_reject_share=recipe.max_reject_share,
-                encode=encode,
-                max_length=recipe.encode.max_length,
-                overlong=recipe.overlong,
-                dedupe=signing,
-                lines=line_spec(recipe),
+                SourceRequest(name, source.path, recipe.base, source.format, source.encoding, columns),
+                recipe.kind,
+                source.system,
+                source.keep_meta,
+                canonical(kwargs) if source.chat_template_kwargs else None,
+                cleaning_steps(recipe, name),
+                recipe.max_reject_share,
+                encode,
+                recipe.encode.max_length,
+                recipe.overlong,
+                signing_spec(recipe),
+                line_spec(recipe),
                 limit=sample,
             )
         )
     if recipe.validation is not None and recipe.validation.path:
-        works.append(replace(works[0], request=SourceRequest(HELD_OUT, recipe.validation.path, recipe.base), system=None,
-                             keep_meta=(), kwargs=None, steps=cleaning_steps(recipe, HELD_OUT)))  # fmt: skip
+        request = SourceRequest(HELD_OUT, recipe.validation.path, recipe.base)
+        steps = cleaning_steps(recipe, HELD_OUT)
+        works.append(replace(works[0], request=request, system=None, keep_meta=(), kwargs=None, steps=steps))
     return works
 
 
@@ -77,25 +73,16 @@ def dedupe_spec(recipe: Recipe) -> DedupeSpec | None:
     asked = recipe.dedupe
     if asked is None:
         return None
-    near = (
-        None
-        if asked.near is None
-        else NearSpec(
+    near = None
+    if asked.near is not None:
+        near = NearSpec(
             threshold=asked.near.threshold,
             ngram=asked.near.ngram,
             num_perm=asked.near.num_perm,
             verify=asked.near.verify,
         )
-    )
-    return DedupeSpec(
-        exact=asked.exact,
-        near=near,
-        scope=asked.scope,
-        keep=asked.keep,
-        rank_by=asked.rank,
-        fields=DuplicateFields(asked.fields.exact, asked.fields.near),
-        normalize=asked.normalize,
-    )
+    fields = DuplicateFields(asked.fields.exact, asked.fields.near)
+    return DedupeSpec(asked.exact, near, asked.scope, asked.keep, asked.rank, fields, asked.normalize)
 
 
 def line_spec(recipe: Recipe) -> LineSpec | None:
@@ -181,68 +168,47 @@ def groups(recipe: Recipe) -> dict[str, mix.MixGroup]:
     return found
 
 
+def available_rows(name: str, costs: NDArray[np.int64], max_epochs: float, cap: int | None) -> mix.Available:
+    """What a source of rows ``costs`` ``[num_rows]`` can give."""
+    return mix.Available(
+        name, len(costs), int(costs.sum()), max_epochs, int(costs.max()), int(costs.min()), cap
+    )
+
+
 def available(recipe: Recipe, packed: Sequence[Receipt], scale: float = 1.0) -> list[mix.Available]:
     """What every source can give, in the unit of the mixture; ``scale``: of a seeded part of its rows."""
-    unit = recipe.unit
     bins = [r.folder / "train.arrow" for r in packed]
     rows = [dealt_rows(b, scale, recipe.seed, n) for b, n in zip(bins, recipe.sources, strict=True)]
-    costs = [row_costs(b, unit)[r] for b, r in zip(bins, rows, strict=True)]
+    costs = [row_costs(b, recipe.unit)[r] for b, r in zip(bins, rows, strict=True)]
     epochs = [s.max_epochs for s in recipe.sources.values()]
     caps: Sequence[int | None] = [None] * len(packed)
     if not all(float(e).is_integer() for e in epochs):
         caps = mix.caps(costs, epochs, recipe.seed, list(recipe.sources))
-    return [
-        mix.Available(
-            name=name,
-            rows=len(cost),
-            cost=int(cost.sum()),
-            max_epochs=source.max_epochs,
-            largest_row=int(cost.max()),
-            smallest_row=int(cost.min()),
-            cap=cap,
-        )
-        for (name, source), cost, cap in zip(recipe.sources.items(), costs, caps, strict=True)
-    ]
+    return [available_rows(*row) for row in zip(recipe.sources, costs, epochs, caps, strict=True)]
 
 
 def quota(recipe: Recipe, sources: Sequence[mix.Available]) -> mix.Quota:
     """How much of each source, and when. Raises RecipeError where the caps cannot give what is asked."""
-    unit = recipe.unit
-    asked = stages(recipe, sources)
-    here = [i for i in range(len(sources)) if any(s.weights[i] or (s.ramp_to or s.weights)[i] for s in asked)]
-    present = [
-        replace(s, weights=_only(s.weights, here), ramp_to=s.ramp_to and _only(s.ramp_to, here))
-        for s in asked
+    planned = stages(recipe, sources)
+    weighed = [
+        i for i in range(len(sources)) if any(s.weights[i] or (s.ramp_to or s.weights)[i] for s in planned)
     ]
-    found = mix.solve([sources[i] for i in here], present, unit, size(recipe), recipe.mix.on_short)
-    plans = tuple(
-        replace(
-            p,
-            weights=_spread(p.weights, here, sources),
-            ramp_to=p.ramp_to and _spread(p.ramp_to, here, sources),
-        )
-        for p in found.stages
-    )
-    taken, epochs = _spread(found.taken, here, sources), _spread(found.epochs, here, sources)
-    return replace(found, stages=plans, taken=taken, epochs=epochs)
 
+    def only(weights: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(weights[i] for i in weighed)
 
-def _only(weights: tuple[float, ...], here: Sequence[int]) -> tuple[float, ...]:
-    return tuple(weights[i] for i in here)
+    def spread(values: tuple[float, ...]) -> tuple[float, ...]:
+        known = dict(zip(weighed, values, strict=True))
+        return tuple(known.get(i, 0.0) for i in range(len(sources)))  # 0 for those that a sweep leaves out
 
-
-def _spread(
-    values: tuple[float, ...], here: Sequence[int], sources: Sequence[mix.Available]
-) -> tuple[float, ...]:
-    """Values of the sources that are weighed, and 0 for those that a sweep leaves out."""
-    known = dict(zip(here, values, strict=True))
-    return tuple(known.get(i, 0.0) for i in range(len(sources)))
-
-
-def size(recipe: Recipe) -> int | dict[str, float] | None:
-    """``mix.size`` as a number, as epochs of a source, or None for the most that breaks no cap."""
+    present = [replace(s, weights=only(s.weights), ramp_to=s.ramp_to and only(s.ramp_to)) for s in planned]
     asked = recipe.mix.size
-    return dict(asked.epochs) if isinstance(asked, Epochs) else asked
+    size = dict(asked.epochs) if isinstance(asked, Epochs) else asked
+    solved = mix.solve([sources[i] for i in weighed], present, recipe.unit, size, recipe.mix.on_short)
+    plans = tuple(
+        replace(p, weights=spread(p.weights), ramp_to=p.ramp_to and spread(p.ramp_to)) for p in solved.stages
+    )
+    return replace(solved, stages=plans, taken=spread(solved.taken), epochs=spread(solved.epochs))
 
 
 def weights(recipe: Recipe, sources: Sequence[mix.Available]) -> tuple[float, ...]:
@@ -262,17 +228,15 @@ def stages(recipe: Recipe, sources: Sequence[mix.Available]) -> list[mix.MixStag
     names, sizes = [s.name for s in sources], [float(s.cost) for s in sources]
     if not recipe.mix.stages:
         return [mix.MixStage("main", 1.0, None, weights(recipe, sources))]
-    made: list[mix.MixStage] = []
-    own: tuple[float, ...] | None = None
+    planned: list[mix.MixStage] = []
     for stage in recipe.mix.stages:
         if stage.weights is None:
-            own = own or weights(recipe, sources)
-            here = own
+            target = weights(recipe, sources)
         else:
-            here = mix.stage_weights(names, stage.weights, groups(recipe), sizes)
-        if stage.ramp is not None and made:
-            last = made[-1].ramp_to or made[-1].weights
-            made.append(mix.MixStage(stage.name, stage.share, stage.size, last, here))
+            target = mix.stage_weights(names, stage.weights, groups(recipe), sizes)
+        if stage.ramp is not None and planned:
+            last = planned[-1].ramp_to or planned[-1].weights
+            planned.append(mix.MixStage(stage.name, stage.share, stage.size, last, target))
         else:
-            made.append(mix.MixStage(stage.name, stage.share, stage.size, here))
-    return made
+            planned.append(mix.MixStage(stage.name, stage.share, stage.size, target))
+    return planned

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import DataError, RecipeError
-from datamix.pipeline.opening import refuse_newer
+from datamix.pipeline.built_sets import refuse_newer
 
 # Styles in a terminal.
 TRAINED, ADDED, REMOVED, HEAD, SOFT = "green", "green", "red", "bold", "dim"

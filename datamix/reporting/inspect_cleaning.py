@@ -18,7 +18,7 @@ from datamix.clean import STEPS, Step, clean, require
 from datamix.core.errors import DataError, RecipeError
 from datamix.core.records import RecordKind, texts
 from datamix.formats import ShapeSpec, shape
-from datamix.pipeline.recognise import recognise
+from datamix.pipeline.scan import recognise
 from datamix.read import read
 from datamix.reporting.decode import ADDED, HEAD, REMOVED, SOFT, render, visible
 

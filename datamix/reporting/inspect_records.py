@@ -24,7 +24,7 @@ from datamix.core.errors import DataError, RecipeError
 from datamix.core.hashing import file_sha256
 from datamix.core.records import FIELD_SEPARATOR, texts
 from datamix.formats import ShapeSpec, shape
-from datamix.pipeline.recognise import recognise
+from datamix.pipeline.scan import recognise
 from datamix.read import read
 from datamix.reporting.decode import (
     ADDED,

@@ -9,8 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from datamix.pipeline.notices import UNIT_WORDS, scarcity_text, table_text
-from datamix.pipeline.progress import short_bytes, short_count
+from datamix.pipeline.progress import UNIT_WORDS, scarcity_text, short_bytes, short_count, table_text
 from datamix.pipeline.store import Store
 
 

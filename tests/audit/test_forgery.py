@@ -24,7 +24,7 @@ from datamix.audit.promises import checks_and_claims
 from datamix.core.errors import DatamixError
 from datamix.core.hashing import digest
 from datamix.jobs.build import build
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 
 IGNORE = -100
 

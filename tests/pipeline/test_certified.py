@@ -20,7 +20,7 @@ from datamix.core.errors import DataError, RecipeError
 from datamix.jobs.build import build
 from datamix.pipeline import prepare_sources
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.pipeline.store import Store
 from datamix.tokenize import copy_tokenizer, find_tokenizer
 

@@ -14,7 +14,7 @@ from datamix.audit import verify
 from datamix.core.errors import DataError, RecipeError
 from datamix.jobs.build import build
 from datamix.pipeline import prepare_sources as inputs
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 
 PLAIN: dict[str, Any] = {"dedupe": None, "validation": None, "encode": {"max_length": 256, "pack": "none"}}
@@ -73,7 +73,7 @@ def test_deduplication_that_removes_too_much_of_a_source_stops_the_build(
     text = str(stopped.value)
     assert "would remove 120 of the 200 records of source medical (60.0%, more than" in text
     assert "dedupe.max_removed_share" in text
-    assert "Most of them (120) stand in general" in text
+    assert "Most of them (120) are in general" in text
     assert not (tmp_path / "set/manifest.json").exists()
 
 

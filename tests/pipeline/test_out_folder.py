@@ -17,7 +17,7 @@ from datamix.pipeline import out_folder
 from datamix.pipeline.building import BUILDING, hold_folder
 from datamix.pipeline.exporting import export
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 
 Canary = dict[str, tuple[int, str]]
 

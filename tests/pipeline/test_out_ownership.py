@@ -21,7 +21,7 @@ from datamix.core.errors import MachineError, RecipeError
 from datamix.jobs.build import build, sweep
 from datamix.pipeline import building, exporting, out_folder
 from datamix.pipeline.exporting import export
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 
 
 def run(path: Path, out: Path, cache: Path | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -384,7 +384,7 @@ import os, signal, sys
 from pathlib import Path
 from datamix import Recipe
 from datamix.jobs.build import build
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 path, out, last = Path(sys.argv[1]), os.path.realpath(sys.argv[2]), int(sys.argv[3])
 changes = 0
 def watch(event, arguments):

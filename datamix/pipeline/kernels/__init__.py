@@ -1,1 +1,1 @@
-"""What numba compiles (imported by ``compiled`` alone, when a kernel is missing), and here the number that callers share."""
+"""What numba compiles, imported by ``core.kernels`` where machine code is missing."""

@@ -1,4 +1,4 @@
-"""Kernels: rows of a virtual set, from the addresses of what they are made of. See ``phases/fill.py``."""
+"""Kernels: rows from the addresses of what they are made of. See ``pipeline/gather_tokens.py``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lengths(bins, order, num, places, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def _place_of(record, address, size):  # type: ignore[no-untyped-def]
-    """Where a record stands among the ascending numbers at an address, -1 where it does not."""
+    """Where a record is among the ascending numbers at an address, -1 where it is not."""
     low, high = 0, size
     while low < high:
         middle = (low + high) // 2
