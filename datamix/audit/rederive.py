@@ -127,7 +127,7 @@ def _prepared(
 
 def _check_counts(findings: Findings, manifest: dict[str, Any], sources: list[PreparedSource]) -> None:
     """Every field of the inputs, and what reading and cleaning counted, are as listed."""
-    files = [(file, n) for s in sources for file, n in zip(s.found, s.file_records, strict=True)]
+    files = [(file, n) for s in sources for file, n in zip(s.files, s.file_records, strict=True)]
     entries = manifest["inputs"]
     findings.expect("the number of input files", len(entries), len(files))
     for entry, (file, count) in zip(entries, files, strict=False):

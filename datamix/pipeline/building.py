@@ -49,7 +49,7 @@ def hold_folder(out: Path) -> Iterator[None]:
 
 
 def remove_building(out: Path) -> None:
-    """Remove the work in progress, which is ours whole; call it only while OUT is held.
+    """Remove the work in progress, all of it ours; call it only while OUT is locked.
 
     Marker and lock go last: a process killed before leaves a folder that the next build recognises.
     """
@@ -175,7 +175,7 @@ def _locked(out: Path) -> int:
             if os.stat(path).st_ino == os.fstat(handle).st_ino:
                 _mark(out / BUILDING / _MARKER)  # the build that ended may have removed it before its lock
                 break
-        os.close(handle)  # the build that held it took its folder away meanwhile
+        os.close(handle)  # the build that locked it removed its folder meanwhile
         _make_building(out)
     os.ftruncate(handle, 0)
     os.pwrite(handle, str(os.getpid()).encode(), 0)

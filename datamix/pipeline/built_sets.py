@@ -135,7 +135,7 @@ def open_any(
     ``changes``: weights that change at a row of training, ``[{"row": 24_000, "weights": {"general": 0.5, "medical": 0.5}}]``;
     the rows before stay, a new schedule goes on behind them. A loader's state holds them under the same name.
 
-    Raises DataError: nothing is there, a build that did not finish, or a virtual set whose cache is gone; RecipeError: a
+    Raises DataError: nothing is there, a build that did not finish, or a virtual set whose cache was deleted; RecipeError: a
     change that cannot be made.
     """
     folder = Path(path)

@@ -1,9 +1,9 @@
-"""Preference pairs that contradict each other: A over B here and B over A there, or in a circle of several.
+"""Preference pairs that contradict each other: A over B and B over A, or a circle of several.
 
 The pairs of one prompt are a graph from the better answer to the worse; a pair contradicts others where the way from
 its worse answer leads back to its better one. Nearly all pairs are ruled out with integers (an answer that is
 never worse, or never better, is in no circle); only what is left is searched. About 80 bytes a pair while it runs.
-Answers are told apart by 64-bit hashes of content: among 10 million pairs two clash with a chance of 1 in 50,000.
+Answers are distinguished by 64-bit hashes of content: among 10 million pairs two clash with a chance of 1 in 50,000.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def contradictory(better: NDArray[np.uint64], worse: NDArray[np.uint64]) -> NDAr
         is_better, is_worse = np.zeros((2, len(nodes)), bool)
         is_better[start[left]] = True
         is_worse[end[left]] = True
-        kept = left[is_worse[start[left]] & is_better[end[left]]]
-        if len(kept) == len(left):
+        next_left = left[is_worse[start[left]] & is_better[end[left]]]
+        if len(next_left) == len(left):
             break
-        left = kept
-    found = np.zeros(len(better), bool)
-    found[list(_on_circles(left.tolist(), start[left].tolist(), end[left].tolist()))] = True
-    return found
+        left = next_left
+    is_contradictory = np.zeros(len(better), bool)
+    is_contradictory[list(_on_circles(left.tolist(), start[left].tolist(), end[left].tolist()))] = True
+    return is_contradictory
 
 
 def _on_circles(pairs: list[int], start: list[int], end: list[int]) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """Many tasks on this machine: worker processes started by forkserver, one thread each in kernels and tokenizers.
 
-One worker, one task or very little work runs in this process where no workers are there yet: no start-up cost, same bytes. A worker
-that dies (out of memory, killed) is an error that names the task; what others finished is kept.
+One worker, one task or very little work runs in this process where no workers run yet: no start-up cost, same bytes. A worker
+that dies (out of memory, killed) is an error that names the task; what others finished stays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datamix.core.errors import DataError
 from datamix.pipeline import preload
 from datamix.pipeline.store import Store, carry
 
-# pyarrow imports pandas with the first list it converts: a quarter second, here paid once and not in every worker.
+# pyarrow imports pandas with the first list it converts: a quarter second, paid once and not in every worker.
 _SHARED = ["pandas"]
 _SMALL_BYTES = 4 << 20  # a worker takes about a second to start; this much is done by then
 
@@ -49,7 +49,7 @@ class LocalEngine:
             yield from self._in_pool(pending)
 
     def warm(self, call: Callable[[Any], Any], spec: Any) -> None:
-        """Call ``call(spec)``, which keeps what later tasks need, beside this process, once for all workers."""
+        """Call ``call(spec)``, which loads what later tasks need, beside this process, once for all workers."""
         if self.num_workers > 1 and self._pool is None:
             preload.start(_SHARED, call, spec)
             self._warm_for = call.__module__
@@ -60,16 +60,12 @@ class LocalEngine:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _started(self, modules: list[str]) -> ProcessPoolExecutor:
-        """The workers; ``modules`` are imported once for all of them, where they do not run yet."""
-        if self._pool is None:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([*modules, *_SHARED])
-            self._pool = ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_start_worker)
-        return self._pool
-
     def _in_pool(self, pending: list[tuple[int, Task]]) -> Iterator[tuple[int, Receipt]]:
-        pool = self._started(sorted({task.call.__module__ for _, task in pending}))
+        if self._pool is None:
+            context = multiprocessing.get_context("forkserver")  # imports modules once for all workers
+            context.set_forkserver_preload([*sorted({t.call.__module__ for _, t in pending}), *_SHARED])
+            self._pool = ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_start_worker)
+        pool = self._pool
         futures: dict[Future[Receipt], tuple[int, Task]] = {}
         queue = iter(pending)
         try:

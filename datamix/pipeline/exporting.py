@@ -1,6 +1,6 @@
 """Write a set that is already built in further formats: the same tasks as a build's last phase, resumable and parallel.
 
-The rows are made again from the cache, in about the time of copying them. Where the cache is gone, running the build again
+The rows are made again from the cache, in about the time of copying them. Where the cache was deleted, running the build again
 brings it back; nothing of the set changes.
 """
 

@@ -68,7 +68,7 @@ def _rejects(source: PreparedSource) -> Iterator[dict[str, Any]]:
                 place, line, raw = part.places[row["slice"]], row["line"], row["raw"] or b""
                 entry = {
                     "source": source.name,
-                    "file": source.found[place.file - first].label,
+                    "file": source.files[place.file - first].label,
                     "record": place.base + row["record"],
                     "line": None if line is None else place.line_base + line,
                     "reason": row["reason"],
@@ -151,8 +151,8 @@ def _decided(
     at: NDArray[np.int64],
 ) -> pa.Table:
     """The lines of the prepared records ``at``: who was kept instead is named by its file and ordinal there."""
-    own, rows = fates[number], pa.array(at)
-    kept_source, kept_record = (own.column(n).to_numpy()[at] for n in ("kept_source", "kept_record"))
+    batch, rows = fates[number], pa.array(at)
+    kept_source, kept_record = (batch.column(n).to_numpy()[at] for n in ("kept_source", "kept_record"))
     kept_file, kept_ordinal = np.full(len(at), -1, np.int32), np.full(len(at), -1, np.int64)
     for other in np.unique(kept_source[kept_source >= 0]):
         theirs = kept_source == other
@@ -162,15 +162,15 @@ def _decided(
         else:  # a reference
             kept_ordinal[theirs] = kept_record[theirs]
     columns = {
-        "file": own.column("file").to_numpy()[at],
-        "record": own.column("record").to_numpy()[at],
+        "file": batch.column("file").to_numpy()[at],
+        "record": batch.column("record").to_numpy()[at],
         "fate": _words(select.FATES, code[at]),
-        "reason": own.column("reason").take(rows).cast(pa.string()).fill_null(NOT_NEEDED),
+        "reason": batch.column("reason").take(rows).cast(pa.string()).fill_null(NOT_NEEDED),
         "kept_source": _words(names, kept_source),
         "kept_file": pa.array(kept_file, mask=kept_file < 0),
         "kept_record": pa.array(kept_ordinal, mask=kept_ordinal < 0),
-        "similarity": pa.array(own.column("similarity").to_numpy()[at], mask=code[at] != select.REMOVED),
-        "detail": own.column("detail").take(rows),
+        "similarity": pa.array(batch.column("similarity").to_numpy()[at], mask=code[at] != select.REMOVED),
+        "detail": batch.column("detail").take(rows),
     }
     return _table(names[number], len(at), columns)
 

@@ -1,7 +1,7 @@
 """The record of a run: what went in, what became of it, what came out. Written last.
 
 Every number of emitted rows is the one that the write tasks recounted from the labels; it must equal what the integers
-said, or the build stops. No time, host, user, absolute path, engine or worker count stands in it.
+give, or the build stops. No time, host, user, absolute path, engine or worker count is in it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_manifest(made: ResolvedBuild, written: Written) -> dict[str, Any]:
         )
     total, length = sum(emitted.values(), Counter[str]()), recipe.encode.max_length
     is_language = recipe.kind in ("pretrain", "sft")
-    containers = {file.container for source in decided.sources for file in source.found}
+    containers = {file.container for source in decided.sources for file in source.files}
     extra = {_OF_CONTAINER[c] for c in containers & _OF_CONTAINER.keys()}
     extra |= {_OF_STEP[step.name] for step in recipe.clean if step.name in _OF_STEP}
     return {
@@ -86,7 +86,7 @@ def make_manifest(made: ResolvedBuild, written: Written) -> dict[str, Any]:
         "inputs": [
             _input(source.name, file, records)
             for source in decided.sources
-            for file, records in zip(source.found, source.file_records, strict=True)
+            for file, records in zip(source.files, source.file_records, strict=True)
         ],
         "sources": {
             source.name: _source(number, recipe, decided, written.accounts[number], arranged, emitted)
@@ -158,10 +158,10 @@ def _source(
     source, packed = decided.sources[number], decided.packed[number].counts["train"]
     rejected = source.count("rejected_by")
     records = {"read": sum(source.file_records), "rejected": rejected.total()}
-    own = sum((c for (_, name), c in emitted.items() if name == source.name), Counter[str]())
+    amounts = sum((c for (_, name), c in emitted.items() if name == source.name), Counter[str]())
     total = sum(emitted.values(), Counter[str]())
     available = {unit: packed["pieces" if unit == "records" else unit] for unit in _AMOUNTS}
-    shares = {unit: own[unit] / total[unit] if total[unit] else 0.0 for unit in _AMOUNTS}
+    shares = {unit: amounts[unit] / total[unit] if total[unit] else 0.0 for unit in _AMOUNTS}
     share = {"asked": arranged.quota.shares[number] if number < len(arranged.quota.shares) else 0.0}
     share |= {unit: shares[unit] for unit in UNITS}
     if (
@@ -181,8 +181,8 @@ def _source(
         "noticed": dict(sorted(noticed.items())),
         "truncated": packed["truncated"],
         "available": available,
-        "emitted": {name: own[name] for name in _AMOUNTS},
-        "epochs": own[recipe.unit] / available[recipe.unit] if available[recipe.unit] else 0.0,
+        "emitted": {name: amounts[name] for name in _AMOUNTS},
+        "epochs": amounts[recipe.unit] / available[recipe.unit] if available[recipe.unit] else 0.0,
         "share": share,
     }
 
@@ -192,12 +192,12 @@ def _mixture(recipe: Recipe, arranged: Arranged, emitted: Amounts) -> dict[str, 
     total = sum(s.length for s in quota.stages)
     stages: list[dict[str, Any]] = []
     for stage in quota.stages:
-        own = sum((c for (name, _), c in emitted.items() if name == stage.name), Counter[str]())
+        amounts = sum((c for (name, _), c in emitted.items() if name == stage.name), Counter[str]())
         entry: dict[str, Any] = {"name": stage.name, "share": stage.length / total, "size": stage.length}
         entry["weights"] = dict(zip(names, stage.ramp_to or stage.weights, strict=True))
         if stage.ramp_to is not None:
             entry |= {"ramp": "linear", "ramp_from": dict(zip(names, stage.weights, strict=True))}
-        stages.append({**entry, **{name: own[name] for name in _AMOUNTS}})
+        stages.append({**entry, **{name: amounts[name] for name in _AMOUNTS}})
     counts = arranged.order.counts
     return {
         "unit": recipe.mix.unit,

@@ -167,7 +167,15 @@ def check_out(out: Path, cache: Path, recipe: Recipe, overwrite: bool) -> None:
         )
     sources = [*recipe.sources, HELD_OUT]
     ledger = [f"rejects/{name}.jsonl" for name in sources] + [f"removed/{name}.parquet" for name in sources]
-    _check_strangers(out, [*_FILES, *ledger], formats)
+    # what surely collides: links and files in the place of our folders, another's report, Parquet among our rows
+    owned = owned_files(out)
+    for name in (*_FOLDERS, *formats):
+        check_folder(out / name)
+    for name in (*_FILES, *ledger):
+        _check_free(out, name, owned)
+    for name in _READ_BY_PATTERN:
+        for path in (out / name).rglob("*.parquet"):
+            _check_free(out, path.relative_to(out).as_posix(), owned)
 
 
 def _check_empty(out: Path, cache: Path) -> None:
@@ -190,27 +198,15 @@ def _check_places(out: Path, cache: Path, formats: Sequence[str]) -> None:
     """OUT and the cache may lie beside or below each other only where neither writes into the other's files."""
     if cache.exists() and not cache.is_dir():
         raise RecipeError(f"The cache {cache} is a file. Name a folder with --cache.")
-    here, store = Path(_real(out)), Path(_real(cache))
-    if here == store or store in here.parents:
+    folder, store = Path(_real(out)), Path(_real(cache))
+    if folder == store or store in folder.parents:
         raise RecipeError(
-            f"{out} lies in the cache {cache}, which datamix fills and prunes. Choose another folder with -o or --cache."
+            f"{out} is in the cache {cache}, which datamix fills and prunes. Choose another folder with -o or --cache."
         )
-    if here in store.parents and store.relative_to(here).parts[0] in (BUILDING, *_FOLDERS, *formats):
+    if folder in store.parents and store.relative_to(folder).parts[0] in (BUILDING, *_FOLDERS, *formats):
         raise RecipeError(
-            f"The cache {cache} lies among the files of the set {out}. Choose another folder with --cache."
+            f"The cache {cache} is among the files of the set {out}. Choose another folder with --cache."
         )
-
-
-def _check_strangers(out: Path, files: Sequence[str], formats: Sequence[str]) -> None:
-    """Refuse what surely collides: links and files in the place of our folders, another's report, Parquet among our rows."""
-    owned = owned_files(out)
-    for name in (*_FOLDERS, *formats):
-        check_folder(out / name)
-    for name in files:
-        _check_free(out, name, owned)
-    for name in _READ_BY_PATTERN:
-        for path in (out / name).rglob("*.parquet"):
-            _check_free(out, path.relative_to(out).as_posix(), owned)
 
 
 def check_folder(place: Path) -> None:
@@ -320,7 +316,11 @@ def whole_set(out: Path, key: str, cache: Path, read_all: bool) -> dict[str, Any
     manifest = read_set(out)
     if manifest is None or manifest.get("key") != key:
         return None
-    known = {} if read_all or _is_failed(out) else _recorded(out, key, cache)
+    known: dict[str, Any] = {}
+    if not read_all and not _is_failed(out):
+        with suppress(OSError, ValueError):
+            recorded = json.loads(_states_path(out, key, cache).read_bytes())
+            known = recorded if isinstance(recorded, dict) else {}
     states: dict[str, State] = {}
     for entry in manifest["outputs"]:
         path = out / entry["path"]
@@ -347,13 +347,6 @@ def _state(path: Path) -> State:
 
 def _states_path(out: Path, key: str, cache: Path) -> Path:
     return cache / "files" / f"{key}-{digest(os.path.realpath(out))[:16]}.json"
-
-
-def _recorded(out: Path, key: str, cache: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        known = json.loads(_states_path(out, key, cache).read_bytes())
-        return known if isinstance(known, dict) else {}
-    return {}
 
 
 def _record(out: Path, key: str, cache: Path, states: Mapping[str, State]) -> None:

@@ -10,13 +10,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from datamix import mix
 from datamix.core.contracts import Receipt, Task
 from datamix.core.errors import RecipeError
-from datamix.core.records import RecordKind
 from datamix.formats import ShapeSpec
 from datamix.pipeline import encode_pass, prepare, prepare_sources, translate
 from datamix.pipeline.prepare_sources import BuildContext, SourceWork
@@ -150,7 +148,7 @@ def _settled(
         counts = receipt.counts["train"]
         size = sum(b for r in source.prepared for _, b in r.counts["batches"])
         plans.append(
-            SourcePlan(source.name, True, "after dedupe", len(source.found), counts["records"], counts["tokens"],
+            SourcePlan(source.name, True, "after dedupe", len(source.files), counts["records"], counts["tokens"],
                        counts["loss_tokens"], counts["rows"], counts["largest"], counts["smallest"], size)
         )  # fmt: skip
     return plans
@@ -165,9 +163,13 @@ def _sample_sources(
 ) -> list[SourcePlan]:
     """Estimate every source from a fixed sample: the heads of its first, middle and last file."""
     kinds = [prepare_sources.record_kind(work, files) for work, files in zip(works, found, strict=True)]
-    heads = [
-        _heads(work, files, kind, context.home) for work, files, kind in zip(works, found, kinds, strict=True)
-    ]
+    heads: list[list[Task]] = []
+    for work, files, kind in zip(works, found, kinds, strict=True):
+        shape = ShapeSpec("", kind, (), work.system, work.keep_meta, work.kwargs)
+        chosen = [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})] if files else []
+        heads.append(
+            [prepare.parts([f], shape, work.steps, _SAMPLE_RECORDS, context.home)[0].task for f in chosen]
+        )
     read = iter(context.run("sample", [task for group in heads for task in group]))
     receipts = [[next(read) for _ in group] for group in heads]
     tasks = [
@@ -182,12 +184,6 @@ def _sample_sources(
         _estimate(recipe, work.request.source, files, group, tokens)
         for work, files, group, tokens in zip(works, found, receipts, encoded, strict=True)
     ]
-
-
-def _heads(work: SourceWork, found: Sequence[InputFile], kind: RecordKind, home: Path) -> list[Task]:
-    shape = ShapeSpec("", kind, (), work.system, work.keep_meta, work.kwargs)
-    chosen = [found[i] for i in sorted({0, len(found) // 2, len(found) - 1})] if found else []
-    return [prepare.parts([file], shape, work.steps, _SAMPLE_RECORDS, home)[0].task for file in chosen]
 
 
 def _estimate(
@@ -256,6 +252,9 @@ def _plan_values(
             }
         )
     tokens = sum(line["tokens"] * line["epochs"] for line in lines)
+    folder = options.out.absolute()
+    while not folder.exists():
+        folder = folder.parent
     cache = sum(line["prepared_bytes"] + line["tokens"] * _CACHE_BYTES for line in lines)
     plan: dict[str, Any] = {
         "name": recipe.name,
@@ -278,7 +277,7 @@ def _plan_values(
         "notes": list(quota.notes),
         "out_bytes": tokens * _ROW_BYTES[recipe.kind],
         "cache_bytes": cache,
-        "free_bytes": _free(options.out),
+        "free_bytes": shutil.disk_usage(folder).free,
     }
     if batch is not None:
         plan["batch"] = {s.name: quota.shares[i] * batch for i, s in enumerate(sources)}
@@ -313,10 +312,3 @@ def ladder(scarcity: mix.Scarcity) -> dict[str, Any]:
             for rung in scarcity.ladder
         ],
     }
-
-
-def _free(out: Path) -> int:
-    here = out.absolute()
-    while not here.exists():
-        here = here.parent
-    return shutil.disk_usage(here).free

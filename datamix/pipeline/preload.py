@@ -1,4 +1,4 @@
-"""What workers share, made once in the process that they are forked from.
+"""What workers share, loaded once in the process that they are forked from.
 
 A tokenizer takes seconds to load and hundreds of megabytes; forked workers have it for nothing. multiprocessing's forkserver takes
 names of modules to import and nothing else, so it imports this one, and what to call comes by the environment. Modules are imported while
@@ -25,13 +25,13 @@ _MAX_BYTES = 96 << 10  # Linux takes at most 128 KiB in one variable
 def start(modules: list[str], call: Callable[[Any], Any], spec: Any) -> None:
     """Start the process now, without waiting for it: it imports ``modules`` and calls ``call(spec)``.
 
-    Where one runs already it is taken as it is. A spec too large to be told is left to each worker.
+    Where one runs already nothing is started. A spec too large for a variable is left to each worker.
     """
-    told = base64.b64encode(pickle.dumps((modules, call, spec))).decode()
-    if len(told) > _MAX_BYTES:
+    request = base64.b64encode(pickle.dumps((modules, call, spec))).decode()
+    if len(request) > _MAX_BYTES:
         return
     multiprocessing.set_forkserver_preload([__name__])
-    os.environ[_VARIABLE] = told
+    os.environ[_VARIABLE] = request
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
@@ -39,25 +39,25 @@ def start(modules: list[str], call: Callable[[Any], Any], spec: Any) -> None:
 
 
 def _prepare() -> None:
-    told = os.environ.pop(_VARIABLE, None)
-    if told is None:
+    request = os.environ.pop(_VARIABLE, None)
+    if request is None:
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a pool of threads would not be there after a fork
     gc.disable()
-    modules, call, spec = pickle.loads(base64.b64decode(told))
-    beside = threading.Thread(target=_quietly, args=(call, spec))
+    modules, call, spec = pickle.loads(base64.b64decode(request))
+
+    def load() -> None:
+        with contextlib.suppress(Exception):  # the task that needs it will say what is wrong
+            call(spec)
+
+    beside = threading.Thread(target=load)
     beside.start()
     for module in modules:
         with contextlib.suppress(ImportError):
             import_module(module)
     beside.join()
-    gc.freeze()  # what is here stays; collections in workers leave its pages shared
+    gc.freeze()  # what is loaded stays; collections in workers leave its pages shared
     gc.enable()
-
-
-def _quietly(call: Callable[[Any], Any], spec: Any) -> None:
-    with contextlib.suppress(Exception):  # the task that needs it will say what is wrong
-        call(spec)
 
 
 _prepare()

@@ -66,7 +66,7 @@ class PreparedSource:
     """One source, prepared: its files, what became of its records so far, and its shards."""
 
     name: str
-    found: tuple[InputFile, ...]
+    files: tuple[InputFile, ...]
     kind: RecordKind
     prepared: tuple[Receipt, ...]
     encoded: tuple[Receipt, ...]
@@ -97,15 +97,17 @@ def scan_sources(context: BuildContext, works: Sequence[SourceWork]) -> list[tup
 
 
 def prepare_sources(
-    context: BuildContext, works: Sequence[SourceWork], found: Sequence[tuple[InputFile, ...]] | None = None
+    context: BuildContext,
+    works: Sequence[SourceWork],
+    files_of: Sequence[tuple[InputFile, ...]] | None = None,
 ) -> list[PreparedSource]:
-    """Prepare, encode and sign every source, phase by phase; ``found`` are their files where they are scanned already."""
-    found = scan_sources(context, works) if found is None else found
-    parts = [_parts(work, files, context.home) for work, files in zip(works, found, strict=True)]
+    """Prepare, encode and sign every source, phase by phase; ``files_of`` each where they are scanned already."""
+    files_of = scan_sources(context, works) if files_of is None else files_of
+    parts = [_parts(work, files, context.home) for work, files in zip(works, files_of, strict=True)]
     prepared = _grouped(context, "prepare", [[p.task for p in group] for group in parts])
-    for work, files, receipts in zip(works, found, prepared, strict=True):
+    for work, files, receipts in zip(works, files_of, prepared, strict=True):
         check_source(work, files, receipts)
-    kinds = [record_kind(work, files) for work, files in zip(works, found, strict=True)]
+    kinds = [record_kind(work, files) for work, files in zip(works, files_of, strict=True)]
     prepared = _without_lines(context, works, kinds, prepared)
     windows = [prepare.windows(receipts) for receipts in prepared]
     home, names = context.home, [work.request.source for work in works]
@@ -127,7 +129,7 @@ def prepare_sources(
     signed = _grouped(context, "sign", signings)
     result: list[PreparedSource] = []
     first_file = 0  # numbers the manifest's inputs
-    for n, (name, kind, files) in enumerate(zip(names, kinds, found, strict=True)):
+    for n, (name, kind, files) in enumerate(zip(names, kinds, files_of, strict=True)):
         scan.unchanged(files)
         placed, records = _placed(parts[n], prepared[n], len(files), first_file)
         fits = {
@@ -188,13 +190,13 @@ def _parts(work: SourceWork, files: Sequence[InputFile], home: Path) -> list[pre
 
 
 def preload_tokenizer(
-    context: BuildContext, works: Sequence[SourceWork], found: Sequence[tuple[InputFile, ...]]
+    context: BuildContext, works: Sequence[SourceWork], files_of: Sequence[tuple[InputFile, ...]]
 ) -> None:
     """Begin to load the tokenizer for all workers, where much is to be read for the first time, and so encoded."""
     specs = [work.encode for work in works if work.encode is not None]
-    num_bytes = sum(file.num_bytes for files in found for file in files)
+    num_bytes = sum(file.num_bytes for files in files_of for file in files)
     if specs and num_bytes >= _LARGE_BYTES:
-        groups = [_parts(work, files, context.home) for work, files in zip(works, found, strict=True)]
+        groups = [_parts(work, files, context.home) for work, files in zip(works, files_of, strict=True)]
         if not all(Store(context.home).find(p.task.key) for group in groups for p in group):
             context.engine.warm(encode.warm, specs[0])
 
@@ -204,10 +206,10 @@ def _grouped(context: BuildContext, title: str, groups: Sequence[Sequence[Task]]
     return [[next(receipts) for _ in group] for group in groups]
 
 
-def record_kind(work: SourceWork, found: Sequence[InputFile]) -> RecordKind:
+def record_kind(work: SourceWork, files: Sequence[InputFile]) -> RecordKind:
     """What the records of a source become under this recipe. Raises RecipeError where they cannot."""
     source = work.request.source
-    able = [(f, RECORD_FORMATS[f.format].kinds) for f in found if f.format and f.format in RECORD_FORMATS]
+    able = [(f, RECORD_FORMATS[f.format].kinds) for f in files if f.format and f.format in RECORD_FORMATS]
     if not able:
         return "text" if work.kind in ("pretrain", "native") else work.kind  # type: ignore[return-value]
     if work.kind == "native":
@@ -231,7 +233,7 @@ def record_kind(work: SourceWork, found: Sequence[InputFile]) -> RecordKind:
     return target
 
 
-def check_source(work: SourceWork, found: Sequence[InputFile], receipts: Sequence[Receipt]) -> None:
+def check_source(work: SourceWork, files: Sequence[InputFile], receipts: Sequence[Receipt]) -> None:
     """Stop where a source is empty or too much of it is broken. Raises DataError with the first broken record."""
     source = work.request.source
     read = sum(sum(r.counts["read"]) for r in receipts)
@@ -241,8 +243,8 @@ def check_source(work: SourceWork, found: Sequence[InputFile], receipts: Sequenc
     rejected = why.total()
     if not read:
         raise DataError(
-            f"Source {source} is empty: {len(found)} file{'s' * (len(found) != 1)} "
-            f"({', '.join(f.label for f in found[:3])}) hold no record. Remove the source, or fix its path."
+            f"Source {source} is empty: {len(files)} file{'s' * (len(files) != 1)} "
+            f"({', '.join(f.label for f in files[:3])}) hold no record. Remove the source, or fix its path."
         )
     if rejected / read > work.max_reject_share or rejected == read:
         broken = next(r for r in receipts if r.counts["rejected_by"])
@@ -252,5 +254,5 @@ def check_source(work: SourceWork, found: Sequence[InputFile], receipts: Sequenc
         raise DataError(
             f"Source {source}: {rejected:,} of {read:,} records ({rejected / read:.1%}) could not be used: {reasons}. "
             f"The first: {line}: {first['detail']}. That is more than max_reject_share ({work.max_reject_share:.0%}). See "
-            f"`datamix check {found[0].label}`; then fix the file, name its `format` or `columns`, or raise max_reject_share."
+            f"`datamix check {files[0].label}`; then fix the file, name its `format` or `columns`, or raise max_reject_share."
         )

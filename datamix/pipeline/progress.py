@@ -30,7 +30,7 @@ UNIT_WORDS = {"records": "records", "tokens": "tokens", "loss_tokens": "loss tok
 _DROPPED = {
     "overlong": "longer than encode.max_length, with nothing left to take away",
     "no_loss": "nothing in them is trained",
-    "empty": "nothing is said in them",
+    "empty": "they have no content",
     "special_text": "they hold the text of a control token (encode.special_text: reject)",
     "template": "the chat template refuses them",
 }

@@ -2,7 +2,7 @@
 
 A change is a row and the weights from there on. The rows before it stay as they are; behind it a new schedule begins at
 the sources' cursors, under their caps, to the total that the set had (or as far as the caps reach). A set opened with
-the same changes is the same set, so a loader's state holds them. Costs integers: ten bytes a row, kept in the cache.
+the same changes is the same set, so a loader's state holds them. Costs integers: ten bytes a row, stored in the cache.
 """
 
 from __future__ import annotations

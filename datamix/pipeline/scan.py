@@ -66,7 +66,7 @@ class InputFile:
         """The constant cuts of this file."""
         options = self.options
         if self.container in DOCUMENTS:
-            options = tuple(sorted((*options, ("name", self.label))))  # what a kept `path` says
+            options = tuple(sorted((*options, ("name", self.label))))  # what `keep_meta: [path]` gives
         seen = Sniff(self.container, self.compression, self.encoding, options, self.num_bytes)
         return [replace(piece, state=self.state) for piece in cut(self.path, self.sha256, seen)]
 

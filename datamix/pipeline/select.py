@@ -28,7 +28,7 @@ from datamix.pipeline.shards import Identities, SourceShards, identities, measur
 
 _VERSION = 2
 
-# The code of a fate is its place here: the further a record came, the higher. What is in the pool is used in the end, or unused.
+# The code of a fate is its index: the further a record came, the higher. What is in the pool is used in the end, or unused.
 FATES = ("cleaned", "removed", "dropped", "unused", "validation", "used")
 REMOVED, DROPPED, UNUSED, VALIDATION, POOL = 1, 2, 3, 4, 5
 _METHODS = ("", "exact", "near")
@@ -155,18 +155,18 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
     """Decide every fate and leave one ``fates-N.arrow`` a source."""
     fates: list[_Fates] = []
     ids = [identities(source.parts) for source in spec.sources]
-    for source, known, limit in zip(spec.sources, ids, spec.max_records, strict=True):
-        own = _Fates(source.name, len(known.record))
-        encoded = measure(source.shards)
+    for shards, known, limit in zip(spec.sources, ids, spec.max_records, strict=True):
+        source = _Fates(shards.name, len(known.record))
+        encoded = measure(shards.shards)
         for code, reason in enumerate(encoded.reasons):
-            own.set(np.flatnonzero(encoded.reason == code), DROPPED, reason)
+            source.set(np.flatnonzero(encoded.reason == code), DROPPED, reason)
         if limit is not None:
-            rows = _smallest(own.alive, known.key, salt(spec.seed, "sample", source.name), limit)
-            own.set(np.setdiff1d(np.flatnonzero(own.alive), rows), UNUSED, "max_records")
-        fates.append(own)
+            rows = _smallest(source.alive, known.key, salt(spec.seed, "sample", shards.name), limit)
+            source.set(np.setdiff1d(np.flatnonzero(source.alive), rows), UNUSED, "max_records")
+        fates.append(source)
     if spec.held_out is not None:
-        own = fates[spec.held_out]
-        own.set(np.flatnonzero(own.alive), VALIDATION, "validation")
+        source = fates[spec.held_out]
+        source.set(np.flatnonzero(source.alive), VALIDATION, "validation")
     if spec.contradictions:
         _remove_contradictory(spec, fates)
     if spec.dedupe is not None:
@@ -174,19 +174,19 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
     if spec.contamination is not None:
         _remove_contaminated(spec, fates)
     if spec.split is not None:
-        for known, own in zip(ids, fates, strict=True):
-            own.set(_held_out(spec, own, known), VALIDATION, "validation")
+        for known, source in zip(ids, fates, strict=True):
+            source.set(_held_out(spec, source, known), VALIDATION, "validation")
     if spec.leak is not None:
         train = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
         held_out = [
             signed(s, r, f.fate == VALIDATION)
             for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)
         ]
-        for own, decision in zip(fates, leaked(train, held_out, spec.leak), strict=False):
-            own.apply(decision, "leaked")
-    for number, (known, own) in enumerate(zip(ids, fates, strict=True)):
-        own.write(folder / f"fates-{number}.arrow", known.file, known.record)
-    return {"sources": {own.name: own.counts() for own in fates}}
+        for source, decision in zip(fates, leaked(train, held_out, spec.leak), strict=False):
+            source.apply(decision, "leaked")
+    for number, (known, source) in enumerate(zip(ids, fates, strict=True)):
+        source.write(folder / f"fates-{number}.arrow", known.file, known.record)
+    return {"sources": {source.name: source.counts() for source in fates}}
 
 
 def _smallest(
@@ -198,17 +198,17 @@ def _smallest(
     return np.sort(rows[order[:count]])
 
 
-def _held_out(spec: SelectSpec, own: _Fates, known: Identities) -> NDArray[np.int64]:
+def _held_out(spec: SelectSpec, source: _Fates, known: Identities) -> NDArray[np.int64]:
     """The records of one source that go to validation, with all that come from the same input records."""
-    alive, split = int(own.alive.sum()), spec.split or Split()
+    alive, split = int(source.alive.sum()), spec.split or Split()
     target = split.records if split.records is not None else round((split.share or 0.0) * alive)
     count = min(max(1, target), alive - 1) if alive > 1 else 0
-    rows = _smallest(own.alive, known.key, salt(spec.seed, "validation"), count)
+    rows = _smallest(source.alive, known.key, salt(spec.seed, "validation"), count)
     if not len(rows):
         return rows
     changes = (np.diff(known.file) != 0) | (np.diff(known.record) != 0)
     group = np.concatenate([[0], np.cumsum(changes)])
-    return np.flatnonzero(np.isin(group, group[rows]) & own.alive)
+    return np.flatnonzero(np.isin(group, group[rows]) & source.alive)
 
 
 def signed(
@@ -228,37 +228,37 @@ def signed(
 
 def _remove_contradictory(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
     """Before duplicates are removed: two pairs that contradict each other have the same words."""
-    found = [pairs(spec.sources[number].parts) for number in spec.contradictions]
-    alive = [fates[n].alive[p.row] for n, p in zip(spec.contradictions, found, strict=True)]
+    edges_of = [pairs(spec.sources[number].parts) for number in spec.contradictions]
+    alive = [fates[n].alive[p.row] for n, p in zip(spec.contradictions, edges_of, strict=True)]
     better, worse = (
-        np.concatenate([getattr(p, side)[live] for p, live in zip(found, alive, strict=True)])
+        np.concatenate([getattr(p, side)[live] for p, live in zip(edges_of, alive, strict=True)])
         for side in ("better", "worse")
     )
     ends = np.cumsum([live.sum() for live in alive])[:-1]
     wrong = np.split(contradictory(better, worse), ends)
-    for number, edges, live, bad in zip(spec.contradictions, found, alive, wrong, strict=True):
+    for number, edges, live, bad in zip(spec.contradictions, edges_of, alive, wrong, strict=True):
         fates[number].set(edges.row[live][bad], REMOVED, "contradictory")
 
 
 def _remove_duplicates(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
     assert spec.dedupe is not None
-    before = [int(own.alive.sum()) for own in fates]
+    before = [int(source.alive.sum()) for source in fates]
     sources = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
     others = [signed(r.source, -1, r.alive(), removable=False) for r in spec.against]
     names = [s.name for s in (*spec.sources, *(r.source for r in spec.against))]
     decisions = decide([*sources, *others], spec.dedupe)
-    for own, decision, had in zip(fates, decisions, before, strict=False):
-        own.apply(decision, None)
-        lost = had - int(own.alive.sum())
+    for source, decision, had in zip(fates, decisions, before, strict=False):
+        source.apply(decision, None)
+        lost = had - int(source.alive.sum())
         if had and lost / had > spec.max_removed_share:
             places, numbers = np.unique(decision.kept_source[decision.fate > 0], return_counts=True)
             most = int(numbers.argmax())
             raise DataError(
-                f"Deduplication would remove {lost:,} of the {had:,} records of source {own.name} "
+                f"Deduplication would remove {lost:,} of the {had:,} records of source {source.name} "
                 f"({lost / had:.1%}, more than dedupe.max_removed_share {spec.max_removed_share:.0%}). "
                 f"Most of them ({numbers[most]:,}) are in {names[places[most]]}. "
                 "If that is right, raise dedupe.max_removed_share; else keep this source's copies with "
-                f"`prefer: [{own.name}]`, or compare sources apart with `scope: within`."
+                f"`prefer: [{source.name}]`, or compare sources apart with `scope: within`."
             )
 
 
@@ -267,15 +267,15 @@ def _remove_contaminated(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
     sources = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
     items: list[pa.Array] = []
     names: list[str] = []
-    for source in spec.evals:
-        for part in source.parts:
+    for evaluation in spec.evals:
+        for part in evaluation.parts:
             for batch in read_batches(str(part.records)):
-                items.append(texts(batch, source.kind, spec.contamination.fields))
-                names += [f"{source.name} record {n}" for n in batch.column("record").to_pylist()]
-    for own, matches in zip(fates, overlap(sources, items, spec.contamination), strict=True):
-        own.set(matches.records, REMOVED, "contaminated")
-        own.similarity[matches.records] = matches.shares
+                items.append(texts(batch, evaluation.kind, spec.contamination.fields))
+                names += [f"{evaluation.name} record {n}" for n in batch.column("record").to_pylist()]
+    for source, matches in zip(fates, overlap(sources, items, spec.contamination), strict=True):
+        source.set(matches.records, REMOVED, "contaminated")
+        source.similarity[matches.records] = matches.shares
         for record, item, span in zip(
             matches.records.tolist(), matches.items.tolist(), matches.spans.to_pylist(), strict=True
         ):
-            own.detail[record] = f"{names[item]}: {span}"
+            source.detail[record] = f"{names[item]}: {span}"

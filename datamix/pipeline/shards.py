@@ -1,4 +1,4 @@
-"""What lies in the cache of one source, by the ordinal of its prepared records: identities, records, lengths, tokens.
+"""What the cache holds of one source, by the ordinal of its prepared records: identities, records, lengths, tokens.
 
 Files in order, records in order. Memory: 28 bytes a record for identities, 14 for lengths and what encoding decided, plus
 the records that were truncated; records and tokens stay on disk.
@@ -57,7 +57,7 @@ class TokenShard:
 
 @dataclass(frozen=True)
 class SourceShards:
-    """All that lies in the cache of one source; ``key`` fingerprints it."""
+    """All that the cache holds of one source; ``key`` fingerprints it."""
 
     name: str
     kind: RecordKind
@@ -171,7 +171,7 @@ class TokenStore:
 
     def batches(self, records: NDArray[np.int64]) -> list[Place]:
         """Where the tokens of ``records`` are: of truncated ones, what they became."""
-        found: list[Place] = []
+        where: list[Place] = []
         shard_of = np.searchsorted(self._begin, records, side="right") - 1
         for index in np.unique(shard_of):
             shard = self._shards[index]
@@ -183,11 +183,11 @@ class TokenStore:
                 at = np.searchsorted(known, rows)
                 is_fitted = np.isin(rows, known)
                 if is_fitted.any():
-                    found.append((batch, at[is_fitted].astype(np.int64), places[is_fitted]))
+                    where.append((batch, at[is_fitted].astype(np.int64), places[is_fitted]))
                     places, rows = places[~is_fitted], rows[~is_fitted]
             if len(places):
-                found.append((open_batch(shard.tokens), rows, places))
-        return found
+                where.append((open_batch(shard.tokens), rows, places))
+        return where
 
 
 def take(store: RecordStore | TokenStore, records: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:

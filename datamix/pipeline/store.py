@@ -34,7 +34,7 @@ class Store:
     root: Path
 
     def folder(self, key: str) -> Path:
-        """Where the result of the task ``key`` lies once it is done."""
+        """The folder of the result of the task ``key`` once it is done."""
         return self.root / key[:2] / key
 
     def find(self, key: str) -> Receipt | None:
@@ -109,18 +109,18 @@ def carry(task: Task) -> Receipt:
     except OSError as error:
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
             raise MachineError(
-                f"No space left while working on {task.label} below {store.root}. What was finished is kept: free some "
+                f"No space left while working on {task.label} below {store.root}. What was finished stays in the cache: free some "
                 "space, or name another place with --cache, and run the same command again."
             ) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    found = store.find(task.key)
-    if found is None:
+    receipt_read = store.find(task.key)
+    if receipt_read is None:
         raise DataError(
             f"The result of {task.label} vanished from {store.root} while it was written. Run it again."
         )
-    return replace(found, replaced_damage=was_damaged)
+    return replace(receipt_read, replaced_damage=was_damaged)
 
 
 def _seal(key: str, files: Any, counts: Any) -> str:
@@ -160,7 +160,7 @@ def _publish(partial: Path, final: Path) -> None:
             os.rename(partial, final)
             sync([final.parent])
             return
-        except OSError:  # another worker was first, or a broken result stands there
+        except OSError:  # another worker was first, or a broken result is in its place
             if not final.exists():
                 raise
             if (final / _RECEIPT).exists() and Store(final.parent.parent).find(final.name):

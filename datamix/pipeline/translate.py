@@ -62,10 +62,10 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
 
 def signing_spec(recipe: Recipe) -> DedupeSpec | None:
     """Which keys records need: those of dedupe, and near ones where a split must not leak."""
-    wanted = dedupe_spec(recipe)
-    if wanted is not None and (wanted.near is not None or recipe.validation is None):
-        return wanted
-    return LEAK if recipe.validation is not None else DedupeSpec() if recipe.decontaminate else wanted
+    asked = dedupe_spec(recipe)
+    if asked is not None and (asked.near is not None or recipe.validation is None):
+        return asked
+    return LEAK if recipe.validation is not None else DedupeSpec() if recipe.decontaminate else asked
 
 
 def dedupe_spec(recipe: Recipe) -> DedupeSpec | None:
@@ -112,7 +112,7 @@ def ranks(recipe: Recipe) -> tuple[int, ...]:
     last = len(prefer)
     ranks = []
     for position, (name, source) in enumerate(recipe.sources.items()):
-        places = [i for i, wanted in enumerate(prefer) if wanted in (name, source.group)]
+        places = [i for i, preferred in enumerate(prefer) if preferred in (name, source.group)]
         ranks.append(min(places, default=last) * len(recipe.sources) + position)
     return (*ranks, -1) if recipe.validation is not None and recipe.validation.path else tuple(ranks)
 
@@ -140,8 +140,8 @@ def step_options(step: CleanStep) -> Any:
     """The options of one cleaning step as its own type. Raises RecipeError."""
     if step.name not in STEPS:
         close = nearest(step.name, list(STEPS))
-        said = f"did you mean {close}?" if close else f"the steps are {', '.join(STEPS)}"
-        raise RecipeError(f"no cleaning step has this name; {said}")
+        advice = f"did you mean {close}?" if close else f"the steps are {', '.join(STEPS)}"
+        raise RecipeError(f"no cleaning step has this name; {advice}")
     known = list(getattr(STEPS[step.name], "__dataclass_fields__", {}))
     unknown = [name for name in step.options if name not in known]
     if unknown:
@@ -160,12 +160,12 @@ def step_options(step: CleanStep) -> Any:
 
 def groups(recipe: Recipe) -> dict[str, mix.MixGroup]:
     """The recipe's groups with their members."""
-    found: dict[str, mix.MixGroup] = {}
+    by_name: dict[str, mix.MixGroup] = {}
     for name, group in recipe.groups.items():
         members = {n: s for n, s in recipe.sources.items() if s.group == name}
         inner = {n: s.weight for n, s in members.items() if s.weight is not None}
-        found[name] = mix.MixGroup(tuple(members), group.weight, group.within, inner)
-    return found
+        by_name[name] = mix.MixGroup(tuple(members), group.weight, group.within, inner)
+    return by_name
 
 
 def available_rows(name: str, costs: NDArray[np.int64], max_epochs: float, cap: int | None) -> mix.Available:
