@@ -21,7 +21,7 @@ from datamix.clean import Step, clean
 from datamix.core.contracts import Receipt, Reject, Rows, Shaped, Slice, Task
 from datamix.core.hashing import content_keys, digest
 from datamix.core.records import SCHEMAS, RecordKind, identity_texts
-from datamix.formats import FastPath, ShapeSpec, shape, together
+from datamix.formats import RECORD_FORMATS, FastPath, ShapeSpec, shape, together
 from datamix.pipeline.scan import InputFile, group_files
 from datamix.read import read
 
@@ -85,8 +85,9 @@ def parts(
     """
     made: list[PreparedSlices] = []
     cheapness = 1 if steps else _CHEAPNESS
+    native = next(name for name, known in RECORD_FORMATS.items() if asked.kind in known.kinds)  # of empty files
     first = 0
-    for (format_, columns), alike in groupby(files, key=lambda file: (file.format or "text", file.columns)):
+    for (format_, columns), alike in groupby(files, key=lambda file: (file.format or native, file.columns)):
         shape = replace(asked, format=format_, columns=columns)
         run = list(alike)
         sizes = [max(_FILE_BYTES, file.num_bytes) for file in run]
