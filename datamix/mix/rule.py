@@ -79,10 +79,11 @@ class StageRunner:
             end=np.zeros(len(active)),
         )
 
-    def run(self, total: int, span: tuple[float, float, float]) -> tuple[int, bool]:
+    def run(self, total: int, span: tuple[float, float, float, float]) -> tuple[int, bool]:
         """Choose rows until the total reaches ``span[0]``; returns the total and whether more can follow.
 
-        ``span``: (stop, length of the run, half the largest row), in cost.
+        ``span``: (stop, length of the run, half the largest row, by how much a source whose cap is used up may stay
+        behind its quota at the end), in cost.
         """
         if not self.begun and total < span[0]:
             self.begun = True
@@ -95,7 +96,7 @@ class StageRunner:
             why, total = self._emit(total, span, why)
         return total, why == DONE
 
-    def _emit(self, total: int, span: tuple[float, float, float], renewed: int) -> tuple[int, int]:
+    def _emit(self, total: int, span: tuple[float, ...], renewed: int) -> tuple[int, int]:
         """Append rows until ``span[0]`` is reached, the arrays are full or a source needs its next pass.
 
         ``renewed``: the active source whose pass just ended, -1 for none; its next pass is loaded first. A

@@ -58,25 +58,36 @@ def schedule(
         for c, w, most in zip(costs, shares, num_allowed, strict=True)
         if most
     )
-    passes = Passes(costs, num_allowed, seed, names)
-    for i, num_rows in enumerate(used or ()):
-        passes.skip(i, num_rows)
-    half = max(int(c.max()) for c, w in zip(costs, shares, strict=True) if w > 0) / 2
-    out = PassRows(int(num_expected) + 16)
-    nominal, total, stage_ends, more = 0.0, 0, [], True
-    for run in stage_runs(quota.stages):
-        stages = quota.stages[run.first : run.last]
+    largest = max(int(c.max()) for c, w in zip(costs, shares, strict=True) if w > 0)
+    # Where sources come and go, a cap can be used up a little before the end of a run: the others then fill up.
+    for slack in (0.0, largest / 2):
+        passes = Passes(costs, list(num_allowed), seed, names)
+        for i, num_rows in enumerate(used or ()):
+            passes.skip(i, num_rows)
+        out = PassRows(int(num_expected) + 16)
+        total, stage_ends = _run_stages(quota.stages, passes, out, (largest / 2, slack))
+        if total > quota.total - largest:
+            break
+    _check_none_at_zero(passes, quota, max_epochs, used or [0] * len(costs))
+    return Schedule(*out.arrays(), np.array(stage_ends, np.int64))
+
+
+def _run_stages(
+    plans: Sequence[StagePlan], passes: Passes, out: PassRows, margins: tuple[float, float]
+) -> tuple[int, list[int]]:
+    """Choose the rows of all stages; returns their total and where each stage ends."""
+    nominal, total, stage_ends = 0.0, 0, []
+    for run in stage_runs(plans):
+        stages = plans[run.first : run.last]
         stops = nominal + np.cumsum([s.length for s in stages])
         runner = StageRunner(make_track(stages, total - nominal), np.array(run.active), passes, out)
-        given = 0
+        given, more = 0, True
         for stop in stops:
             if more:
-                given, more = runner.run(given, (stop - total, stops[-1] - total, half))
+                given, more = runner.run(given, (stop - total, stops[-1] - total, *margins))
             stage_ends.append(out.num_rows)
         nominal, total = float(stops[-1]), total + given
-    source, row = out.arrays()
-    _check_none_at_zero(passes, quota, max_epochs, used or [0] * len(costs))
-    return Schedule(source, row, np.array(stage_ends, np.int64))
+    return total, stage_ends
 
 
 def make_track(stages: Sequence[StagePlan], late: float) -> Track:

@@ -375,6 +375,24 @@ def test_sources_that_come_and_go_never_meet_their_cap_too_early(seed: int, num_
     assert_epochs_are_whole(made, costs, [1] * num_sources)
 
 
+def test_a_cap_that_is_used_up_before_a_run_of_stages_ends_costs_no_later_stage() -> None:
+    rng = np.random.default_rng(7969)
+    costs = random_costs(rng, 5, 400, 30)
+    stages = []
+    for i, share in enumerate(rng.dirichlet(np.ones(4))):
+        weights = rng.random(5) * (rng.random(5) < 0.6)
+        weights[i] += 0.3
+        stages.append(MixStage(f"stage {i}", float(share), None, tuple(weights)))
+    quota = solve(available(costs, [1] * 5), stages, "tokens", None, "error")
+    made = run(costs, quota, [1] * 5)
+    row = max(int(c.max()) for c in costs)
+    assert np.bincount(made.source)[0] == len(costs[0])  # all of it, and before its last stage ends
+    assert (np.diff([0, *made.stage_ends]) > 0).all()
+    assert cost_of(made, costs).sum() > quota.total - row
+    seen = deviation(made, costs, quota)
+    assert all(off <= bound + 1e-6 for off, bound in zip(seen.per_source, seen.bounds, strict=True))
+
+
 def test_a_fractional_cap_is_kept() -> None:
     costs = [np.ones(100, np.int32), np.ones(1000, np.int32)]
     quota = solve(available(costs, [1.5, 1]), one_stage((0.5, 0.5)), "records", None, "error")

@@ -10,13 +10,16 @@ from datamix.core.jit import kernel
 from datamix.mix.kernels import DONE, FULL, USED_UP
 
 _NEAR = 0.5  # units: totals are whole, so a quota this close is met
-_AT_CAP, _AT_CAP_EARLY = -2.0, -1.0  # instead of when the next row is due to end: there is none
+_AT_CAP, _AT_CAP_EARLY = (
+    -2.0,
+    -1.0,
+)  # instead of when the next row is due to end: there is none; early by more than the slack
 
 
 @kernel
 def emit(track, supply, state, span, out, renewed, reached):  # type: ignore[no-untyped-def]
     """See ``StageRunner``; writes (rows, total) to ``reached`` and returns the reason."""
-    total, stop, length, half = span
+    total, stop, length, half, slack = span
     out_source, out_row, n = out
     # Plain arrays and no calls: passing the tuples on costs reference counts, more than the work of the rule.
     knot, share, slope, quota = track
@@ -30,7 +33,7 @@ def emit(track, supply, state, span, out, renewed, reached):  # type: ignore[no-
             place, has_next = first[s] + at[s], at[s] < size[s]
             p = piece[best]
             for is_end in range(2):
-                x = given[best] + is_end * (cost[place] if has_next else _NEAR)
+                x = given[best] + is_end * (cost[place] if has_next else slack + _NEAR)
                 while p < last and x >= quota[p + 1, s]:
                     p += 1
                 owed, root, rise = max(0.0, x - quota[p, s]), share[p, s], slope[p, s]
