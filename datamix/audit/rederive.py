@@ -217,7 +217,7 @@ def _encode(
     long = [n for n, row in enumerate(rows) if row["length"] > work.max_length and row["reason"] is None]
     if long:
         records = batch.take(pa.array(long))
-        fitted = fit(encoder, records, source.kind, work.max_length, work.overlong).to_pylist()
-        for n, row in zip(long, fitted, strict=True):
+        fitted = fit(encoder, records, source.kind, work.max_length, work.overlong)
+        for n, row in zip(long, fitted.tokens.to_pylist(), strict=True):
             rows[n] = row
     return rows

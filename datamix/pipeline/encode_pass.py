@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from datamix.core.arrays import write_batch
 from datamix.core.contracts import Receipt, Task
 from datamix.core.hashing import digest
-from datamix.core.records import TOKENS, RecordKind
+from datamix.core.records import MESSAGES, TOKENS, RecordKind
 from datamix.dedup import DedupeSpec, sign
 from datamix.pipeline.prepare import Window
 from datamix.tokenize import EncodeSpec, load
@@ -29,6 +29,7 @@ from datamix.tokenize import fit as truncate_records
 
 _VERSION = 1
 _SIGN_VERSION = 2
+_FIT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def fit_tasks(
             continue
         tokens = receipt.folder / "tokens.arrow"
         work = FitWindow(spec.window, spec.record_kind, spec.encode, tokens, max_length, overlong)
-        key = digest("fit", _VERSION, receipt.key, max_length, overlong)
+        key = digest("fit", _FIT_VERSION, receipt.key, max_length, overlong)
         tasks.append(Task(f"fit {source}", key, fit, work, home, 1 + receipt.counts["tokens"]))
     return tasks
 
@@ -123,7 +124,7 @@ def encode(spec: EncodeWindow, folder: Path) -> dict[str, Any]:
 
 
 def fit(spec: FitWindow, folder: Path) -> dict[str, Any]:
-    """Truncate the records that are too long; ``row`` says which of the window they are."""
+    """Fit the records that are too long; ``row`` is their place in the window, ``messages`` what is left of them."""
     encoder = load(spec.encode)
     with pa.memory_map(str(spec.encoded)) as source:
         tokens = pa.ipc.open_file(source).get_batch(0)
@@ -136,11 +137,10 @@ def fit(spec: FitWindow, folder: Path) -> dict[str, Any]:
         at = rows[(rows >= begin) & (rows < begin + batch.num_rows)] - begin
         if len(at):
             overlong = batch.take(pa.array(at))
-            fitted.append(
-                truncate_records(encoder, overlong, spec.record_kind, spec.max_length, spec.overlong)
-            )
+            result = truncate_records(encoder, overlong, spec.record_kind, spec.max_length, spec.overlong)
+            fitted.append(result.tokens.append_column("messages", result.messages))
         begin += batch.num_rows
-    table = _one_batch(fitted, TOKENS[spec.encode.kind])
+    table = _one_batch(fitted, TOKENS[spec.encode.kind].append(pa.field("messages", MESSAGES)))
     schema = table.schema.insert(0, pa.field("row", pa.int64(), False))
     whole = pa.RecordBatch.from_arrays([pa.array(rows, pa.int64()), *table.columns], schema=schema)
     write_batch(folder / "fitted.arrow", whole)

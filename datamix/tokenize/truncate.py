@@ -2,101 +2,92 @@
 
 A conversation loses its oldest exchanges first (the system turn stays) and is rendered anew, so that it is a
 conversation the template could have written. If the last exchange alone is too long, the text of its question
-is cut from the front, so that the part next to the answer stays. An answer is never cut. Cost: one more
-encoding of the records that are too long; texts that their shorter forms share are encoded once.
+is cut from the front, so that the part next to the answer stays. An answer is never cut. The prompt of a pair is
+made to fit beside the longer of its completions, the same for both. The messages that are left come with the
+tokens, for formats that hold text. Cost: one more encoding of the records that are too long; texts that their
+shorter forms share are encoded once.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamix.core.arrays import offsets_from_lengths
-from datamix.core.records import RecordKind
-from datamix.tokenize.batch import TokenRows, pair_batch, refused_batch
+from datamix.core.records import MESSAGES, RecordKind
+from datamix.tokenize.batch import TokenRows, refused_batch
 from datamix.tokenize.conversation import ChatTurn, Conversation
 from datamix.tokenize.encoder import Encoder
-from datamix.tokenize.tokenizer import CachedEncoder, FlatIds
+from datamix.tokenize.tokenizer import CachedEncoder
 
 # Tokens more than the excess that are cut in turn: cutting a text may change its first tokens.
 _SLACK = (0, 8, 64, 512)
 
 
+class FittedRecords(NamedTuple):
+    """Over-long records, row for row."""
+
+    tokens: pa.RecordBatch  # of ``records.TOKENS``
+    messages: (
+        pa.ListArray
+    )  # those that the tokens were rendered from (of a pair: its prompt), null where refused
+
+
 def fit(
     encoder: Encoder, batch: pa.RecordBatch, record_kind: RecordKind, max_length: int, overlong: str
-) -> pa.RecordBatch:
-    """Tokens of records longer than ``max_length``, made to fit or refused as ``overlong``, row for row."""
+) -> FittedRecords:
+    """Records longer than ``max_length``, made to fit or refused as ``overlong``, row for row."""
     kind = encoder.spec.kind
-    if kind == "sft" and overlong in ("drop_turns", "truncate"):
+    if kind == "preference" or (kind == "sft" and overlong in ("drop_turns", "truncate")):
         return fit_rows(encoder, encoder.rows(batch, record_kind), max_length, overlong)
-    if kind == "preference":
-        tokens = encoder.encode_rows(encoder.rows(batch, record_kind), Counter())
-        return fit_pairs(tokens, max_length, overlong == "truncate_prompt")
-    return refused_batch(kind, ["overlong"] * batch.num_rows)
+    refused = refused_batch(kind, ["overlong"] * batch.num_rows)
+    return FittedRecords(refused, pa.nulls(batch.num_rows, MESSAGES))
 
 
-def fit_rows(encoder: Encoder, rows: TokenRows, max_length: int, overlong: str) -> pa.RecordBatch:
-    """Conversations of at most ``max_length`` tokens; ``overlong`` is ``drop_turns`` or ``truncate``."""
-    fitter = _Fitter(encoder, rows.reasons, max_length)
+def fit_rows(encoder: Encoder, rows: TokenRows, max_length: int, overlong: str) -> FittedRecords:
+    """Conversations, or pairs, of at most ``max_length`` tokens; of a pair that counts each side with its prompt."""
+    fitter = _Fitter(encoder, rows, max_length)
+    fitter.try_whole()
+    whole = [fitted is not None for fitted in fitter.fitted]
     if overlong == "truncate":  # prompts are cut before turns are dropped
         fitter.cut(rows.prompts)
-    fitter.drop_exchanges(rows.prompts)
-    fitter.cut([_without_oldest(prompt, len(_exchanges(prompt)) - 1) for prompt in rows.prompts])
+    if overlong != "drop":
+        fitter.drop_exchanges(rows.prompts)
+        fitter.cut([_without_oldest(prompt, len(_exchanges(prompt)) - 1) for prompt in rows.prompts])
     reasons = [
         reason or ("overlong" if fitted is None else None)
         for reason, fitted in zip(rows.reasons, fitter.fitted, strict=True)
     ]
-    tokens = fitter.encode([fitted or Conversation((), None, None) for fitted in fitter.fitted], reasons)
-    return _mark_truncated(tokens)
-
-
-def fit_pairs(tokens: pa.RecordBatch, max_length: int, cut_prompts: bool) -> pa.RecordBatch:
-    """Pairs whose prompt and longer completion fit: the prompt is cut from the left, the same for both sides.
-
-    Without ``cut_prompts``, and where a completion leaves no room for a prompt, a pair that is too long is
-    refused.
-    """
-    prompts, chosen, rejected = (tokens.column(name) for name in ("prompt", "chosen", "rejected"))
-    sides = [
-        np.array([length or 0 for length in column.value_lengths().to_pylist()], np.int64)
-        for column in (prompts, chosen, rejected)
-    ]
-    room = max_length - np.maximum(sides[1], sides[2])
-    min_room = np.ones_like(room) if cut_prompts else sides[0]
-    reasons = [
-        reason or ("overlong" if is_short else None)
-        for reason, is_short in zip(tokens.column("reason").to_pylist(), room < min_room, strict=True)
-    ]
-    cut = np.maximum(sides[0] - np.maximum(room, 0), 0)
-    lengths = np.stack([sides[0] - cut, sides[1], sides[2]], axis=1)
-    offsets = offsets_from_lengths(lengths.reshape(-1))
-    ids = np.empty(int(offsets[-1]), np.int32)
-    for row in range(tokens.num_rows):
-        for side, column in enumerate((prompts, chosen, rejected)):
-            if lengths[row, side]:
-                start = int(cut[row]) if side == 0 else 0
-                at = 3 * row + side
-                ids[offsets[at] : offsets[at + 1]] = column[row].values.to_numpy()[start:]
-    fitted = pair_batch(FlatIds(ids, offsets), reasons, rejected.is_valid().to_pylist())
-    return _mark_truncated(fitted, cut > 0)
+    prompts = [fitted or Conversation((), None, None) for fitted in fitter.fitted]
+    tokens = encoder.encode_rows(TokenRows(prompts, rows.chosen, rows.rejected, reasons), Counter())
+    is_emitted = tokens.column("reason").is_null().to_pylist()
+    cut = [emitted and not uncut for emitted, uncut in zip(is_emitted, whole, strict=True)]
+    place = tokens.schema.get_field_index("truncated")
+    tokens = tokens.set_column(place, tokens.schema.field(place), pa.array(cut, pa.bool_()))
+    messages = [_messages(p) if emitted else None for p, emitted in zip(prompts, is_emitted, strict=True)]
+    return FittedRecords(tokens, pa.array(messages, MESSAGES))
 
 
 class _Fitter:
     """Tries shorter forms of conversations until they fit."""
 
-    def __init__(self, encoder: Encoder, reasons: list[str | None], max_length: int) -> None:
+    def __init__(self, encoder: Encoder, rows: TokenRows, max_length: int) -> None:
         self._encoder = copy.copy(encoder)
         self._encoder.plain = CachedEncoder(encoder.plain)
-        self._reasons = reasons
+        self._rows = rows
         self._max_length = max_length
-        self.fitted: list[Conversation | None] = [None] * len(reasons)
+        self.fitted: list[Conversation | None] = [None] * len(rows.reasons)
 
-    def encode(self, conversations: list[Conversation], reasons: list[str | None]) -> pa.RecordBatch:
-        return self._encoder.encode_rows(TokenRows(conversations, None, None, reasons), Counter())
+    def try_whole(self) -> None:
+        """Leave alone what fits: of a pair, its two sides together may be too long where neither is."""
+        if self._rows.chosen is not None:
+            pending = self._pending()
+            self._try(pending, [self._rows.prompts[row] for row in pending])
 
     def drop_exchanges(self, conversations: list[Conversation]) -> None:
         """Drop as few of the oldest exchanges as needed, by bisection over all rows at once."""
@@ -106,10 +97,9 @@ class _Fitter:
         while active := [row for row in pending if low[row] < high[row]]:
             middle = {row: (low[row] + high[row]) // 2 for row in active}
             candidates = [_without_oldest(conversations[row], middle[row]) for row in active]
-            for row, candidate, fits in zip(active, candidates, self._fit(candidates), strict=True):
+            for row, fits in zip(active, self._try(active, candidates), strict=True):
                 if fits:
                     high[row] = middle[row]
-                    self.fitted[row] = candidate
                 else:
                     low[row] = middle[row] + 1
 
@@ -120,28 +110,61 @@ class _Fitter:
             if not pending:
                 return
             whole = [conversations[row] for row in pending]
-            lengths = self.encode(whole, [None] * len(whole)).column("length").to_pylist()
             candidates = [
                 _cut_prompt(self._encoder, conversation, max(length - self._max_length, 0) + slack)
-                for conversation, length in zip(whole, lengths, strict=True)
+                for conversation, length in zip(whole, self._lengths(pending, whole), strict=True)
             ]
-            for row, candidate, fits in zip(pending, candidates, self._fit(candidates), strict=True):
-                if fits:
-                    self.fitted[row] = candidate
+            self._try(pending, candidates)
 
     def _pending(self) -> list[int]:
         return [
             row
-            for row, (fitted, reason) in enumerate(zip(self.fitted, self._reasons, strict=True))
+            for row, (fitted, reason) in enumerate(zip(self.fitted, self._rows.reasons, strict=True))
             if fitted is None and reason is None
         ]
 
-    def _fit(self, conversations: list[Conversation]) -> list[bool]:
-        tokens = self.encode(conversations, [None] * len(conversations))
-        columns = (tokens.column("length").to_pylist(), tokens.column("reason").to_pylist())
-        return [
-            reason is None and 0 < length <= self._max_length for length, reason in zip(*columns, strict=True)
+    def _try(self, places: list[int], candidates: list[Conversation]) -> list[bool]:
+        """Take those of the candidates that fit; returns which do."""
+        fits = [0 < length <= self._max_length for length in self._lengths(places, candidates)]
+        for row, candidate, is_short in zip(places, candidates, fits, strict=True):
+            if is_short:
+                self.fitted[row] = candidate
+        return fits
+
+    def _lengths(self, places: list[int], prompts: list[Conversation]) -> list[int]:
+        """Tokens of rows with other prompts, of a pair those of its longer side; 0 where one cannot be emitted."""
+        sides = [
+            None if s is None else [s[row] for row in places]
+            for s in (self._rows.chosen, self._rows.rejected)
         ]
+        rows = TokenRows(prompts, sides[0], sides[1], [None] * len(prompts))
+        tokens = self._encoder.encode_rows(rows, Counter())
+        lengths = tokens.column("length").to_numpy()
+        if self._rows.chosen is not None:
+            prompt, *completions = (_list_lengths(tokens, name) for name in ("prompt", "chosen", "rejected"))
+            lengths = np.where(lengths > 0, prompt + np.maximum(*completions), 0)
+        return [int(length) for length in lengths]
+
+
+def _list_lengths(tokens: pa.RecordBatch, name: str) -> NDArray[np.int64]:
+    lengths: NDArray[np.int64] = tokens.column(name).value_lengths().fill_null(0).to_numpy().astype(np.int64)
+    return lengths
+
+
+def _messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """The turns as they are stored."""
+    return [
+        {
+            "role": turn.role,
+            "content": turn.content,
+            "reasoning": turn.reasoning,
+            "tool_calls": None if turn.calls is None else json.dumps(turn.calls, ensure_ascii=False),
+            "tool_call_id": turn.tool_call_id,
+            "name": turn.name,
+            "train": turn.train,
+        }
+        for turn in conversation.turns
+    ]
 
 
 def _exchanges(conversation: Conversation) -> list[list[ChatTurn]]:
@@ -178,11 +201,3 @@ def _cut_prompt(encoder: Encoder, conversation: Conversation, excess: int) -> Co
                 excess -= num_cut
         turns.append(turn)
     return conversation.with_turns(turns)
-
-
-def _mark_truncated(tokens: pa.RecordBatch, is_cut: NDArray[np.bool_] | None = None) -> pa.RecordBatch:
-    """Set ``truncated`` on the emitted rows that were cut (default: all of them)."""
-    is_emitted = tokens.column("reason").is_null().to_numpy(zero_copy_only=False)
-    truncated = pa.array(is_emitted if is_cut is None else is_emitted & is_cut, pa.bool_())
-    place = tokens.schema.get_field_index("truncated")
-    return tokens.set_column(place, tokens.schema.field(place), truncated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import encode_batches as make
@@ -28,7 +29,9 @@ def test_the_oldest_exchanges_go_first_and_the_system_turn_stays(tokenizers: dic
         kept = [TALK[0], *TALK[-2 * num_kept :]]
         wanted = encoder.encode(make.sft([kept]), "sft")[0].to_pylist()[0]
         for room in (0, 5):
-            row = fit(encoder, make.sft([TALK]), "sft", wanted["length"] + room, "drop_turns").to_pylist()[0]
+            row = fit(
+                encoder, make.sft([TALK]), "sft", wanted["length"] + room, "drop_turns"
+            ).tokens.to_pylist()[0]
             assert row == {**wanted, "truncated": True}
     assert full["truncated"] is False
 
@@ -36,7 +39,7 @@ def test_the_oldest_exchanges_go_first_and_the_system_turn_stays(tokenizers: dic
 def test_the_last_question_is_cut_before_the_record_is_given_up(tokenizers: dict[str, Path]) -> None:
     encoder = make.encoder(tokenizers["chatml"])
     alone = encoder.encode(make.sft([[TALK[0], *TALK[-2:]]]), "sft")[0].to_pylist()[0]
-    row = fit(encoder, make.sft([TALK]), "sft", alone["length"] - 10, "drop_turns").to_pylist()[0]
+    row = fit(encoder, make.sft([TALK]), "sft", alone["length"] - 10, "drop_turns").tokens.to_pylist()[0]
     assert row["reason"] is None
     assert row["truncated"]
     assert row["length"] <= alone["length"] - 10
@@ -50,14 +53,14 @@ def test_the_last_question_is_cut_before_the_record_is_given_up(tokenizers: dict
 @pytest.mark.parametrize("overlong", ["drop_turns", "truncate", "drop"])
 def test_an_answer_is_never_cut(overlong: str, tokenizers: dict[str, Path]) -> None:
     encoder = make.encoder(tokenizers["chatml"])
-    row = fit(encoder, make.sft([TALK]), "sft", 12, overlong).to_pylist()[0]
+    row = fit(encoder, make.sft([TALK]), "sft", 12, overlong).tokens.to_pylist()[0]
     assert (row["reason"], row["ids"], row["loss"], row["truncated"]) == ("overlong", [], 0, False)
 
 
 def test_truncate_cuts_questions_before_it_drops_answers(tokenizers: dict[str, Path]) -> None:
     encoder = make.encoder(tokenizers["chatml"])
     full = encoder.encode(make.sft([TALK]), "sft")[0].to_pylist()[0]
-    row = fit(encoder, make.sft([TALK]), "sft", full["length"] - 20, "truncate").to_pylist()[0]
+    row = fit(encoder, make.sft([TALK]), "sft", full["length"] - 20, "truncate").tokens.to_pylist()[0]
     assert row["length"] <= full["length"] - 20
     assert row["loss"] == full["loss"]
     assert texts_of(encoder, row) == texts_of(encoder, full)
@@ -72,7 +75,7 @@ def test_a_cut_that_frees_less_than_it_counts_is_made_deeper(
     encoder = make.encoder(tokenizers["chatml"])
     full = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
     room = full["length"] - 5 * num_turns
-    row = fit(encoder, make.sft([talk]), "sft", room, "drop_turns").to_pylist()[0]
+    row = fit(encoder, make.sft([talk]), "sft", room, "drop_turns").tokens.to_pylist()[0]
     assert row["reason"] is None
     assert row["length"] <= room
     assert texts_of(encoder, row) == texts_of(encoder, full)
@@ -96,7 +99,7 @@ def test_what_is_left_fits_and_ends_its_answers(
     encoder = make.encoder(tokenizers[name])
     full = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
     assume(full["length"] > max_length)
-    row = fit(encoder, make.sft([talk]), "sft", max_length, overlong).to_pylist()[0]
+    row = fit(encoder, make.sft([talk]), "sft", max_length, overlong).tokens.to_pylist()[0]
     if row["reason"] is not None:
         assert row["reason"] == "overlong"
         assert not row["ids"]
@@ -108,7 +111,11 @@ def test_what_is_left_fits_and_ends_its_answers(
     assert texts_of(encoder, row) == whole[len(whole) - len(texts_of(encoder, row)) :]
 
 
-def test_prompts_of_pairs_are_cut_from_the_left_for_both_sides(tokenizers: dict[str, Path]) -> None:
+def rendered(encoder: object, row: Message, side: str = "chosen") -> str:
+    return encoder.decode(row["prompt"] + row[side])  # type: ignore[attr-defined, no-any-return]
+
+
+def test_prompts_of_pairs_are_cut_in_front_the_same_for_both_sides(tokenizers: dict[str, Path]) -> None:
     encoder = make.encoder(tokenizers["chatml"], kind="preference")
     batch = make.pairs(
         [
@@ -118,18 +125,53 @@ def test_prompts_of_pairs_are_cut_from_the_left_for_both_sides(tokenizers: dict[
         ]
     )
     full = encoder.encode(batch, "preference")[0].to_pylist()
-    cut = fit(encoder, batch, "preference", 20, "truncate_prompt").to_pylist()
-    longest = max(len(full[0]["chosen"]), len(full[0]["rejected"]))
-    assert cut[0]["prompt"] == full[0]["prompt"][-(20 - longest) :]
+    fitted = fit(encoder, batch, "preference", 30, "truncate_prompt")
+    cut, messages = fitted.tokens.to_pylist(), fitted.messages.to_pylist()
     assert (cut[0]["chosen"], cut[0]["rejected"]) == (full[0]["chosen"], full[0]["rejected"])
+    assert len(cut[0]["prompt"]) + max(len(cut[0]["chosen"]), len(cut[0]["rejected"])) <= 30
+    (question,) = messages[0]
+    assert ("long question " * 9).endswith(question["content"])
+    assert rendered(encoder, cut[0]).startswith(f"<|im_start|>user\n{question['content']}<|im_end|>")
     assert cut[0]["truncated"]
-    assert cut[0]["length"] == 20 - longest + full[0]["loss"]
-    assert (cut[1]["reason"], cut[1]["prompt"]) == ("overlong", [])
+    assert (cut[1]["reason"], cut[1]["prompt"], messages[1]) == ("overlong", [], None)
     assert cut[2]["rejected"] is None
-    assert len(cut[2]["prompt"]) == 20 - len(full[2]["chosen"])
-    dropped = fit(encoder, batch, "preference", 20, "drop").column("reason").to_pylist()
+    assert len(cut[2]["prompt"]) + len(cut[2]["chosen"]) <= 30
+    dropped = fit(encoder, batch, "preference", 30, "drop").tokens.column("reason").to_pylist()
     assert dropped == ["overlong"] * 3
     fits = max(full[0]["length"] - len(full[0]["chosen"]), full[0]["length"] - len(full[0]["rejected"]))
     for overlong in ("truncate_prompt", "drop"):
-        row = fit(encoder, batch, "preference", fits, overlong).to_pylist()[0]
-        assert row == full[0]
+        whole = fit(encoder, batch, "preference", fits, overlong)
+        assert whole.tokens.to_pylist()[0] == full[0]
+        assert whole.messages.to_pylist()[0][0]["content"] == "long question " * 9
+
+
+def test_a_pair_loses_its_oldest_exchanges_and_keeps_the_system_turn(tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["chatml"], kind="preference")
+    batch = make.pairs([(TALK[:-1], [make.assistant("yes")], [make.assistant("no")])])
+    short = make.pairs([([TALK[0], *TALK[-4:-1]], [make.assistant("yes")], [make.assistant("no")])])
+    wanted = encoder.encode(short, "preference")[0].to_pylist()[0]
+    fitted = fit(
+        encoder, batch, "preference", len(wanted["prompt"] + wanted["chosen"]) + 3, "truncate_prompt"
+    )
+    assert fitted.tokens.to_pylist() == [wanted | {"truncated": True}]
+    assert [turn["content"] for turn in fitted.messages.to_pylist()[0]] == [
+        turn["content"] for turn in (TALK[0], *TALK[-4:-1])
+    ]
+
+
+def test_the_messages_that_are_left_render_to_the_tokens_that_are_left(tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["qwen3"])
+    call = make.call("look_up", {"q": "x " * 30})
+    talk = [
+        *TALK,
+        make.user("and now " * 30),
+        make.assistant(None, tool_calls=[call]),
+        make.tool("result " * 20, tool_call_id=call["id"]),
+        make.assistant("done.", reasoning="hm"),
+    ]
+    for max_length in (60, 90, 130, 200):
+        fitted = fit(encoder, make.sft([talk]), "sft", max_length, "drop_turns")
+        (row,), (messages,) = fitted.tokens.to_pylist(), fitted.messages.to_pylist()
+        if row["reason"] is None:
+            again = [{**m, "tool_calls": m["tool_calls"] and json.loads(m["tool_calls"])} for m in messages]
+            assert encoder.encode(make.sft([again]), "sft")[0].to_pylist()[0]["ids"] == row["ids"]
