@@ -34,6 +34,14 @@ MESSAGE = pa.struct(
     ]
 )
 MESSAGES = pa.list_(MESSAGE)
+TURN_FIELDS = (
+    "role",
+    "content",
+    "reasoning",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+)  # of turns in emitted rows
 
 _ID = [
     pa.field("slice", pa.int32(), False),  # index of the slice inside its task
@@ -174,15 +182,23 @@ PIECE = pa.struct(
 
 
 def row_schema(
-    kind: Kind, packed: bool, paired: bool = True, meta: bool = False, weighed: bool = False
+    kind: Kind,
+    packed: bool,
+    paired: bool = True,
+    meta: bool = False,
+    weighed: bool = False,
+    tools: bool = False,
 ) -> pa.Schema:
-    """The columns of ``train/``. ``packed``: documents of one row kept apart by positions (``best_fit``)."""
+    """The columns of ``train/``. ``packed``: documents of one row kept apart by positions (``best_fit``).
+
+    ``tools``: turns of pairs and prompts hold reasoning and calls, and rows the tool definitions, as records do.
+    """
     fields = [
         pa.field("source", pa.string()),
         pa.field("stage", pa.string()),
         pa.field("records", pa.list_(PIECE)),
     ]
-    turn = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    turn = pa.list_(pa.struct([field for field in MESSAGE if field.name in TURN_FIELDS[: 6 if tools else 2]]))
     if kind in ("pretrain", "sft"):
         fields += [pa.field("input_ids", _IDS), pa.field("labels", _IDS)]
         if packed:
@@ -204,6 +220,8 @@ def row_schema(
         fields += [pa.field("prompt", turn), pa.field("completion", turn)]
     else:
         fields += [pa.field("prompt_ids", _IDS), pa.field("prompt", turn), pa.field("reference", pa.string())]
+    if tools and kind in ("preference", "prompt"):
+        fields += [pa.field("tools", pa.string())]
     if meta or kind == "prompt":
         fields += [pa.field("meta", pa.string())]
     return pa.schema(fields)

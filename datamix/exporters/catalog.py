@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from datamix.core.errors import RecipeError
-from datamix.exporters.export_format import ExportFormat, RecordSource, SetInfo
+from datamix.exporters.export_format import ExportFormat, RecordSource, SetInfo, without_left_out
 
 EXPORT_FORMATS: Mapping[str, str] = {  # name -> module and class, imported when it is opened
     "parquet": "formats.row_files:Parquet",
@@ -80,9 +80,14 @@ def open_sink(
     return opened
 
 
-def keeps(name: str, options: tuple[tuple[str, Any], ...], info: SetInfo) -> tuple[str, ...]:
-    """Which of ``ratio``, ``order`` and ``isolation`` survive in the trainer that reads format ``name``."""
-    return open_sink(name, options, info, "train").keeps()
+def keeps(
+    name: str, options: tuple[tuple[str, Any], ...], info: SetInfo, files: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """Which of ``ratio``, ``order`` and ``isolation`` survive in the trainer that reads format ``name``.
+
+    ``files``: the names that its shards wrote, which show whether records were left out.
+    """
+    return without_left_out(open_sink(name, options, info, "train").keeps(), files)
 
 
 def command(name: str, options: tuple[tuple[str, Any], ...], info: SetInfo) -> str:

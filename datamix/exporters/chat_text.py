@@ -1,64 +1,151 @@
-"""Records as text in the forms that trainers read: OpenAI messages, ShareGPT turns, plain text.
+"""Records as text in the forms that trainers read: messages of templates, OpenAI messages, ShareGPT turns, plain text.
 
-What a form has no place for is put into the text in the form's usual notation, never dropped: reasoning as a leading
-``<think>`` block, calls beside words as ``<tool_call>`` blocks. ``datamix build`` reads both back.
+Turns come as they are stored (``records.MESSAGE``: calls as JSON text, nulls where there is nothing). What a form has no place
+for is put into the text in the form's usual notation: reasoning as a leading ``<think>`` block, calls beside text as
+``<tool_call>`` blocks; ``datamix build`` reads both back. Where a trainer would train something else than our tokens, or drop
+the record, it becomes a ``LeftOut`` with a reason, is counted, and the folder claims no ratio.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from datamix.core.errors import DataError
-from datamix.exporters.export_format import RecordSource
+from datamix.exporters.export_format import LeftOut, RecordSource
 
 Message = dict[str, Any]
 _FETCH_RECORDS = 1024  # records in memory as Python objects at once
 _FROM = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 
-def records_of(batch: pa.RecordBatch, records: RecordSource | None) -> Iterator[dict[str, Any]]:
-    """The records that begin in these rows, in order; a record cut over several rows comes once.
+class Talk(NamedTuple):
+    """A conversation of a set: its record, its turns as they are stored, and its tool definitions."""
 
-    Raises:
-        DataError: nothing was given to read them from.
+    file: int
+    record: int
+    turns: list[Message]
+    tools: list[Any]
+
+    def left_out(self, reason: str) -> LeftOut:
+        """What is noted instead of it."""
+        return LeftOut(self.file, self.record, reason)
+
+    @property
+    def has_untrained_answer(self) -> bool:
+        """Whether an answer is marked as not to be trained."""
+        return any(turn.get("train") is False for turn in self.turns if turn["role"] == "assistant")
+
+
+def talks(batch: pa.RecordBatch, records: RecordSource | None, loss_on: str) -> Iterator[Talk | LeftOut]:
+    """The conversations in these rows, in order; of a pair, its prompt and what was chosen.
+
+    ``loss_on`` of the set: with ``last_assistant`` the earlier answers are marked as not to be trained. Raises DataError
+    where there is nothing to read the records from.
     """
+    pieces = batch.column("records").flatten()
+    files, numbers, starts = (
+        pieces.field(n).to_numpy().astype(np.int64) for n in ("file", "record", "start")
+    )
+    for first in range(0, len(files), _FETCH_RECORDS):
+        some = slice(first, first + _FETCH_RECORDS)
+        fetched = _source(records).fetch_many(files[some], numbers[some])
+        places = zip(files[some].tolist(), numbers[some].tolist(), starts[some].tolist(), strict=True)
+        for (file, number, start), record in zip(places, fetched, strict=True):
+            if start:
+                yield LeftOut(file, number, "cut")
+                continue
+            turns = [*record["messages"], *(record.get("chosen") or [])]
+            if loss_on == "last_assistant":
+                answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+                turns = [t | {"train": False} if i in answers[:-1] else t for i, t in enumerate(turns)]
+            yield Talk(file, number, turns, tools_of(record))
+
+
+def piece_texts(batch: pa.RecordBatch, records: RecordSource | None) -> Iterator[str]:
+    """The text of every piece in these rows, in order: of a cut document the stretch that the piece holds.
+
+    Raises DataError where there is nothing to read it from, or a record is a conversation, which is no plain text.
+    """
+    pieces = batch.column("records").flatten()
+    columns = [pieces.field(n).to_numpy().astype(np.int64) for n in ("file", "record", "start", "length")]
+    for first in range(0, len(pieces), _FETCH_RECORDS):
+        for text in _source(records).piece_texts(*(c[first : first + _FETCH_RECORDS] for c in columns)):
+            if text is None:
+                raise DataError(
+                    "this format holds plain text, and a source of the set holds conversations, which a chat template made "
+                    "into tokens; write a format of tokens (parquet, arrow, megatron, ...), or leave that source out"
+                )
+            yield text
+
+
+def _source(records: RecordSource | None) -> RecordSource:
     if records is None:
         raise DataError(
             "this format holds text, and the set holds tokens: its prepared records are no longer in the cache. "
             "Build the set again with this format among `write:`"
         )
-    pieces = batch.column("records").flatten()
-    files, numbers, starts = (
-        pieces.field(n).to_numpy().astype(np.int64) for n in ("file", "record", "start")
-    )
-    begin = np.flatnonzero(starts == 0)
-    for first in range(0, len(begin), _FETCH_RECORDS):
-        some = begin[first : first + _FETCH_RECORDS]
-        yield from records.fetch_many(files[some], numbers[some])
+    return records
 
 
-def plain_text(record: dict[str, Any]) -> str:
-    """The text of a text record.
-
-    Raises:
-        DataError: the record is a conversation, which a chat template makes into tokens.
-    """
-    if "text" not in record:
-        raise DataError(
-            "this format holds plain text, and a source of the set holds conversations, which a chat template made into "
-            "tokens; write a format of tokens (parquet, arrow, megatron, ...), or leave that source out"
-        )
-    return str(record["text"])
+def answers(batch: pa.RecordBatch) -> Iterator[tuple[Talk, dict[str, Any]]]:
+    """Rows of pairs, labelled completions or prompts: the prompt, and all columns of the row but its tokens."""
+    names = [n for n in batch.schema.names if not n.endswith("_ids")]
+    for row in batch.select(names).to_pylist():
+        place = row["records"][0]
+        yield Talk(place["file"], place["record"], row["prompt"], tools_of(row)), row
 
 
-def conversation(record: dict[str, Any]) -> list[Message]:
-    """The turns of a record; of a pair, its prompt and what was chosen."""
-    return [*record["messages"], *(record.get("chosen") or [])]
+def tools_of(record: dict[str, Any]) -> list[Any]:
+    """Tool definitions of a record, empty where it has none."""
+    tools: list[Any] = json.loads(record["tools"]) if record.get("tools") else []
+    return tools
+
+
+def has_calls(turns: list[Message]) -> bool:
+    """Whether a turn calls a tool, or is the result of one."""
+    return any(turn.get("tool_calls") or turn["role"] == "tool" for turn in turns)
+
+
+def template_messages(turns: list[Message]) -> list[Message]:
+    """Messages as chat templates of transformers take them: calls with their arguments as objects, no empty fields."""
+    out = []
+    for turn in turns:
+        message: Message = {"role": turn["role"]}
+        if turn["content"] is not None:
+            message["content"] = turn["content"]
+        if turn.get("reasoning") is not None:  # templates name it in two ways
+            message |= {"reasoning_content": turn["reasoning"], "thinking": turn["reasoning"]}
+        if turn.get("tool_calls"):
+            message["tool_calls"] = json.loads(turn["tool_calls"])
+        out.append(message | {n: turn[n] for n in ("tool_call_id", "name") if turn.get(n)})
+    return out
+
+
+def text_turns(column: pa.Array) -> pa.Array:
+    """A column of turns as role and content alone, reasoning before the content."""
+    if column.type.value_type.num_fields == 2:
+        return column
+    lists = [
+        [{"role": turn["role"], "content": thought_and_content(turn)} for turn in turns]
+        for turns in column.to_pylist()
+    ]
+    return pa.array(lists, pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))
+
+
+def message_column(column: pa.Array) -> pa.Array:
+    """A column of turns as trainers load it: role and content, or messages as JSON values where turns hold more."""
+    if column.type.value_type.num_fields == 2:
+        return column
+    lists = [template_messages(turns) for turns in column.to_pylist()]
+    texts = pa.array([_json(message) for messages in lists for message in messages], pa.string())
+    offsets = np.cumsum([0, *map(len, lists)]).astype(np.int32)
+    # without a type of JSON, a key of one call's arguments would come back as null in every other call
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.ExtensionArray.from_storage(pa.json_(), texts))
 
 
 def openai_messages(turns: list[Message]) -> list[Message]:
@@ -67,7 +154,7 @@ def openai_messages(turns: list[Message]) -> list[Message]:
     waiting: list[str] = []  # ids of calls that no tool has answered
     number = 0
     for turn in turns:
-        message: Message = {"role": turn["role"], "content": _content(turn)}
+        message: Message = {"role": turn["role"], "content": thought_and_content(turn)}
         calls = _calls(turn)
         if calls:
             ids = [call.get("id") or f"call_{number + i}" for i, call in enumerate(calls)]
@@ -105,7 +192,7 @@ def sharegpt(turns: list[Message]) -> list[dict[str, str]]:
             {"name": c["function"]["name"], "arguments": c["function"].get("arguments", {})}
             for c in _calls(turn)
         ]
-        content = _content(turn)
+        content = thought_and_content(turn)
         if calls and not turn.get("content"):
             out.append(
                 {"from": "function_call", "value": content + _json(calls[0] if len(calls) == 1 else calls)}
@@ -116,26 +203,29 @@ def sharegpt(turns: list[Message]) -> list[dict[str, str]]:
     return out
 
 
-def sole_text(turns: list[Message], what: str) -> str:
-    """The text of a completion of one turn.
+def alternating(turns: list[dict[str, str]], answered: bool = True) -> list[dict[str, str]] | None:
+    """ShareGPT turns as LLaMA-Factory and MedicalGPT take them: question (or result), answer (or call), in turn.
 
-    Raises:
-        DataError: it has several turns, and the format has room for one.
+    Results of one turn's calls are joined as LLaMA-Factory joins them; what follows the last answer is cut off (not where
+    ``answered`` is False: a prompt ends with a question). None where the turns are in another order: they would drop it.
     """
-    if len(turns) != 1:
-        raise DataError(
-            f"a {what} completion has {len(turns)} turns, and this format holds one; write `trl`, `ms-swift` or `parquet`"
-        )
-    return str(turns[0]["content"] or "")
+    joined: list[dict[str, str]] = []
+    for turn in turns:
+        if joined and turn["from"] == joined[-1]["from"] == "observation":
+            value = f"{joined[-1]['value']}\n</tool_response>\n<tool_response>\n{turn['value']}"
+            joined[-1] = joined[-1] | {"value": value}
+        else:
+            joined.append(turn)
+    while answered and joined and joined[-1]["from"] in ("human", "observation"):
+        joined.pop()
+    talk = joined[1:] if joined and joined[0]["from"] == "system" else joined
+    sides = (("human", "observation"), ("gpt", "function_call"))
+    in_turn = all(turn["from"] in sides[i % 2] for i, turn in enumerate(talk))
+    return joined if talk and in_turn and len(talk) % 2 == (not answered) else None
 
 
-def tools_of(record: dict[str, Any]) -> list[Any]:
-    """Tool definitions of a record, empty where it has none."""
-    tools: list[Any] = json.loads(record["tools"]) if record.get("tools") else []
-    return tools
-
-
-def _content(turn: Message) -> str:
+def thought_and_content(turn: Message) -> str:
+    """The text of a turn, behind its reasoning as a ``<think>`` block."""
     content = turn.get("content") or ""
     if turn.get("reasoning"):
         return f"<think>\n{turn['reasoning']}\n</think>\n\n{content}"

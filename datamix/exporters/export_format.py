@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,10 @@ from datamix.core.records import Kind, row_schema
 UNSEEN = (
     "Our tests have not run this trainer: the files follow its sources, and only what their layout alone assures is listed as "
     "kept. Train two steps before a long run."
+)
+CUT_TEXTS = (
+    "Each text is one piece of the set: of a document that is cut over rows, the stretch that a row holds, and nothing of what the "
+    "set leaves out. The trainer puts its own end token behind every text, cut or whole."
 )
 _MEANS = {  # what it means that a promise is kept, and that it is not
     "ratio": ("every source keeps its share over one pass", "the shares of the sources change"),
@@ -33,6 +39,23 @@ _PLACEHOLDERS = {  # words in a command that the reader replaces
     "CHECKOUT": "`CHECKOUT` is your copy of the trainer's repository.",
     "CONFIG": "`CONFIG` is your recipe's config.",
 }
+
+REASONS = {  # why a record is left out of a folder
+    "untrained_turn": "an answer is not to be trained, and the format cannot say so",
+    "turn_order": "the trainer drops conversations whose turns are not question and answer in turn",
+    "several_turns": "a completion has several turns, and the format holds one",
+    "calls": "the format cannot hold the tool calls of a turn",
+    "tools": "the format cannot hold tool definitions",
+    "cut": "a later piece of a conversation that is cut over rows",
+}
+
+
+class LeftOut(NamedTuple):
+    """A record that a format cannot hold as it is trained."""
+
+    file: int
+    record: int
+    reason: str  # of ``REASONS``
 
 
 @dataclass(frozen=True)
@@ -61,11 +84,14 @@ class SetInfo:
     paired: bool = True  # preference: pairs, or completions with a label
     meta: bool = False
     weighing: Weighing | None = None  # None: no column ``weight``
+    tools: bool = False  # preference, prompt: turns have reasoning and calls, rows their tools
+    loss_on: str = "assistant"  # sft
 
     @property
     def schema(self) -> pa.Schema:
         """Columns of the rows, used where a shard holds none."""
-        return row_schema(self.kind, self.packed, self.paired, self.meta, self.weighing is not None)
+        weighed = self.weighing is not None
+        return row_schema(self.kind, self.packed, self.paired, self.meta, weighed, self.tools)
 
     @property
     def empty(self) -> pa.RecordBatch:
@@ -84,7 +110,20 @@ class RecordSource(Protocol):
     def fetch_many(self, files: NDArray[np.int64], records: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Records as their rows of ``records.SCHEMAS``, in the order asked: ``{"text"}`` or ``{"messages", ...}``.
 
-        ``files`` and ``records`` ``[num_records]`` are those of the rows' ``records``.
+        ``files`` and ``records`` ``[num_records]`` are those of the rows' ``records``. Messages are those that fit.
+        """
+        ...
+
+    def piece_texts(
+        self,
+        files: NDArray[np.int64],
+        records: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> list[str | None]:
+        """The text of pieces of documents, tokens ``start..start + length`` of each; None of a conversation.
+
+        The texts of all pieces of a document, end to end, are the document.
         """
         ...
 
@@ -118,7 +157,14 @@ class ExportFormat(ABC):
 
     def write_readme(self, folder: Path, trainer: str, notes: Sequence[str], command: str = "") -> str:
         """Write ``README.md``: the command (or several, a line each), what survives in the trainer, and notes."""
-        command, keeps = command or self.command(), self.keeps()
+        names = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("left_out/*.jsonl"))]
+        reasons = Counter(
+            json.loads(line)["reason"] for n in names for line in (folder / n).read_text().splitlines()
+        )
+        if reasons:
+            counted = "; ".join(f"{count:,}: {REASONS[reason]}" for reason, count in sorted(reasons.items()))
+            notes = [*notes, f"**Left out** of this folder, named in `left_out/` with the reason: {counted}."]
+        command, keeps = command or self.command(), without_left_out(self.keeps(), names)
         promises = [
             f"- {name}: {'kept' if name in keeps else '**not kept**'} ({means[name not in keeps]})"
             for name, means in _MEANS.items()
@@ -144,6 +190,12 @@ class ExportFormat(ABC):
         )
         (folder / "README.md").write_bytes("\n".join(lines).encode())
         return "README.md"
+
+
+def without_left_out(keeps: Sequence[str], files: Iterable[str]) -> tuple[str, ...]:
+    """What survives where records of training were left out, as the names of files show: not the ratio, nor the order."""
+    is_less = any(name.startswith("left_out/train-") for name in files)
+    return tuple(name for name in keeps if not is_less or name not in ("ratio", "order"))
 
 
 def read_by_hand(program: str, result: str) -> str:

@@ -10,7 +10,7 @@ import gzip
 import io
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from datamix.exporters.columns import first_schema, rechunk
-from datamix.exporters.export_format import ExportFormat, SetInfo
+from datamix.exporters.export_format import ExportFormat, LeftOut, SetInfo
 
 TextCompression = Literal["none", "gzip", "zstd"]
 Convert = Callable[[pa.RecordBatch], pa.RecordBatch]
@@ -171,21 +171,40 @@ def stage_files(files: Iterable[str], info: SetInfo, split: str) -> dict[str, li
     return {stage: group for stage, group in staged.items() if group}
 
 
+def write_left_out(folder: Path, split: str, index: int, left: Sequence[LeftOut]) -> list[str]:
+    """Name the records of a shard that a format does not hold, if any; return the names of files."""
+    name = f"left_out/{split_folder(split)}-{index:05d}.jsonl"
+    if left:
+        write_lines(make_room(folder, name), (record._asdict() for record in left))
+    return [name] if left else []
+
+
+def held(lines: Iterable[dict[str, Any] | LeftOut], left: list[LeftOut]) -> Iterator[dict[str, Any]]:
+    """The lines; the records that are left out are added to ``left``."""
+    for line in lines:
+        if isinstance(line, LeftOut):
+            left.append(line)
+        else:
+            yield line
+
+
 @dataclass(frozen=True)
 class StagedLines(ExportFormat):
     """A format of JSON Lines, a file a stage."""
 
     @abstractmethod
-    def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any] | LeftOut]:
         """The objects that the rows of a batch become."""
 
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard; return the names."""
-        names = []
+        names: list[str] = []
+        left: list[LeftOut] = []
         for suffix, run in by_stage(batches, self.info, self.split):
             names.append(shard_name(self.split, index, f"{suffix}.jsonl"))
-            write_lines(make_room(folder, names[-1]), (row for batch in run for row in self.lines(batch)))
-        return names
+            lines = (line for batch in run for line in self.lines(batch))
+            write_lines(make_room(folder, names[-1]), held(lines, left))
+        return names + write_left_out(folder, self.split, index, left)
 
 
 @dataclass(frozen=True)
@@ -196,11 +215,24 @@ class StagedParquet(ExportFormat):
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of a batch in the columns that the trainer reads."""
 
+    def left_out(self, batch: pa.RecordBatch) -> dict[int, LeftOut]:
+        """Rows of a batch that the format cannot hold."""
+        return {}
+
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard; return the names."""
         empty = self.convert(self.info.empty).schema
-        names = []
+        names: list[str] = []
+        left: list[LeftOut] = []
         for suffix, run in by_stage(batches, self.info, self.split):
             names.append(shard_name(self.split, index, f"{suffix}.parquet"))
-            write_parquet(make_room(folder, names[-1]), map(self.convert, run), self.info, empty)
-        return names
+            rows = (self.convert(self._held(batch, left)) for batch in run)
+            write_parquet(make_room(folder, names[-1]), rows, self.info, empty)
+        return names + write_left_out(folder, self.split, index, left)
+
+    def _held(self, batch: pa.RecordBatch, left: list[LeftOut]) -> pa.RecordBatch:
+        less = self.left_out(batch)
+        left += less.values()
+        return (
+            batch.filter(pa.array([i not in less for i in range(len(batch))], pa.bool_())) if less else batch
+        )

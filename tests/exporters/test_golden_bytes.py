@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from datamix.core.errors import DataError, RecipeError
-from datamix.exporters import open_sink
+from datamix.exporters import keeps, open_sink
 
 
 @pytest.fixture
@@ -64,7 +64,9 @@ def write(name, info, rows, folder, *options, split="train"):
 def test_megatron_documents(two_rows, tmp_path):
     info, rows = two_rows()
     names = write("megatron", info, rows, tmp_path)
+    *names, counts = names
     assert names == [f"train/{s}-00000.{e}" for s in ("general", "medical") for e in ("bin", "idx")]
+    assert json.loads((tmp_path / counts).read_text()) == {"documents": 3, "end_tokens_added": 0}
     assert (tmp_path / "train/medical-00000.bin").read_bytes() == struct.pack("<5H", 10, 11, 2, 12, 2)
     assert (tmp_path / "train/general-00000.bin").read_bytes() == struct.pack("<2H", 13, 2)
     assert (tmp_path / "train/medical-00000.idx").read_bytes() == (
@@ -91,6 +93,36 @@ def test_megatron_blocks_of_a_large_vocabulary_are_int32_in_our_order(two_rows, 
     assert index[17] == 4
     assert index[34:] == struct.pack("<2i2q3q", 5, 2, 0, 20, 0, 1, 2)
     assert len(index) == 34 + 12 * 2 + 8 * 3
+
+
+def test_megatron_ends_each_piece_of_a_cut_document_and_counts_what_it_adds(make_info, tmp_path):
+    info = make_info(packed=True, max_length=8)
+    row = {
+        "source": "general",
+        "stage": "train",
+        "records": [
+            {"file": 0, "record": 0, "start": 4, "length": 3},
+            {"file": 0, "record": 1, "start": 0, "length": 2},
+            {"file": 0, "record": 2, "start": 0, "length": 1},
+        ],
+        "input_ids": [10, 11, 12, 13, 2, 14],
+        "labels": [-100, 11, 12, -100, 2, -100],
+        "position_ids": [0, 1, 2, 0, 1, 0],
+        "seq_lengths": [3, 2, 1],
+    }
+    rows = pa.RecordBatch.from_pylist([row], schema=info.schema)
+    write("megatron", info, rows, tmp_path)
+    assert (tmp_path / "train/general-00000.bin").read_bytes() == struct.pack(
+        "<8H", 10, 11, 12, 2, 13, 2, 14, 2
+    )
+    index = (tmp_path / "train/general-00000.idx").read_bytes()
+    assert index[34:58] == struct.pack("<3i", 4, 2, 2) + struct.pack("<1q", 0) + struct.pack("<1i", 8)
+    assert (tmp_path / "train.txt").read_text() == "8 train/general-00000\n"
+    assert "2 of 3 are pieces of a cut document" in (tmp_path / "README.md").read_text()
+    write("megatron", info, rows, tmp_path / "blocks", ("layout", "blocks"))
+    assert (tmp_path / "blocks/train/rows-00000.bin").stat().st_size == 12
+    assert keeps("megatron", (), info) == ("ratio", "isolation")
+    assert keeps("megatron", (), make_info(eos_token_id=None)) == ("ratio",)
 
 
 def test_megatron_has_a_blend_for_each_stage(make_info, make_rows, tmp_path):

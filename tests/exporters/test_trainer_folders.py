@@ -23,11 +23,23 @@ KINDS = ("pretrain", "sft", "preference", "prompt")
 class Words:
     """Records by (file, record): texts in a pretraining set, conversations else."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, flagged: bool = True) -> None:
         self.kind = kind
+        self.flag = False if flagged else None  # of the last answer
 
     def fetch_many(self, files, records) -> list[dict]:
         return [self._record(*at) for at in zip(files.tolist(), records.tolist(), strict=True)]
+
+    def piece_texts(self, files, records, starts, lengths) -> list[str | None]:
+        if self.kind != "pretrain":
+            return [None] * len(files)
+        stretches = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+        return [
+            f"{self._record(*at)['text']}{start}-{stop}"
+            for at, (start, stop) in zip(
+                zip(files.tolist(), records.tolist(), strict=True), stretches, strict=True
+            )
+        ]
 
     def _record(self, file: int, record: int) -> dict:
         if self.kind == "pretrain":
@@ -42,7 +54,7 @@ class Words:
                 turn | {"role": "tool", "content": "结果"},
                 turn | {"role": "assistant", "content": "答案", "reasoning": "想"},
                 turn | {"role": "user", "content": "more"},
-                turn | {"role": "assistant", "content": "yes", "train": False},
+                turn | {"role": "assistant", "content": "yes", "train": self.flag},
             ],
             "tools": json.dumps([{"type": "function", "function": {"name": "查", "parameters": {}}}]),
             "kwargs": None,
@@ -50,8 +62,10 @@ class Words:
         }
 
 
-def build(name, info, rows, folder, split="train", index=0):
-    sink = open_sink(name, (), info, split, Words(info.kind) if needs_records(name) else None)
+def build(name, info, rows, folder, split="train", index=0, flagged=None):
+    """A shard; a flag that says "not this turn" where the format can hold it, or where it is asked for."""
+    words = Words(info.kind, name in ("openai", "ms-swift") if flagged is None else flagged)
+    sink = open_sink(name, (), info, split, words if needs_records(name) else None)
     names = sink.write([rows.slice(0, 3), rows.slice(3)], index, folder)
     return names, sink.finish([names], folder)
 
@@ -228,7 +242,8 @@ def test_openai_examples_hold_calls_reasoning_and_weights(make_info, make_rows, 
     assert example["tools"][0]["function"]["name"] == "查"
 
 
-def test_a_record_cut_over_rows_is_one_text(make_info, tmp_path):
+@pytest.mark.parametrize("name", ["medicalgpt", "nanochat", "ms-swift", "llamafactory"])
+def test_each_piece_of_a_document_that_is_cut_over_rows_is_a_text(make_info, tmp_path, name):
     info = make_info("pretrain")
     rows = [
         {
@@ -239,10 +254,17 @@ def test_a_record_cut_over_rows_is_one_text(make_info, tmp_path):
             "labels": [3, 4],
             "attention_mask": [1, 1],
         }
-        for start in (0, 2)
+        for start in (6, 2, 6)  # no first piece, and one twice
     ]
-    (name,), _ = build("medicalgpt", info, pa.RecordBatch.from_pylist(rows, schema=info.schema), tmp_path)
-    assert lines(tmp_path / name) == [{"text": "文本 0:5\n"}]
+    names, _ = build(name, info, pa.RecordBatch.from_pylist(rows, schema=info.schema), tmp_path)
+    (text,) = [n for n in names if not n.endswith(".arrow")]
+    assert texts_in(tmp_path / text) == ["文本 0:5\n6-8", "文本 0:5\n2-4", "文本 0:5\n6-8"]
+
+
+def texts_in(path):
+    if path.suffix == ".parquet":
+        return pq.read_table(path)["text"].to_pylist()
+    return [line.get("text") or line["messages"][0]["content"] for line in lines(path)]
 
 
 def test_text_of_a_conversation_in_a_pretraining_set_is_refused_with_a_way_out(
@@ -288,7 +310,7 @@ def test_nanochat_joins_all_validation_into_its_last_file(make_info, make_rows, 
         build("nanochat", info, make_rows(info, 2), tmp_path, f"validation/{source}")
     shards = sorted(tmp_path.glob("*.parquet"))
     assert [path.name for path in shards] == ["shard_00000.parquet", "shard_99999.parquet"]
-    assert pq.read_table(shards[0])["text"].to_pylist()[0] == "文本 0:0\n"
+    assert pq.read_table(shards[0])["text"].to_pylist()[0].startswith("文本 0:0\n")
     assert len(pq.read_table(shards[1])) == 4
 
 

@@ -1,15 +1,17 @@
 """Megatron-core's indexed datasets: tokens in ``.bin``, lengths and offsets in ``.idx``, and the blend that keeps our ratio.
 
 ``documents``: a dataset a source (and stage), one document a piece; Megatron cuts samples from them itself and draws the
-sources by the blend's weights, which are the tokens we emitted. ``blocks``: one dataset of our rows in our order.
-Megatron shuffles either; the ratio survives, and with ``--reset-position-ids --reset-attention-mask`` documents stay apart
-wherever an end-of-document token stands between them. Layout of the index:
+sources by the blend's weights, which are the tokens in the files. It finds borders by the end-of-document token alone, so a
+piece that does not end with it (of a document that is cut) gets one, and each is counted. ``blocks``: one dataset of our rows
+in our order, token for token. Megatron shuffles either; the ratio survives, and with ``--reset-position-ids
+--reset-attention-mask`` documents stay apart. Layout of the index:
 ``MMIDIDX\\0\\0 | u64 1 | u8 dtype | u64 S | u64 D | i32[S] lengths | i64[S] byte offsets | i64[D] document borders``
 (``megatron/core/datasets/indexed_dataset.py``). Costs 4 bytes a document.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -53,7 +55,8 @@ class Megatron(ExportFormat):
 
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard, a dataset for each source (or one) and stage; return the names."""
-        names = []
+        names: list[str] = []
+        counts = {"documents": 0, "end_tokens_added": 0}
         for suffix, rows in by_stage(batches, self.info, self.split):
             lengths: dict[str, list[NDArray[np.int64]]] = {}
             bins: dict[str, BinaryIO] = {}
@@ -61,7 +64,9 @@ class Megatron(ExportFormat):
                 d: f"{split_folder(self.split)}/{d}-{index:05d}{suffix}" for d in (*self.info.sources, "rows")
             }
             with ExitStack() as stack:
-                for dataset, tokens, sizes in (part for batch in rows for part in self._parts(batch)):
+                for dataset, tokens, sizes, added in (part for batch in rows for part in self._parts(batch)):
+                    counts["documents"] += len(sizes)
+                    counts["end_tokens_added"] += added
                     if dataset not in bins:
                         path = make_room(folder, f"{prefixes[dataset]}.bin")
                         bins[dataset] = stack.enter_context(path.open("wb"))
@@ -70,13 +75,17 @@ class Megatron(ExportFormat):
             for prefix, sizes_of in ((prefixes[d], lengths[d]) for d in prefixes if d in bins):
                 (folder / f"{prefix}.idx").write_bytes(encode_index(np.concatenate(sizes_of), self.dtype))
                 names += [f"{prefix}.bin", f"{prefix}.idx"]
+        if self.layout == "documents":
+            names.append(write_json(folder, f"counts/{split_folder(self.split)}-{index:05d}.json", counts))
         return names
 
-    def _parts(self, batch: pa.RecordBatch) -> Iterator[tuple[str, NDArray[np.generic], NDArray[np.int64]]]:
-        """``(dataset, its tokens end to end, its documents' lengths)`` of a batch."""
+    def _parts(
+        self, batch: pa.RecordBatch
+    ) -> Iterator[tuple[str, NDArray[np.generic], NDArray[np.int64], int]]:
+        """``(dataset, its tokens end to end, its documents' lengths, end tokens that were added)`` of a batch."""
         ids = ragged(batch, "input_ids")
         if self.layout == "blocks":
-            yield "rows", ids.flat, ids.lengths
+            yield "rows", ids.flat, ids.lengths, 0
             return
         lengths = piece_lengths(batch)
         codes = batch.column("source").dictionary_encode()
@@ -85,7 +94,12 @@ class Megatron(ExportFormat):
         for start, stop in pairwise(edges.tolist()):  # runs of rows of one source: views, not copies
             tokens = ids.values[ids.offsets[start] : ids.offsets[stop]]
             sizes = lengths.values[lengths.offsets[start] : lengths.offsets[stop]].astype(np.int64)
-            yield codes.dictionary[int(index[start])].as_py(), tokens, sizes
+            end = self.info.eos_token_id
+            ends = np.cumsum(sizes)
+            open_ended = tokens[ends - 1] != end if end is not None else np.zeros(len(sizes), np.bool_)
+            if open_ended.any():
+                tokens, sizes = np.insert(tokens, ends[open_ended], end), sizes + open_ended
+            yield codes.dictionary[int(index[start])].as_py(), tokens, sizes, int(open_ended.sum())
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the blend of this split, of its stages, and of all splits that are there."""
@@ -103,10 +117,24 @@ class Megatron(ExportFormat):
             "repeats included. Set `--train-samples` to that sum divided by `--seq-length`.",
             "Megatron shuffles documents and samples: ratios survive, our order does not. A set of stages has one "
             "blend a stage (`stage-NAME.txt`): train them one after the other with `--data-args-path`.",
-            "Documents are kept apart only where an end-of-document token stands between them; no token is "
-            "added here that the set does not hold.",
+            self._ends(folder),
         )
         return [*written, self.write_readme(folder, "Megatron-LM", notes)]
+
+    def _ends(self, folder: Path) -> str:
+        """Which documents end with the token that keeps them apart."""
+        if self.layout == "blocks":
+            return "Rows are token for token those of the set; where a document is cut, nothing keeps its pieces apart."
+        if self.info.eos_token_id is None:
+            return "The tokenizer names no end-of-text token, so nothing keeps documents apart."
+        counts = [json.loads(path.read_text()) for path in sorted(folder.glob("counts/*.json"))]
+        documents, added = (sum(c[name] for c in counts) for name in ("documents", "end_tokens_added"))
+        return (
+            f"Every document here is one piece of the set and ends with token {self.info.eos_token_id}, which alone keeps documents "
+            f"apart. {added:,} of {documents:,} are pieces of a cut document and did not: the token was added behind them, so the "
+            f"files hold {added:,} tokens more than the set (`counts/`), and each is trained as the end of its piece. "
+            "`layout: blocks` adds none."
+        )
 
     def _blend(self, name: str, bins: list[str], folder: Path) -> str:
         """Lines of ``tokens prefix``: Megatron normalises the weights."""
@@ -116,7 +144,8 @@ class Megatron(ExportFormat):
 
     def keeps(self) -> tuple[str, ...]:
         """Megatron draws samples by the blend and shuffles them."""
-        return ("ratio", "isolation") if self.layout == "documents" else ("ratio",)
+        apart = self.layout == "documents" and self.info.eos_token_id is not None
+        return ("ratio", "isolation") if apart else ("ratio",)
 
     def command(self) -> str:
         """The arguments that keep our ratio."""

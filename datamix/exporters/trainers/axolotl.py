@@ -2,8 +2,8 @@
 
 It gives packed rows positions of its own, so documents are handed over one by one and packed again by it, in
 order and with their borders. It keeps them apart where its YAML names an attention; its default does not. Pairs are
-messages, rendered by it through the tokenizer's template: it takes the last turn of an answer alone, so answers of
-several turns are refused.
+messages, rendered by it through the tokenizer's template: it takes the last turn of an answer alone and no calls, so
+pairs that have more are left out.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from datamix.core.errors import DataError
 from datamix.core.records import Kind
+from datamix.exporters.chat_text import answers, has_calls, text_turns
 from datamix.exporters.columns import documents
+from datamix.exporters.export_format import LeftOut
 from datamix.exporters.folder import StagedParquet, split_names, write_yaml
 
 
@@ -32,15 +32,22 @@ class Axolotl(StagedParquet):
         """Documents, or ``messages`` (the prompt's) with ``chosen`` and ``rejected`` of one turn each."""
         if self.info.kind != "preference":
             return documents(batch)
-        for name in ("chosen", "rejected"):
-            turns = pc.max(pc.list_value_length(batch.column(name))).as_py()
-            if turns is not None and turns != 1:
-                raise DataError(
-                    f"a {name} completion has {turns} turns, and Axolotl takes the last alone; write `trl` or `parquet`"
-                )
-        return batch.select(["prompt", "chosen", "rejected"]).rename_columns(
-            ["messages", "chosen", "rejected"]
+        names = {"messages": "prompt", "chosen": "chosen", "rejected": "rejected"}
+        return pa.RecordBatch.from_pydict(
+            {name: text_turns(batch.column(ours)) for name, ours in names.items()}
         )
+
+    def left_out(self, batch: pa.RecordBatch) -> dict[int, LeftOut]:
+        """Pairs with calls, which it does not read, or with several turns an answer, of which it takes the last."""
+        if self.info.kind != "preference":
+            return {}
+        reasons: dict[int, LeftOut] = {}
+        for i, (talk, row) in enumerate(answers(batch)):
+            if len(row["chosen"]) != 1 or len(row["rejected"]) != 1:
+                reasons[i] = talk.left_out("several_turns")
+            elif talk.tools or has_calls(talk.turns + row["chosen"] + row["rejected"]):
+                reasons[i] = talk.left_out("calls")
+        return reasons
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the config and the README."""
@@ -72,7 +79,8 @@ class Axolotl(StagedParquet):
                 "attn_implementation": "sdpa",
             }
         notes = [
-            "Its DPO shuffles. Pairs longer than `sequence_len` are dropped, and of a turn it reads the words alone, no calls."
+            "Its DPO shuffles. Pairs longer than `sequence_len` are dropped, and of a turn it reads the text alone, no calls: pairs with "
+            "calls are left out."
             if pairs
             else "The config keeps our order: no shuffle of the merged set, `curriculum_sampling`, one pass. Rows longer than "
             "`sequence_len` would be dropped: leave it at what the set was made for.",

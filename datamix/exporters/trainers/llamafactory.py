@@ -20,10 +20,19 @@ import pyarrow as pa
 
 from datamix.core.arrays import IGNORE_INDEX, list_column, ragged
 from datamix.core.records import Kind
-from datamix.exporters.chat_text import conversation, plain_text, records_of, sharegpt, sole_text, tools_of
+from datamix.exporters.chat_text import Talk, alternating, answers, piece_texts, sharegpt, talks
 from datamix.exporters.columns import completion, pairs, select
-from datamix.exporters.export_format import ExportFormat, RecordSource
-from datamix.exporters.folder import Convert, by_stage, make_room, shard_name, write_json, write_yaml
+from datamix.exporters.export_format import CUT_TEXTS, ExportFormat, LeftOut, RecordSource
+from datamix.exporters.folder import (
+    Convert,
+    by_stage,
+    held,
+    make_room,
+    shard_name,
+    write_json,
+    write_left_out,
+    write_yaml,
+)
 from datamix.exporters.formats.row_files import ArrowFolder
 
 _ALIGN = 8  # its collator pads to multiples of this, and leaves positions behind
@@ -40,19 +49,22 @@ class LlamaFactory(ExportFormat):
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard as tokens and as text, a file a stage; return the names."""
         tokens = ArrowFolder(self.info, self.split, self._convert(), below="tokenized/")
-        names = []
+        names: list[str] = []
+        left: list[LeftOut] = []
         for suffix, run in by_stage(batches, self.info, self.split):
             names += [
                 tokens.shard_name(index, suffix),
                 f"text/{shard_name(self.split, index, f'{suffix}.jsonl')}",
             ]
             with make_room(folder, names[-1]).open("wb") as text:
-                tokens.write_stream(make_room(folder, names[-2]), map(partial(self._write_text, text), run))
-        return names
+                rows = map(partial(self._write_text, text, left), run)
+                tokens.write_stream(make_room(folder, names[-2]), rows)
+        return names + write_left_out(folder, self.split, index, left)
 
-    def _write_text(self, text: BinaryIO, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _write_text(self, text: BinaryIO, left: list[LeftOut], batch: pa.RecordBatch) -> pa.RecordBatch:
         """Write the records of a batch as text while it passes."""
-        text.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in self._lines(batch))
+        for line in held(self._lines(batch), left):
+            text.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         return batch
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
@@ -65,12 +77,19 @@ class LlamaFactory(ExportFormat):
         entries = {datasets[name]: {"file_name": name, **self._columns()} for name in texts}
         names.append(write_json(folder, "dataset_info.json", entries))
         trained = [datasets[name] for name in texts if name.startswith("text/train/")]
+        tests = [datasets[name] for name in texts if not name.startswith("text/train/")]
+        validated = (
+            {"eval_strategy": "steps", "eval_steps": 100, "per_device_eval_batch_size": 1} if tests else {}
+        )
         from_text = []
         for stage in self._stages:
-            settings = self._config(stage, trained) | {"template": "empty", "tokenized_path": "tokenized"}
-            names.append(write_yaml(folder, f"{stage}.yaml", settings))
+            tokens_only = {"template": "empty", "tokenized_path": "tokenized", **validated}
+            names.append(write_yaml(folder, f"{stage}.yaml", self._config(stage, trained) | tokens_only))
             text_stage = "pt" if self.info.kind == "pretrain" else stage
-            names.append(write_yaml(folder, f"{text_stage}_text.yaml", self._config(text_stage, trained)))
+            settings = self._config(text_stage, trained) | validated
+            if tests:
+                settings |= {"eval_dataset": ",".join(tests), "eval_on_each_dataset": True}
+            names.append(write_yaml(folder, f"{text_stage}_text.yaml", settings))
             from_text.append(
                 f"llamafactory-cli train {text_stage}_text.yaml model_name_or_path=MODEL template=TEMPLATE"
             )
@@ -96,25 +115,41 @@ class LlamaFactory(ExportFormat):
         # its pretraining collator makes labels itself, and cannot pad others
         return select("input_ids", "attention_mask", *(["labels"] if self.info.kind == "sft" else []))
 
-    def _lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-        if self.info.kind == "preference" and not self.info.paired:
-            for row in batch.select(["prompt", "completion", "label"]).to_pylist():
-                yield {"conversations": sharegpt(row["prompt"] + row["completion"]), "label": row["label"]}
-            return
-        if self.info.kind == "preference":
-            for row in batch.select(["prompt", "chosen", "rejected"]).to_pylist():
-                sides = {n: {"from": "gpt", "value": sole_text(row[n], n)} for n in ("chosen", "rejected")}
-                yield {"conversations": sharegpt(row["prompt"]), **sides}
-            return
-        for record in records_of(batch, self.records):
-            if self.info.kind == "pretrain":
-                yield {"text": plain_text(record)}
-                continue
-            tools = tools_of(record)
-            yield {
-                "conversations": sharegpt(conversation(record)),
-                "tools": orjson.dumps(tools).decode() if tools else "",
-            }
+    def _lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any] | LeftOut]:
+        if self.info.kind == "pretrain":
+            yield from ({"text": text} for text in piece_texts(batch, self.records))
+        elif self.info.kind == "preference":
+            yield from (self._answer(talk, row) for talk, row in answers(batch))
+        else:
+            for talk in talks(batch, self.records, self.info.loss_on):
+                if isinstance(talk, LeftOut):
+                    yield talk
+                elif (
+                    talk.has_untrained_answer and self.info.loss_on != "last_assistant"
+                ):  # which its config says
+                    yield talk.left_out("untrained_turn")
+                else:
+                    turns = alternating(sharegpt(talk.turns))
+                    yield self._example(talk, turns) if turns else talk.left_out("turn_order")
+
+    def _answer(self, talk: Talk, row: dict[str, Any]) -> dict[str, Any] | LeftOut:
+        """A pair, or a labelled completion."""
+        sides = ("chosen", "rejected") if self.info.paired else ("completion",)
+        if any(len(row[side]) != 1 for side in sides):
+            return talk.left_out("several_turns")
+        turns = alternating(sharegpt(talk.turns), answered=False)
+        if turns is None:
+            return talk.left_out("turn_order")
+        completions = {side: sharegpt(row[side])[0] for side in sides}
+        if self.info.paired:
+            return self._example(talk, turns) | completions
+        return self._example(talk, [*turns, completions["completion"]]) | {"label": row["label"]}
+
+    def _example(self, talk: Talk, turns: list[dict[str, str]]) -> dict[str, Any]:
+        tools = orjson.dumps(talk.tools).decode() if talk.tools else ""
+        return {"conversations": turns} | (
+            {"tools": tools} if self.info.kind == "sft" or self.info.tools else {}
+        )
 
     def _answers(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Pairs, or labelled completions with another row's completion beside each prompt, for the KL term."""
@@ -132,8 +167,10 @@ class LlamaFactory(ExportFormat):
         if self.info.kind == "pretrain":
             return {"columns": {"prompt": "text"}}
         columns = {"messages": "conversations"}
+        if self.info.kind == "sft" or self.info.tools:
+            columns |= {"tools": "tools"}
         if self.info.kind == "sft":
-            return {"formatting": "sharegpt", "columns": columns | {"tools": "tools"}}
+            return {"formatting": "sharegpt", "columns": columns}
         if self.info.paired:
             columns |= {"chosen": "chosen", "rejected": "rejected"}
             return {"formatting": "sharegpt", "ranking": True, "columns": columns}
@@ -154,6 +191,9 @@ class LlamaFactory(ExportFormat):
         }
         if self.info.packed:
             settings |= {"packing": True, "neat_packing": stage == "sft"}
+        if self.info.kind == "sft" and self.info.loss_on != "assistant":
+            key = "mask_history" if self.info.loss_on == "last_assistant" else "train_on_prompt"
+            settings |= {key: True}
         return settings
 
     def _notes(self) -> list[str]:
@@ -161,8 +201,11 @@ class LlamaFactory(ExportFormat):
             "`*.yaml` trains from `tokenized/`, token for token what the manifest counts. `*_text.yaml` trains from `text/` "
             "with one of LLaMA-Factory's own templates: it then tokenizes, masks and cuts by its own "
             "rules, and the shares hold in records only.",
-            "`disable_shuffling: true` and one epoch keep our order. Splits `validation_SOURCE` are found by it in `tokenized/`.",
+            "`disable_shuffling: true` and one epoch keep our order. Splits `validation_SOURCE` give one loss each: `eval_strategy` "
+            "is set where there are some.",
         ]
+        if self.info.kind == "pretrain":
+            notes.append(CUT_TEXTS)
         if self.info.kind == "pretrain" and self.info.packed:
             notes.append("Packed documents are trained as stage `sft`: only there does it keep them apart.")
         if self.info.kind == "pretrain" and not self.info.packed:

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamix.core.records import Kind
-from datamix.exporters.chat_text import plain_text, records_of
+from datamix.exporters.chat_text import piece_texts
 from datamix.exporters.columns import rechunk
-from datamix.exporters.export_format import ExportFormat, RecordSource, read_by_hand
+from datamix.exporters.export_format import CUT_TEXTS, ExportFormat, RecordSource, read_by_hand
 from datamix.exporters.folder import make_room
 
 _GROUP_ROWS = 1024
@@ -38,7 +38,7 @@ class Nanochat(ExportFormat):
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard; return its name."""
         name = f"{self.split}-{index:05d}.parquet" if "/" in self.split else f"shard_{index:05d}.parquet"
-        texts = ([plain_text(r) for r in records_of(batch, self.records)] for batch in batches)
+        texts = (list(piece_texts(batch, self.records)) for batch in batches)
         rows = (pa.RecordBatch.from_pydict({"text": some}, schema=_SCHEMA) for some in texts)
         _write_texts(make_room(folder, name), rows)
         return [name]
@@ -53,6 +53,7 @@ class Nanochat(ExportFormat):
         notes = (
             read_by_hand("nanochat (commit 92d63d4, July 2026)", "every text, training and validation apart"),
             "Put the shards where nanochat looks for them: `~/.cache/nanochat/base_data_climbmix`, or what its `dataset.py` says.",
+            CUT_TEXTS,
             "It picks texts from a buffer of 1,000 to fill its rows, and cuts off what does not fit.",
             f"The last file is its validation: `{_LAST}` holds ours. A set without validation loses its "
             "last shard to it: set `validation:` in the recipe.",

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datamix.core.records import Kind
-from datamix.exporters.chat_text import conversation, openai_messages, records_of, tools_of
-from datamix.exporters.export_format import UNSEEN, RecordSource
+from datamix.exporters.chat_text import Message, answers, openai_messages, talks
+from datamix.exporters.export_format import UNSEEN, LeftOut, RecordSource
 from datamix.exporters.folder import StagedLines
 
 
@@ -27,28 +27,42 @@ class OpenAi(StagedLines):
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
-        notes = (
+        notes = [
             UNSEEN,
             "One shard is one upload; join shards with `cat train/*.jsonl` where a job wants a single file.",
             "A turn that is not to be trained carries `weight: 0`. The service shuffles and renders the "
             "conversations with a template of its own.",
-        )
+        ]
+        if self.info.loss_on == "all":
+            notes.append("The set trains questions too; the service trains answers alone.")
         return [self.write_readme(folder, "OpenAI", notes)]
 
     def command(self) -> str:
         """How a job begins."""
         return "cat train/*.jsonl > train.jsonl && openai api files.create -f train.jsonl -p fine-tune"
 
-    def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any] | LeftOut]:
         """An example a line."""
         if self.info.kind == "preference":
-            for row in batch.select(["prompt", "chosen", "rejected"]).to_pylist():
+            for talk, row in answers(batch):
+                tools = {"tools": talk.tools} if talk.tools else {}
+                sides = [self._messages(talk.turns + row[side]) for side in ("chosen", "rejected")]
+                chosen, rejected = (side[len(talk.turns) :] for side in sides)
                 yield {
-                    "input": {"messages": row["prompt"]},
-                    "preferred_output": row["chosen"],
-                    "non_preferred_output": row["rejected"],
+                    "input": {"messages": sides[0][: len(talk.turns)], **tools},
+                    "preferred_output": chosen,
+                    "non_preferred_output": rejected,
                 }
             return
-        for record in records_of(batch, self.records):
-            tools = tools_of(record)
-            yield {"messages": openai_messages(conversation(record))} | ({"tools": tools} if tools else {})
+        for talk in talks(batch, self.records, self.info.loss_on):
+            if isinstance(talk, LeftOut):
+                yield talk
+            else:
+                yield {"messages": openai_messages(talk.turns)} | (
+                    {"tools": talk.tools} if talk.tools else {}
+                )
+
+    @staticmethod
+    def _messages(turns: list[Message]) -> list[Message]:
+        """Messages of a pair, which have no weights."""
+        return [{k: v for k, v in message.items() if k != "weight"} for message in openai_messages(turns)]

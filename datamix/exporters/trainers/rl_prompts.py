@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from datamix.core.records import Kind
-from datamix.exporters.export_format import read_by_hand
+from datamix.exporters.chat_text import answers, message_column, template_messages
+from datamix.exporters.export_format import LeftOut, read_by_hand
 from datamix.exporters.folder import StagedLines, StagedParquet
 
 
@@ -35,7 +36,7 @@ class Verl(StagedParquet):
         return pa.RecordBatch.from_pydict(
             {
                 "data_source": batch.column("source"),
-                "prompt": batch.column("prompt"),
+                "prompt": message_column(batch.column("prompt")),
                 "ability": batch.column("source"),
                 "reward_model": reward,
                 "extra_info": extra,
@@ -70,10 +71,14 @@ class OpenRlhf(StagedLines):
     KINDS: ClassVar[tuple[Kind, ...]] = ("prompt",)
     KEEPS: ClassVar[tuple[str, ...]] = ("ratio", "isolation")  # it shuffles; one prompt a row
 
-    def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any] | LeftOut]:
         """A prompt a line."""
-        for row in batch.select(["prompt", "reference", "source"]).to_pylist():
-            yield {"prompt": row["prompt"], "label": row["reference"], "datasource": row["source"]}
+        for talk, row in answers(batch):
+            if talk.tools:
+                yield talk.left_out("tools")
+            else:
+                prompt = template_messages(talk.turns)
+                yield {"prompt": prompt, "label": row["reference"], "datasource": row["source"]}
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""

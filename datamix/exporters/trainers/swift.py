@@ -15,15 +15,8 @@ import orjson
 import pyarrow as pa
 
 from datamix.core.records import Kind
-from datamix.exporters.chat_text import (
-    Message,
-    conversation,
-    openai_messages,
-    plain_text,
-    records_of,
-    tools_of,
-)
-from datamix.exporters.export_format import UNSEEN, RecordSource
+from datamix.exporters.chat_text import Message, Talk, answers, openai_messages, piece_texts, talks
+from datamix.exporters.export_format import CUT_TEXTS, UNSEEN, LeftOut, RecordSource
 from datamix.exporters.folder import StagedLines
 
 
@@ -42,6 +35,8 @@ class Swift(StagedLines):
             "`--strict true` stops at a record that it cannot render, where it would drop it else. Where tools stop it, name a "
             "form for them: `--agent_template hermes`."
         )
+        if self.info.kind == "pretrain":
+            notes.append(CUT_TEXTS)
         if self.info.max_length:
             end = "is split" if self.info.kind == "pretrain" else "loses its beginning"
             notes.append(f"It renders and cuts by itself: what is longer than the set's length {end}.")
@@ -64,33 +59,46 @@ class Swift(StagedLines):
         verbs = {"pretrain": "pt", "sft": "sft", "prompt": "rlhf --rlhf_type grpo"}
         verb = verbs.get(self.info.kind, "rlhf --rlhf_type " + ("dpo" if self.info.paired else "kto"))
         cut = "split" if self.info.kind == "pretrain" else "left"
-        length = f" --max_length {self.info.max_length} --truncation_strategy {cut}"
+        length = (
+            f" --max_length {self.info.max_length} --truncation_strategy {cut}"
+            if self.info.max_length
+            else ""
+        )
+        if self.info.kind == "sft" and self.info.loss_on == "all":
+            length += " --loss_scale all"
         return (
             f"swift {verb} --model MODEL --dataset train/*.jsonl --split_dataset_ratio 0 --dataset_shuffle false "
-            f"--train_dataloader_shuffle false --strict true --num_train_epochs 1{length if self.info.max_length else ''}"
+            f"--train_dataloader_shuffle false --strict true --num_train_epochs 1{length}"
         )
 
-    def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any] | LeftOut]:
         """An example a line: a text, a conversation, a pair, a labelled completion or a prompt."""
-        if self.info.kind in ("preference", "prompt"):
-            yield from map(self._preference_or_prompt, batch.to_pylist())
-            return
-        for record in records_of(batch, self.records):
-            if self.info.kind == "pretrain":
-                yield {"messages": [{"role": "assistant", "content": plain_text(record)}]}
-                continue
-            tools = tools_of(record)
-            example: dict[str, Any] = {"messages": _messages(conversation(record))}
-            yield example | ({"tools": orjson.dumps(tools).decode()} if tools else {})
+        if self.info.kind == "pretrain":
+            for text in piece_texts(batch, self.records):
+                yield {"messages": [{"role": "assistant", "content": text}]}
+        elif self.info.kind == "sft":
+            for talk in talks(batch, self.records, self.info.loss_on):
+                yield (
+                    talk
+                    if isinstance(talk, LeftOut)
+                    else _with_tools({"messages": _messages(talk.turns)}, talk)
+                )
+        else:
+            for talk, row in answers(batch):
+                yield _with_tools(self._preference_or_prompt(talk.turns, row), talk)
 
-    def _preference_or_prompt(self, row: dict[str, Any]) -> dict[str, Any]:
-        prompt = row["prompt"]
+    def _preference_or_prompt(self, prompt: list[Message], row: dict[str, Any]) -> dict[str, Any]:
         if self.info.kind == "prompt":
-            return {"messages": prompt, "solution": row["reference"]}
+            return {"messages": _messages(prompt), "solution": row["reference"]}
         if not self.info.paired:
-            return {"messages": prompt + row["completion"], "label": row["label"]}
+            return {"messages": _messages(prompt + row["completion"]), "label": row["label"]}
+        chosen, rejected = (_messages(prompt + row[side]) for side in ("chosen", "rejected"))
         margin = {} if row["margin"] is None else {"margin": row["margin"]}
-        return {"messages": prompt + row["chosen"], "rejected_messages": prompt + row["rejected"], **margin}
+        return {"messages": chosen, "rejected_messages": rejected, **margin}
+
+
+def _with_tools(example: dict[str, Any], talk: Talk) -> dict[str, Any]:
+    return example | ({"tools": orjson.dumps(talk.tools).decode()} if talk.tools else {})
 
 
 def _messages(turns: list[Message]) -> list[Message]:

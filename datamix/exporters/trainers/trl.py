@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datamix.core.records import Kind
+from datamix.exporters.chat_text import message_column
 from datamix.exporters.columns import pairs
 from datamix.exporters.folder import StagedParquet, split_names, write_yaml
 
@@ -26,14 +27,20 @@ class Trl(StagedParquet):
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """What each trainer takes; of a pair, a margin of 0 is what one without a margin counts as."""
+        tools = {"tools": batch.column("tools")} if self.info.tools else {}
         if self.info.kind == "prompt":
-            return batch.select(["prompt", "reference"])
+            columns = {
+                "prompt": message_column(batch.column("prompt")),
+                "reference": batch.column("reference"),
+            }
+            return pa.RecordBatch.from_pydict(columns | tools)
         if self.info.kind != "preference":
             return batch.select(["input_ids", "labels", *(["seq_lengths"] if self.info.packed else [])])
+        sides = ("prompt", "chosen", "rejected") if self.info.paired else ("prompt", "completion")
+        text = {name: message_column(batch.column(name)) for name in sides} | tools
         if not self.info.paired:
-            return batch.select(["prompt", "completion", "label"])
+            return pa.RecordBatch.from_pydict(text | {"label": batch.column("label")})
         ids = pairs(batch)
-        text = {name: batch.column(name) for name in ("prompt", "chosen", "rejected")}
         both = {"chosen_ids": ids["chosen_input_ids"], "rejected_ids": ids["rejected_input_ids"]}
         return pa.RecordBatch.from_pydict(text | both | {"margin": batch.column("margin").fill_null(0.0)})
 
@@ -55,6 +62,11 @@ class Trl(StagedParquet):
         if len(self.info.stages) > 1:
             notes.append(
                 "Stages are files `-s0-...`, `-s1-...`: the config lists them in order, as one pass."
+            )
+        if self.info.tools:
+            notes.append(
+                "Turns hold calls or reasoning: messages are JSON values (`datasets` 4.7 or newer reads them as they are), and "
+                "`tools` holds the definitions of each row, which DPO and KTO hand to the chat template. GRPO takes tools as functions."
             )
         if self.info.kind == "prompt":
             notes.append(
@@ -90,6 +102,6 @@ class Trl(StagedParquet):
         elif trainer == "grpo":
             del settings["train_sampling_strategy"]  # it samples by itself
             settings["shuffle_dataset"] = False
-        elif trainer in ("dpo", "reward"):
+        elif trainer in ("dpo", "reward", "kto"):
             settings["max_length"] = self.info.max_length
         return settings
