@@ -96,10 +96,14 @@ class Megatron(ExportFormat):
             sizes = lengths.values[lengths.offsets[start] : lengths.offsets[stop]].astype(np.int64)
             end = self.info.eos_token_id
             ends = np.cumsum(sizes)
-            open_ended = tokens[ends - 1] != end if end is not None else np.zeros(len(sizes), np.bool_)
-            if open_ended.any():
-                tokens, sizes = np.insert(tokens, ends[open_ended], end), sizes + open_ended
-            yield codes.dictionary[int(index[start])].as_py(), tokens, sizes, int(open_ended.sum())
+            num_added = 0
+            if end is not None and (unended := tokens[ends - 1] != end).any():
+                tokens, sizes, num_added = (
+                    np.insert(tokens, ends[unended], end),
+                    sizes + unended,
+                    int(unended.sum()),
+                )
+            yield codes.dictionary[int(index[start])].as_py(), tokens, sizes, num_added
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the blend of this split, of its stages, and of all splits that are there."""

@@ -44,12 +44,12 @@ class OpenAi(StagedLines):
     def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any] | LeftOut]:
         """An example a line."""
         if self.info.kind == "preference":
-            for talk, row in answers(batch):
-                tools = {"tools": talk.tools} if talk.tools else {}
-                sides = [self._messages(talk.turns + row[side]) for side in ("chosen", "rejected")]
-                chosen, rejected = (side[len(talk.turns) :] for side in sides)
+            for prompt, row in answers(batch):
+                tools = {"tools": prompt.tools} if prompt.tools else {}
+                sides = [self._messages(prompt.turns + row[side]) for side in ("chosen", "rejected")]
+                chosen, rejected = (side[len(prompt.turns) :] for side in sides)
                 yield {
-                    "input": {"messages": sides[0][: len(talk.turns)], **tools},
+                    "input": {"messages": sides[0][: len(prompt.turns)], **tools},
                     "preferred_output": chosen,
                     "non_preferred_output": rejected,
                 }
