@@ -100,6 +100,20 @@ def answers(batch: pa.RecordBatch) -> Iterator[tuple[Talk, dict[str, Any]]]:
         yield Talk(place["file"], place["record"], row["prompt"], tools_of(row)), row
 
 
+def meta_column(batch: pa.RecordBatch, name: str) -> pa.Array:
+    """A field that the records carry in ``meta``, as text (JSON where it is no string); null where a record has none."""
+    if "meta" not in batch.schema.names:
+        return pa.nulls(len(batch), pa.string())
+    values = [meta_of(text).get(name) for text in batch.column("meta").to_pylist()]
+    return pa.array([v if v is None or isinstance(v, str) else _json(v) for v in values], pa.string())
+
+
+def meta_of(text: str | None) -> dict[str, Any]:
+    """The fields that a record carries."""
+    fields: dict[str, Any] = json.loads(text) if text else {}
+    return fields
+
+
 def tools_of(record: dict[str, Any]) -> list[Any]:
     """Tool definitions of a record, empty where it has none."""
     tools: list[Any] = json.loads(record["tools"]) if record.get("tools") else []

@@ -37,6 +37,7 @@ _PLACEHOLDERS = {  # words in a command that the reader replaces
     "MODEL": "`MODEL` is yours: a folder, or a name on the Hub.",
     "TEMPLATE": "`TEMPLATE` is the name of one of its chat templates, such as `qwen3`.",
     "CHECKOUT": "`CHECKOUT` is your copy of the trainer's repository.",
+    "LONGEST": "`LONGEST` is at least the tokens of the longest prompt (`report.html` shows it).",
     "CONFIG": "`CONFIG` is your recipe's config.",
 }
 

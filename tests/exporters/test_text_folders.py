@@ -348,3 +348,70 @@ def test_llamafactory_measures_each_source_where_there_is_validation(make_info, 
     for config in texts:
         assert config["eval_dataset"] == "demo_validation_general_00000,demo_validation_medical_00000"
         assert config["eval_on_each_dataset"] is True
+
+
+@pytest.fixture
+def fields_of_prompts(make_info):
+    """Four prompts: with a verifier and an environment, with a context, with judged steps, with nothing."""
+    meta = [
+        {"verifier": "math", "env": {"env_name": "sandbox", "task_id": 3}, "data_source": "gsm8k"},
+        {"privileged_context": "the answer is 4"},
+        {"completions": ["2 is even.", "So 3 is even."], "labels": [True, False]},
+        None,
+    ]
+    info = make_info("prompt")
+    rows = [
+        {
+            "source": "general",
+            "stage": "train",
+            "records": [{"file": 0, "record": i, "start": 0, "length": 2}],
+            "prompt_ids": [5, 6],
+            "prompt": [{"role": "user", "content": f"question {i}"}],
+            "reference": str(i),
+            "meta": None if fields is None else json.dumps(fields),
+        }
+        for i, fields in enumerate(meta)
+    ]
+    return info, pa.RecordBatch.from_pylist(rows, schema=info.schema)
+
+
+def test_verifier_env_and_data_source_reach_every_rl_folder(fields_of_prompts, tmp_path):
+    from datasets import load_from_disk
+
+    info, rows = fields_of_prompts
+    write("verl", info, rows, tmp_path / "verl")
+    first, *_, last = pq.read_table(tmp_path / "verl/train/00000.parquet").to_pylist()
+    assert first["data_source"] == "gsm8k"
+    assert first["extra_info"]["verifier"] == "math"
+    assert json.loads(first["extra_info"]["env"]) == {"env_name": "sandbox", "task_id": 3}
+    assert (last["data_source"], last["extra_info"]["verifier"]) == ("general", None)
+    write("openrlhf", info, rows, tmp_path / "openrlhf")
+    first, *_, last = lines(tmp_path / "openrlhf/train/00000.jsonl")
+    assert (first["datasource"], first["verifier"], first["env"]["task_id"]) == ("gsm8k", "math", 3)
+    assert (last["datasource"], last["verifier"]) == ("general", None)
+    write("open-instruct", info, rows, tmp_path / "open-instruct")
+    loaded = load_from_disk(tmp_path / "open-instruct/train")
+    assert loaded["dataset"][:] == [["math"], ["general"], ["general"], ["general"]]
+    assert loaded["ground_truth"][:2] == [["0"], ["1"]]
+    assert loaded[0]["env_config"] == {"env_configs": [{"env_name": "sandbox", "task_id": "3"}]}
+    assert loaded[0]["input_ids_prompt"] == [5, 6]
+    write("trl", info, rows, tmp_path / "trl")
+    first = pq.read_table(tmp_path / "trl/train/00000.parquet").to_pylist()[0]
+    assert (first["verifier"], first["data_source"], first["reference"]) == ("math", "gsm8k", "0")
+
+
+def test_trl_takes_self_distillation_and_process_reward_records(fields_of_prompts, tmp_path):
+    info, rows = fields_of_prompts
+    names, _ = write("trl", info, rows, tmp_path)
+    assert names == ["train/00000.parquet", "steps/train/00000.parquet"]
+    contexts = pq.read_table(tmp_path / names[0])["privileged_context"].to_pylist()
+    assert contexts == [None, "the answer is 4", None, None]
+    assert pq.read_table(tmp_path / names[1]).to_pylist() == [
+        {"prompt": "question 2", "completions": ["2 is even.", "So 3 is even."], "labels": [True, False]}
+    ]
+    text = (tmp_path / "README.md").read_text()
+    assert "SDFTTrainer" in text
+    assert "PRMTrainer" in text
+    assert yaml.safe_load((tmp_path / "grpo.yaml").read_text())["datasets"][0]["data_files"]["train"] == [
+        names[0]
+    ]

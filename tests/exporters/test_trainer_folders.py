@@ -292,7 +292,7 @@ def test_verl_and_openrlhf_carry_the_reference(make_info, make_rows, tmp_path):
     row = pq.read_table(tmp_path / "verl" / name).to_pylist()[1]
     assert row["reward_model"] == {"style": "rule", "ground_truth": "答案 1"}
     assert row["prompt"] == [{"role": "user", "content": "what is 1?\n问题"}]
-    assert row["extra_info"] == {"index": 2, "stage": "train"}
+    assert row["extra_info"] == {"index": 2, "stage": "train", "verifier": None, "env": None}
     (name,), _ = build("openrlhf", info, rows, tmp_path / "openrlhf")
     assert [line["label"] for line in lines(tmp_path / "openrlhf" / name)] == [
         None,

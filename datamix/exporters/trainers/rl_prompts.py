@@ -1,4 +1,7 @@
-"""Prompts with a rule-checked reference, as verl and OpenRLHF read them: Parquet columns, and JSON Lines of messages."""
+"""Prompts with a rule-checked reference, as verl and OpenRLHF read them: Parquet columns, and JSON Lines of messages.
+
+``data_source`` (else the name of our source), ``verifier`` and ``env`` of a record go where the reward function sees them.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datamix.core.records import Kind
-from datamix.exporters.chat_text import answers, message_column, template_messages
+from datamix.exporters.chat_text import answers, message_column, meta_column, meta_of, template_messages
 from datamix.exporters.export_format import LeftOut, read_by_hand
 from datamix.exporters.folder import StagedLines, StagedParquet
 
@@ -32,26 +36,35 @@ class Verl(StagedParquet):
         )
         firsts = pieces.offsets.to_numpy()[:-1]
         numbers = pieces.values.field("record").to_numpy()[firsts] if size else np.zeros(0, np.int64)
-        extra = pa.StructArray.from_arrays([pa.array(numbers), batch.column("stage")], ["index", "stage"])
+        extra = {"index": pa.array(numbers), "stage": batch.column("stage")}
+        extra |= {name: meta_column(batch, name) for name in ("verifier", "env")}
+        extra |= {"tools": batch.column("tools")} if self.info.tools else {}
+        origin = pc.coalesce(meta_column(batch, "data_source"), batch.column("source"))
         return pa.RecordBatch.from_pydict(
             {
-                "data_source": batch.column("source"),
+                "data_source": origin,
                 "prompt": message_column(batch.column("prompt")),
                 "ability": batch.column("source"),
                 "reward_model": reward,
-                "extra_info": extra,
+                "extra_info": pa.StructArray.from_arrays([*extra.values()], [*extra]),
             }
         )
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
-        notes = (
+        notes = [
             read_by_hand("verl 0.9.1", "every prompt, reference and source, in our order"),
             "`VALIDATION.parquet` is one of `validation_SOURCE/*.parquet`. `data.shuffle=False` and one epoch are there for our order. "
-            "A prompt longer than `data.max_prompt_length` (512) stops it.",
-            "`reward_model.ground_truth` is our reference (empty where a record has none) and `data_source` our source: "
-            "`reward.py` is yours, a function `compute_score(data_source, solution_str, ground_truth, extra_info)`.",
-        )
+            "A prompt longer than `data.max_prompt_length` stops it; with `data.filter_overlong_prompts=True` it would be dropped.",
+            "`reward_model.ground_truth` is our reference (empty where a record has none), `data_source` the record's own or our source, "
+            "and `extra_info` has `verifier` and `env` where records carry them: `reward.py` is yours, a function "
+            "`compute_score(data_source, solution_str, ground_truth, extra_info)`.",
+        ]
+        if self.info.tools:
+            notes.append(
+                "Turns hold calls: messages are JSON values, which `datasets` 4.7 or newer reads. verl takes tool definitions from its "
+                "own configuration; those of each record are in `extra_info.tools`."
+            )
         return [self.write_readme(folder, "verl", notes)]
 
     def command(self) -> str:
@@ -59,6 +72,7 @@ class Verl(StagedParquet):
         return (
             "python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo "
             'data.train_files="[$(ls train/*.parquet | paste -sd,)]" data.val_files=VALIDATION.parquet '
+            f"data.max_prompt_length={self.info.max_length or 'LONGEST'} data.filter_overlong_prompts=False data.truncation=error "
             "data.shuffle=False trainer.total_epochs=1 reward.custom_reward_function.path=reward.py "
             "actor_rollout_ref.model.path=MODEL"
         )
@@ -77,8 +91,13 @@ class OpenRlhf(StagedLines):
             if talk.tools:
                 yield talk.left_out("tools")
             else:
-                prompt = template_messages(talk.turns)
-                yield {"prompt": prompt, "label": row["reference"], "datasource": row["source"]}
+                fields = meta_of(row["meta"])
+                yield {
+                    "prompt": template_messages(talk.turns),
+                    "label": row["reference"],
+                    "datasource": fields.get("data_source") or row["source"],
+                    **{name: fields.get(name) for name in ("verifier", "env")},
+                }
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""
@@ -87,7 +106,9 @@ class OpenRlhf(StagedLines):
                 "OpenRLHF 0.11.2",
                 "every prompt, rendered to the tokens that we counted, with its reference and source",
             ),
-            "`reward.py` is yours: a function `reward_func(queries, prompts, labels)`; `labels` are our references.",
+            "`reward.py` is yours: a function `reward_func(queries, prompts, labels)`; `labels` are our references. `datasource` is the "
+            "record's `data_source`, else our source; `verifier` and `env` stand beside it, for a data set of your own.",
+            "It has no place for tool definitions: prompts with tools are left out.",
             "Its sampler shuffles prompts.",
         )
         return [self.write_readme(folder, "OpenRLHF", notes)]
