@@ -40,6 +40,23 @@ class DocumentEncoder:
             flat = self._plain.encode(texts)
         return framed(flat, np.fromiter(map(bool, texts), np.bool_, len(texts)), frame)
 
+    def starts(self, text: str, frame: Frame) -> NDArray[np.int64] | None:
+        """Where each token of a framed text begins, in characters, and where the last ends: ``[num_ids + 1]``.
+
+        A token that begins inside a character counts from that character. None where the text is cut for fill in the
+        middle: its tokens are not in the order of its characters.
+        """
+        if self._middle is not None and self._middle.cut(text) is not None:
+            return None
+        starts, at = [0] * len(frame[0]), 0
+        controls = [(match.start, match.end) for match in (self._control.find(text) if self._allow else [])]
+        for start, end in [*controls, (len(text), len(text))]:
+            begins = at == 0 or self._plain.restarts_after_control
+            starts += [at + place for place in self._plain.character_starts(text[at:start], begins)]
+            starts += [start] if end > start else []
+            at = end
+        return np.array([*starts, *[len(text)] * (len(frame[1]) + 1)], np.int64)
+
     def _parts(self, text: str) -> list[DocumentPart]:
         cut = None if self._middle is None else self._middle.cut(text)
         parts: list[DocumentPart] = []

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from datamix.core.errors import RecipeError
 from datamix.core.records import Kind, RecordKind
@@ -202,6 +204,13 @@ class Encoder:
         if self.spec.kind == "sft":
             return sft_batch(flat, trained, reasons)
         return prompt_batch(flat, reasons) if self.spec.kind == "prompt" else text_batch(flat, reasons)
+
+    def document_starts(self, text: str) -> NDArray[np.int64] | None:
+        """Where each token of a document begins, in characters, and where the last ends: ``[num_tokens + 1]``.
+
+        None where the document is cut for fill in the middle.
+        """
+        return self._documents.starts(text, (self._before, self._after))
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids, control tokens spelled out."""

@@ -137,9 +137,9 @@ class PlainEncoder:
         others = self._guarded([text for text, begin in zip(texts, begins, strict=True) if not begin], 1)
         return _interleave(firsts, others, np.asarray(begins))
 
-    def character_starts(self, text: str) -> list[int]:
-        """Where each token of a text begins, in characters."""
-        return self.truth.character_starts(text)
+    def character_starts(self, text: str, begins: bool = True) -> list[int]:
+        """Where each token of a text begins, in characters; ``begins`` is False where it continues a cut one."""
+        return (self.truth if begins else self._truths[-1]).character_starts(text)
 
     def _guarded(self, texts: list[str], variant: int) -> FlatIds:
         engine: TokenizerBackend = self._fast[variant] if self._fast else self._truths[variant]
@@ -354,7 +354,7 @@ class CachedEncoder(PlainEncoder):
         self._plain = plain  # shared, so its engine is not checked again
         self.restarts_after_control = plain.restarts_after_control
         self._ids: dict[tuple[str, bool], NDArray[np.int32]] = {}
-        self._starts: dict[str, list[int]] = {}
+        self._starts: dict[tuple[str, bool], list[int]] = {}
 
     def encode(self, texts: list[str], begins: list[bool] | None = None) -> FlatIds:
         """The same as ``PlainEncoder.encode``."""
@@ -367,8 +367,8 @@ class CachedEncoder(PlainEncoder):
         offsets = offsets_from_lengths([len(ids) for ids in lists])
         return FlatIds(np.concatenate([np.empty(0, np.int32), *lists]), offsets)
 
-    def character_starts(self, text: str) -> list[int]:
+    def character_starts(self, text: str, begins: bool = True) -> list[int]:
         """The same as ``PlainEncoder.character_starts``."""
-        if text not in self._starts:
-            self._starts[text] = self._plain.character_starts(text)
-        return self._starts[text]
+        if (text, begins) not in self._starts:
+            self._starts[text, begins] = self._plain.character_starts(text, begins)
+        return self._starts[text, begins]

@@ -151,3 +151,33 @@ def test_tokens_that_end_lines_and_sentences_are_known(tokenizers: dict[str, Pat
     assert [
         bool(ends[encoder.plain.encode([text]).ids[-1]]) for text in ("a.", "a\n", "好。", "a", "a ")
     ] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("name", ["chatml", "mistral-v3"])
+@pytest.mark.parametrize("policy", ["text", "allow"])
+def test_each_token_of_a_document_has_its_place_in_the_text(
+    name: str, policy: str, tokenizers: dict[str, Path]
+) -> None:
+    encoder = make.encoder(tokenizers[name], kind="pretrain", special_text=policy)
+    special = str(encoder.decode([encoder.spec.tokenizer.eos_token_id or 0]))
+    documents = [
+        "The fever went down.",
+        f"发热 38.5℃ 😀{special} and {special}{special}after",
+        "\n\n  x\n",
+        special,
+    ]
+    rows = encoder.encode(make.texts(documents), "text")[0].to_pylist()
+    for text, row in zip(documents, rows, strict=True):
+        starts = encoder.document_starts(text)
+        assert starts is not None
+        assert len(starts) == len(row["ids"]) + 1
+        assert (starts[0], starts[-1]) == (0, len(text))
+        assert (starts[1:] >= starts[:-1]).all()
+        for cut in range(len(row["ids"]) + 1):  # two pieces end to end are the document
+            assert text[: starts[cut]] + text[starts[cut] :] == text
+    whole = encoder.encode(make.texts(documents[:1]), "text")[0].to_pylist()[0]
+    starts = encoder.document_starts(documents[0])
+    assert starts is not None
+    words = [encoder.decode([token]).strip() for token in whole["ids"]]
+    places = zip(words, starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+    assert all(documents[0][a:b].strip() in word for word, a, b in places if b > a)

@@ -109,9 +109,11 @@ def test_documents_are_filled_in_the_middle_as_asked(tmp_path: Path) -> None:
             prefix, rest = written.removeprefix(names[0]).split(names[1])
             suffix, middle = rest.removesuffix("<|endoftext|>").split(names[2])
             assert prefix + middle + suffix == text
+            assert encoder.document_starts(text) is None  # its tokens are not in the order of its characters
             num_cut += 1
         else:
             assert written == text + "<|endoftext|>"
+            assert len(encoder.document_starts(text)) == len(row["ids"]) + 1
     assert 10 < num_cut < 30
     plain = EncodeSpec("pretrain", files, "all")
     assert plain.identity() != encoder.spec.identity()
