@@ -7,6 +7,7 @@ better answer, either of them in a prompt recipe is the prompt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -151,7 +152,7 @@ def _become(drafts: list[Draft], kind: RecordKind) -> list[Draft]:
 def _reject(rows: contracts.Rows, index: int, unfit: Unfit, spec: ShapeSpec) -> contracts.Reject:
     theirs = dict(spec.columns).get(unfit.field.split("[")[0].split(".")[0])
     where = f" (read from {theirs!r})" if theirs is not None else ""
-    raw = rows.raws[index] or json_text(rows.values[index]).encode(errors="surrogatepass")
+    raw = rows.raws[index] or _stored(json_text(rows.values[index]))
     detail = f"{unfit.field} {unfit.problem}{where}"
     return contracts.Reject(rows.records[index], rows.lines[index], unfit.reason, detail, raw)
 
@@ -214,9 +215,30 @@ def _built(
         except UnicodeEncodeError:
             bad.add(record)
     places = {record: i for i, record in enumerate(rows.records)}
-    unfit = Unfit("surrogate", "record", "holds a lone surrogate, which is not text")
-    rejects = [*rejects, *(_reject(rows, places[record], unfit, spec) for record in bad)]
+    rejects = [
+        *rejects,
+        *(_reject(rows, places[r], _not_text(rows.values[places[r]]), spec) for r in bad),
+    ]
     rejects.sort(key=lambda reject: reject.record)
     good = [row for row in zip(*shaped, strict=True) if row[0] not in bad]
     columns = [list(column) for column in zip(*good, strict=True)] if good else [[], [], []]
     return contracts.Shaped(record_batch(spec.kind, slice_index, *columns), rejects)
+
+
+def _not_text(row: Any) -> Unfit:
+    """Why a row cannot be UTF-8: the first of its fields that holds a lone surrogate, or bytes in the place of text."""
+    for field, value in row.items() if isinstance(row, dict) else [("record", row)]:
+        surrogates = re.findall("[\ud800-\udfff]", json_text(value))
+        if surrogates:
+            if all("\udc80" <= character <= "\udcff" for character in surrogates):
+                return Unfit("utf8", field, "holds bytes that are not UTF-8")
+            return Unfit("surrogate", field, "holds a lone surrogate, which is not text")
+    return Unfit("surrogate", "record", "holds a lone surrogate, which is not text")
+
+
+def _stored(text: str) -> bytes:
+    """Text as bytes; what was read as bytes that are not UTF-8 are these bytes again."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")

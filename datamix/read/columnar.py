@@ -1,18 +1,20 @@
 """Parquet and Arrow files to rows, a batch at a time.
 
-A slice is a range of row groups (Parquet) or record batches (Arrow file). Values that JSON lacks become
-text: times and dates in ISO 8601, decimals by their digits, bytes as UTF-8 or else base64; NaN, which
-pandas writes for "missing", is null. A compressed Parquet or Arrow file is unpacked into an unnamed
-temporary file first, since both are read from their end.
+A slice is a range of row groups (Parquet) or record batches (Arrow file). A null inside a struct is an absent
+key: writers fill the fields that other rows have with nulls. Values that JSON lacks become text: times and
+dates in ISO 8601, decimals by their digits, bytes as UTF-8, where a byte that is not becomes a lone surrogate,
+so that a record made of it is rejected and an unused column does no harm; NaN, which pandas writes for
+"missing", is null. A compressed Parquet or Arrow file is unpacked into an unnamed temporary file first, since
+both are read from their end. Memory: a batch of about 8 MiB, or the longest value.
 """
 
 from __future__ import annotations
 
-import base64
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +24,10 @@ import pyarrow.parquet as pq
 from datamix.core.contracts import Reject, Rows, Slice
 from datamix.core.errors import DataError, mask_url
 from datamix.read.decompress import full_blocks, open_stream
+from datamix.read.lines import MAX_RECORD_BYTES
 from datamix.read.storage import State, check_unchanged, is_remote, open_file
+
+_CHUNK_BYTES = 8 << 20
 
 
 def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
@@ -30,9 +35,11 @@ def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     with _opened(piece.path, piece.compression, piece.state) as source:
         parquet = pq.ParquetFile(source)
         stop = parquet.num_row_groups if piece.stop is None else piece.stop
-        groups = list(range(piece.start, min(stop, parquet.num_row_groups)))
-        if groups:
-            yield from _rows(parquet.iter_batches(chunk_records, row_groups=groups), chunk_records)
+        groups = range(piece.start, min(stop, parquet.num_row_groups))
+        sizes = [parquet.metadata.row_group(group) for group in groups]
+        steps = [_step(size.total_byte_size, size.num_rows, chunk_records) for size in sizes]
+        batches = (parquet.iter_batches(s, row_groups=[g]) for s, g in zip(steps, groups, strict=True))
+        yield from _rows(chain.from_iterable(batches), chunk_records)
 
 
 def read_arrow(piece: Slice, chunk_records: int) -> Iterator[Rows]:
@@ -64,15 +71,29 @@ def num_parts(path: str, container: str) -> tuple[int, list[int]]:
 def _rows(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[Rows]:
     record = 0
     for batch in batches:
-        for start in range(0, batch.num_rows, chunk_records):
-            part = batch.slice(start, chunk_records)
-            rejects = _not_utf8(part, record)
+        step = _step(batch.nbytes, batch.num_rows, chunk_records)
+        for start in range(0, batch.num_rows, step):
+            part = batch.slice(start, step)
+            rejects = _too_long(part, record) or _not_utf8(part, record)
             bad = {reject.record - record for reject in rejects}
             sound = [i for i in range(part.num_rows) if i not in bad]
             values = _values(part.take(pa.array(sound, pa.int64())) if bad else part)
             records = [record + i for i in sound]
             yield Rows(values, records, [None] * len(sound), [b""] * len(sound), rejects)
             record += part.num_rows
+
+
+def _step(num_bytes: int, num_rows: int, chunk_records: int) -> int:
+    """How many rows are about ``_CHUNK_BYTES``."""
+    return max(min(_CHUNK_BYTES * num_rows // max(num_bytes, 1), chunk_records), 1)
+
+
+def _too_long(batch: pa.RecordBatch, record: int) -> list[Reject]:
+    """The reject for a row above the bound, which is alone in its batch."""
+    if batch.num_rows > 1 or batch.nbytes <= MAX_RECORD_BYTES:
+        return []
+    detail = f"{batch.nbytes} bytes, more than {MAX_RECORD_BYTES >> 20} MiB"
+    return [Reject(record, None, "too_long", detail, b"")]
 
 
 def _not_utf8(batch: pa.RecordBatch, record: int) -> list[Reject]:
@@ -121,47 +142,63 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
 
 
 def _values(batch: pa.RecordBatch) -> list[Any]:
-    columns = [
-        pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-        if pa.types.is_floating(column.type)
-        else column
-        for column in batch.columns
-    ]
-    values: list[Any] = pa.RecordBatch.from_arrays(columns, names=batch.schema.names).to_pylist()
-    if all(_is_json(field.type) for field in batch.schema):
-        return values
-    return [_plain(value) for value in values]
+    """Rows as JSON has them."""
+    names = batch.schema.names
+    columns: list[list[Any]] = []
+    for column in batch.columns:
+        try:
+            cells = column.to_pylist()
+        except (ValueError, OverflowError, LookupError):  # a date that Python does not have
+            cells = [_cell(cell) for cell in column]
+        columns.append(cells if _is_json(column) else [_plain(cell) for cell in cells])
+    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
-def _is_json(kind: pa.DataType) -> bool:
-    """Whether values of a column come out of Arrow as JSON has them."""
-    types = pa.types
+def _is_json(column: pa.Array) -> bool:
+    """Whether a column's values come out of Arrow as JSON has them."""
+    kind, types = column.type, pa.types
     if types.is_struct(kind):
-        return all(_is_json(field.type) for field in kind)
+        fields = [column.field(i) for i in range(kind.num_fields)]
+        return all(not field.null_count and _is_json(field) for field in fields)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return _is_json(kind.value_type)
+        return _is_json(column.values)
     if types.is_dictionary(kind):
-        return _is_json(kind.value_type)
-    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-    return is_text or any(
-        check(kind) for check in (types.is_integer, types.is_floating, types.is_boolean, types.is_null)
-    )
+        return _is_json(column.dictionary)
+    if types.is_floating(kind):
+        return not bool(pc.any(pc.is_nan(column)).as_py())
+    checks = (types.is_string, types.is_large_string, types.is_string_view)
+    return any(check(kind) for check in (*checks, types.is_integer, types.is_boolean, types.is_null))
+
+
+def _cell(cell: pa.Scalar) -> Any:
+    """A value one part at a time; a date beyond Python's years as Arrow writes it."""
+    if cell.is_valid and isinstance(cell, pa.StructScalar):
+        return {name: _cell(part) for name, part in cell.items()}
+    if cell.is_valid and isinstance(cell, pa.ListScalar):
+        return [_cell(part) for part in cell]
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError, LookupError):
+        try:
+            return cell.cast(pa.string()).as_py()
+        except pa.ArrowException:
+            return str(cell)
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if value is None or isinstance(value, (str, bool, int)):
         return value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return None if value != value else value
+    if isinstance(value, dict):  # a field that other rows have is null here: the row does not have it
+        cells = {key: _plain(item) for key, item in value.items()}
+        return {key: cell for key, cell in cells.items() if cell is not None}
     if isinstance(value, list):
         if value and all(isinstance(item, tuple) and len(item) == 2 for item in value):  # an Arrow map
             return {str(_plain(key)): _plain(item) for key, item in value}
         return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return base64.b64encode(value).decode()
+    if isinstance(value, bytes):  # what is not UTF-8 becomes lone surrogates, which no record may hold
+        return value.decode("utf-8", "surrogateescape")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 

@@ -11,6 +11,8 @@ import pytest
 from reading import joined, rows_of
 
 from datamix.core.errors import DataError, RecipeError
+from datamix.core.records import RecordKind
+from datamix.formats import ShapeSpec, shape
 from datamix.read import cut, find, read, sniff
 
 TABLE = pa.table(
@@ -91,11 +93,106 @@ def test_values_that_json_lacks_come_as_text(tmp_path: Path) -> None:
             "day": "2024-01-02",
             "price": "1.50",
             "utf8": "文",
-            "bytes": "/w==",
+            "bytes": "\udcff",  # no text: a record made of it is rejected
             "map": {"k": 1},
             "word": "a",
         }
     ]
+
+
+TOOL_CALLS = [
+    {"name": "f", "arguments": {"a": 1}},
+    {"name": "g", "arguments": {"city": "B", "deep": {"k": [1]}, "list": [None, "x"]}},
+    {"name": "h", "arguments": {}},
+]
+
+
+@pytest.mark.parametrize("container", ["parquet", "arrow", "arrow_stream"])
+def test_a_null_inside_a_struct_is_an_absent_key(container: str, tmp_path: Path) -> None:
+    rows = [
+        {"role": "assistant", "calls": [call], "tools": {"properties": {call["name"]: {"type": "string"}}}}
+        for call in TOOL_CALLS
+    ]
+    write(tmp_path / "a", container, pa.Table.from_pylist(rows), 2)
+    values = rows_of(tmp_path / "a").values
+    # Arrow cannot tell an empty object from one whose fields are all null
+    rows[2]["calls"][0] = {"name": "h", "arguments": {}}
+    assert values == rows
+
+
+def test_a_null_column_is_a_null_and_a_null_in_a_list_or_map_stays(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": pa.array([None, "b"]),
+            "list": pa.array([["a", None], None]),
+            "map": pa.array([[("k", None)], None], pa.map_(pa.string(), pa.string())),
+            "nested": pa.array([{"x": float("nan"), "y": 1.0}, None]),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert rows_of(tmp_path / "a.parquet").values == [
+        {"text": None, "list": ["a", None], "map": {"k": None}, "nested": {"y": 1.0}},
+        {"text": "b", "list": None, "map": None, "nested": None},
+    ]
+
+
+def test_dates_that_python_does_not_have_come_as_text(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "text": ["a", "b"],
+            "when": pa.array([0, 2**39], pa.timestamp("s")),
+            "meta": pa.array([{"day": 0}, {"day": 4_000_000}], pa.struct([("day", pa.date32())])),
+        }
+    )
+    pq.write_table(table.slice(0, 2).drop_columns("when"), tmp_path / "a.parquet")
+    with pa.ipc.new_file(tmp_path / "b", table.schema) as writer:
+        writer.write_table(table)
+    first, second = rows_of(tmp_path / "b").values
+    assert first == {"text": "a", "when": "1970-01-01T00:00:00", "meta": {"day": "1970-01-01"}}
+    assert second["text"] == "b"
+    assert second["when"].startswith("19391-")
+    assert second["meta"]["day"].startswith("12921-")
+    assert [value["text"] for value in rows_of(tmp_path / "a.parquet").values] == ["a", "b"]
+
+
+@pytest.mark.parametrize("container", ["parquet", "arrow", "arrow_stream"])
+def test_a_row_above_the_bound_is_rejected_alone_and_chunks_stay_small(
+    container: str, tmp_path: Path
+) -> None:
+    texts = ["a" * (5 << 20)] * 4 + ["b" * (65 << 20), "c"]
+    write(tmp_path / "a", container, pa.table({"text": texts}), 6)
+    pieces = cut(str(tmp_path / "a"), "", sniff(str(tmp_path / "a")))
+    chunks = [chunk for piece in pieces for chunk in read(piece)]
+    rows = joined(chunks)
+    assert [len(value["text"]) for value in rows.values] == [5 << 20] * 4 + [1]
+    assert [(r.record, r.reason) for r in rows.rejects] == [(4, "too_long")]
+    assert max(len(chunk.values) for chunk in chunks) <= 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "format", "field", "rows"),
+    [
+        ("sft", "alpaca", "instruction", [{"instruction": x, "output": "o"} for x in (b"i", b"\xff", b"k")]),
+        ("text", "text", "text", [{"text": x} for x in (b"i", b"a\xff", b"k")]),
+        ("sft", "messages", "messages", [
+            {"messages": [{"role": "user", "content": x}, {"role": "assistant", "content": b"o"}]}
+            for x in (b"i", b"\xff\xfe", b"k")
+        ]),
+    ],
+)  # fmt: skip
+def test_a_binary_cell_that_is_not_utf8_is_rejected_where_it_is_read_and_harmless_where_not(
+    kind: RecordKind, format: str, field: str, rows: list[dict[str, object]], tmp_path: Path
+) -> None:
+    pq.write_table(pa.Table.from_pylist([{**row, "unread": b"\xfe"} for row in rows]), tmp_path / "a.parquet")
+    result = shape(rows_of(tmp_path / "a.parquet"), 0, ShapeSpec(format, kind))
+    assert result.batch.column("record").to_pylist() == [0, 2]
+    (reject,) = result.rejects
+    assert (reject.record, reject.reason, reject.detail) == (
+        1,
+        "utf8",
+        f"{field} holds bytes that are not UTF-8",
+    )
+    assert b"\xff" in reject.raw
 
 
 def test_a_string_that_is_not_utf8_costs_its_row_only(tmp_path: Path) -> None:
