@@ -1,4 +1,4 @@
-"""The elements of a JSON array (or objects one after another) as a stream, and to rows.
+"""The elements of a JSON array (or objects one after another, or an array in an object) as a stream.
 
 Two ways share the work. Nearly every element is matched whole by one regular expression (brackets to eight
 levels, strings, everything possessive, so linear), at the speed of C. What that cannot match (an element
@@ -31,6 +31,8 @@ _ELEMENT = re.compile(
     _SPACE + rb"(" + _NESTED + rb"|" + _STRING + rb'|[^ \t\r\n,"\[\]{}]++)' + _SPACE + rb"([,\]])"
 )
 _LEADING = re.compile(_SPACE)
+_RECORDS = re.compile(rb"(" + _STRING + rb")" + _SPACE + rb":" + _SPACE + rb"\[" + _SPACE + rb"\{")
+_FIELD_BYTES = 1 << 10  # a field's name and the white space behind it are shorter
 _OUTSIDE = re.compile(rb'"|[\[{]++|[\]}]++|,')  # brackets in runs: nesting may be a gigabyte deep
 # up to the end of a string, or what interrupts it
 _INSIDE = re.compile(rb'[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+')
@@ -45,12 +47,12 @@ class Element(NamedTuple):
 
 
 class _Border:
-    """Walks tokens to the end of an element: in an array the comma or bracket behind it."""
+    """Walks tokens to the end of an element: the comma or ``closer`` behind it, without one its last bracket."""
 
-    def __init__(self, in_array: bool) -> None:
+    def __init__(self, closer: bytes) -> None:
         self.depth = 0
         self.in_string = False
-        self._in_array = in_array
+        self._closer = closer
 
     def walk(self, text: bytes, position: int) -> tuple[int, bool]:
         """(where the element ends, True), or (where to go on with more text, False)."""
@@ -70,12 +72,13 @@ class _Border:
             if token == b'"':
                 self.in_string = True
             elif token == b",":
-                if self._in_array and self.depth == 0:
+                if self._closer and self.depth == 0:
                     return start, True
             elif token[0] in b"[{":
                 self.depth += len(token)
-            elif self._in_array:
-                end = text.find(b"]", start + self.depth, position)  # any `}` without its `{` is passed over
+            elif self._closer:
+                # any bracket of the other kind without its partner is passed over
+                end = text.find(self._closer, start + self.depth, position)
                 if end >= 0:
                     return end, True
                 self.depth = max(self.depth - len(token), 0)
@@ -117,8 +120,10 @@ class _Reader:
                 return self.text[self.position : self.position + 1]
 
 
-def split_elements(blocks: Iterator[bytes], max_bytes: int = MAX_RECORD_BYTES) -> Iterator[Element]:
-    """The elements of a top-level array, or a top-level value itself.
+def split_elements(
+    blocks: Iterator[bytes], max_bytes: int = MAX_RECORD_BYTES, field: bytes | None = None
+) -> Iterator[Element]:
+    """The elements of a top-level array, or a top-level value itself; with a ``field``: those of the array there.
 
     Objects one after another (as ``jq`` writes them) are all read. Anything else behind the first value
     becomes an element with a problem, to the end of its line, and is read as far as it can be.
@@ -134,7 +139,10 @@ def split_elements(blocks: Iterator[bytes], max_bytes: int = MAX_RECORD_BYTES) -
             yield from _array(reader, max_bytes)
         elif start == b"{" and (first or seen_object):
             seen_object = True
-            yield _walked(reader, False, max_bytes)
+            if field is None:
+                yield _walked(reader, b"", max_bytes)
+            else:
+                yield from _field(reader, field, max_bytes)
         else:
             end = reader.text.find(b"\n", reader.position)
             while end < 0 and len(reader.text) - reader.position <= max_bytes and reader.refill():
@@ -167,7 +175,7 @@ def _array(reader: _Reader, max_bytes: int) -> Iterator[Element]:
             yield Element(b"", reader.line, ("truncated", "the file ends inside its array"))
             return
         if following != b"]":
-            element = _walked(reader, True, max_bytes)
+            element = _walked(reader, b"]", max_bytes)
             yield element
             if element.problem is not None and element.problem[0] in ("truncated", "unclosed"):
                 return
@@ -177,10 +185,33 @@ def _array(reader: _Reader, max_bytes: int) -> Iterator[Element]:
         reader.position += len(ended_by)
 
 
-def _walked(reader: _Reader, in_array: bool, max_bytes: int) -> Element:
+def _field(reader: _Reader, field: bytes, max_bytes: int) -> Iterator[Element]:
+    """The elements of the array in a field of an object; other fields are passed over, but for a second array."""
+    is_field = re.compile(rb'"' + re.escape(field) + rb'"' + _SPACE + rb":" + _SPACE + rb"\[")
+    while True:
+        reader.position += 1
+        reader.peek()
+        while len(reader.text) - reader.position < _FIELD_BYTES and reader.refill():
+            pass
+        if match := is_field.match(reader.text, reader.position):
+            reader.go(match.end() - 1)
+            yield from _array(reader, max_bytes)
+        else:
+            other = _walked(reader, b"}", max_bytes)
+            if match := _RECORDS.match(other.raw):
+                yield Element(b"", other.line, ("second_array", match[1].decode("utf-8", "replace")))
+            if other.problem is not None and other.problem[0] != "too_long":
+                yield other
+                return
+        if reader.peek() != b",":
+            break
+    reader.position += reader.peek() == b"}"
+
+
+def _walked(reader: _Reader, closer: bytes, max_bytes: int) -> Element:
     """One element, token by token; the reader's position is then behind it."""
     line = reader.line
-    border = _Border(in_array)
+    border = _Border(closer)
     overflow: Overflow | None = None
     position, has_ended = border.walk(reader.text, reader.position)
     while not has_ended:
@@ -216,10 +247,18 @@ def _walked(reader: _Reader, in_array: bool, max_bytes: int) -> Element:
 def read_json(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     """Each element's object as it is.
 
-    Raises DataError where an element is never closed, unless the file just ends inside it.
+    Raises DataError where an element is never closed, unless the file just ends inside it, and where an object
+    holds two arrays of records.
     """
     record, chunk, num_bytes = 0, list[Element](), 0
-    for element in split_elements(utf8_blocks(piece)):
+    field = dict(piece.options).get("array")
+    for element in split_elements(utf8_blocks(piece), field=field.encode() if field else None):
+        if element.problem is not None and element.problem[0] == "second_array":
+            raise DataError(
+                f"{mask_url(piece.path)}: is an object with two arrays of records, {field!r} and "
+                f"{element.problem[1]} (line {element.line}). Which of them is meant is not guessed: write each to a "
+                "file."
+            )
         if element.problem is not None and element.problem[0] == "unclosed":
             raise DataError(
                 f"{mask_url(piece.path)}: the value that begins in line {element.line} is never closed: a "

@@ -10,7 +10,9 @@ Chinese character may come further down.
 from __future__ import annotations
 
 import codecs
+import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -68,6 +70,24 @@ _CANNOT = (
     (b"\xff\xd8\xff", "an image", "datamix reads text."),
 )
 _PAGE = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype html|<html)", re.IGNORECASE | re.DOTALL)
+_FIELD = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*+)"\s*:\s*')
+_FIRST_OBJECT = re.compile(r"\[\s*\{")
+_RECORD_FIELDS = {
+    *(
+        "text",
+        "instruction",
+        "prompt",
+        "question",
+        "query",
+        "input",
+        "output",
+        "answer",
+        "response",
+        "completion",
+    ),
+    *("chosen", "rejected", "completions", "responses", "choices", "tools", "functions", "tool_calls"),
+    *("preferred_output", "non_preferred_output", "chosen_messages", "rejected_messages"),
+}
 _CONTROL = bytes(b for b in range(32) if b not in b"\t\n\r\f\x1b\x08")
 
 
@@ -128,6 +148,8 @@ def sniff(path: str, declared: str | None = None, state: State = ()) -> Sniff:
     if container == "csv":
         prefer = "\t" if _suffix(path) in ("tsv", "tab") else ","
         options = detect_dialect(text, is_whole, prefer).options
+    elif container == "json" and (field := _array_field(text)) is not None:
+        options = (("array", field),)
     return Sniff(container, compression, encoding, options, num_bytes)
 
 
@@ -213,6 +235,31 @@ def _json_container(text: str, is_whole: bool, by_name: str | None) -> str | Non
     if one_line and (not is_whole or _parses(first)):
         return by_name if by_name == "json" else "jsonl"
     return "json" if re.match(r'\{\s*("|\}|$)', start) else None
+
+
+def _array_field(text: str) -> str | None:
+    """The field of a top-level object whose array holds the records, as it is written; None where there is none.
+
+    ``{"version": 1, "data": [{...}, ...]}``. A record may hold a list of objects too: turns, tools, answers. They
+    are known by their keys, by the field's name and by the texts beside them.
+    """
+    decoder = json.JSONDecoder()
+    position = len(text) - len(text.lstrip(" \t\r\n")) + 1
+    field = None
+    with suppress(ValueError, RecursionError):  # the head ends inside a value
+        while match := _FIELD.match(text, position):
+            name, position = match[1], match.end()
+            if name in _RECORD_FIELDS:
+                return None
+            if field is None and (first := _FIRST_OBJECT.match(text, position)):
+                keys: set[str] = set()
+                with suppress(ValueError):
+                    keys = set(decoder.raw_decode(text, first.end() - 1)[0])
+                if "role" in keys or {"from", "value"} <= keys or {"speaker", "text"} <= keys:
+                    return None
+                field = name
+            _, position = decoder.raw_decode(text, position)
+    return field
 
 
 def _any_object(lines: list[str]) -> bool:

@@ -88,6 +88,109 @@ def test_broken_arrays_do_not_depend_on_blocks(pieces: list[bytes], block: int) 
     assert list(split_elements(iter(blocks))) == list(split_elements(iter([content])))
 
 
+@given(
+    values=st.lists(st.dictionaries(st.text(max_size=3), VALUES), min_size=1, max_size=4),
+    before=st.dictionaries(
+        st.sampled_from(["a", "b", "数"]), VALUES.filter(lambda v: not isinstance(v, list))
+    ),
+    indent=INDENTS,
+    block=st.integers(1, 64),
+)
+@settings(max_examples=150, deadline=None)
+def test_an_array_in_an_object_is_read_like_an_array(
+    values: list[object], before: dict[str, object], indent: int | None, block: int
+) -> None:
+    content = json.dumps({**before, "data": values, "z": 1}, indent=indent).encode()
+    blocks = [content[i : i + block] for i in range(0, len(content), block)]
+    elements = list(split_elements(iter(blocks), field=b"data"))
+    assert [e.problem for e in elements if e.problem] == []
+    assert [orjson.loads(e.raw) for e in elements] == values
+    assert [content.split(b"\n")[e.line - 1].count(e.raw.split(b"\n")[0]) for e in elements] != [0]
+
+
+ROWS = [{"instruction": f"i{i}", "output": f"o{i}"} for i in range(3)]
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"data": ROWS},
+        {"rows": ROWS},
+        {"训练": ROWS},
+        {"version": "1.1", "data": ROWS},
+        {"info": {"tags": ["a", "b"], "n": [{"x": 1}]}, "data": ROWS, "license": "MIT"},
+        {"type": "text2text", "instances": ROWS},
+        {"splits": ["train"], "train": ROWS},
+        {"conversations": [{"messages": TURNS}] * 3},
+    ],
+    ids=lambda value: next(k for k, v in value.items() if isinstance(v, list)),
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_one_array_inside_an_object_holds_the_records(
+    value: dict[str, object], indent: int | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(value, indent=indent, ensure_ascii=False))
+    rows = rows_of(path)
+    assert rows.values in (ROWS, [{"messages": TURNS}] * 3)
+    assert rows.records == [0, 1, 2]
+    assert rows.rejects == []
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=indent).replace("\n", "\n\n"), "gb18030")
+    assert rows_of(path).values == rows.values
+
+
+def test_an_array_in_an_object_may_be_longer_than_the_head_that_is_looked_into(tmp_path: Path) -> None:
+    rows = [{"text": "你" * 1000, "id": i} for i in range(300)]
+    for count in (300, 1):
+        value = {
+            "info": {"a": 1},
+            "data": rows[:count] * (300 // count) if count > 1 else [{"text": "x" * 300_000}],
+        }
+        (tmp_path / "a.json").write_text(json.dumps(value, ensure_ascii=False, indent=2))
+        assert rows_of(tmp_path / "a.json").values == value["data"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"messages": TURNS, "id": 1},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {"id": "1", "dialog": [{"speaker": "a", "text": "q"}]},
+        {"instruction": "q", "instances": [{"input": "", "output": "a"}]},
+        {"instances": [{"input": "", "output": "a"}], "instruction": "q"},
+        {"tools": [{"name": "f"}], "messages": TURNS},
+        {"prompt": "q", "completions": [{"response": "a", "score": 1}]},
+        {"data": ["a", "b"]},
+        {"data": []},
+        {"a": 1},
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_an_object_that_is_a_record_stays_one(value: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(value, indent=1))
+    assert rows_of(path).values == [value]
+
+
+def test_of_two_arrays_in_an_object_none_is_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"train": ROWS, "test": ROWS}))
+    with pytest.raises(DataError, match=r"two arrays of records, 'train' and \"test\""):
+        rows_of(path)
+
+
+def test_a_truncated_array_in_an_object_says_so_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    whole = json.dumps({"version": 1, "data": ROWS})
+    for end in range(whole.index("i0") + 20, len(whole) - 1):
+        path.write_text(whole[:end])
+        rows = rows_of(path)
+        assert len(rows.values) + (reasons(rows) == ["truncated"]) >= 1
+        assert reasons(rows) in (["truncated"], [])
+        assert reasons(rows) == ["truncated"] or end == len(whole) - 1
+
+
 BROKEN_ELEMENTS = [
     (b'[\n  {"a": 1},\n  {"a": tru},\n  {"a": 3}\n]', "json_syntax"),
     (b'[{"a":1},{"a":\xff},{"a":3}]', "utf8"),
