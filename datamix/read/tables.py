@@ -1,7 +1,7 @@
 """CSV and TSV of any dialect to rows, by the ``csv`` module in strict mode.
 
 The dialect: every combination of delimiter, quote and escape is tried on the head with the strict parser;
-the one whose records agree most on their number of columns wins, and of equals the one with more columns.
+the one whose records agree most on their number of columns wins, and of equals the one with more columns. Where none fits every record, quotes may be plain characters.
 ``csv.Sniffer`` guesses from character statistics and is wrong on Chinese prose with commas.
 
 The first record names the columns; each further one becomes an object of strings. Strict, because the
@@ -13,6 +13,7 @@ reading goes on with the next. Values keep their spaces and line breaks. Memory:
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from datamix.read.json_lines import not_utf8
 from datamix.read.lines import LONG_HEAD_BYTES, MAX_RECORD_BYTES, LongLine, Tail, split_lines, utf8_blocks
 
 _DELIMITERS = (",", "\t", ";", "|", "\x01")
-_DIALECT_CHARS = 64 << 10  # of the head, on which dialects are tried
+_DIALECT_CHARS = 256 << 10  # of the head, on which dialects are tried
 _CHUNK_BYTES = 8 << 20
 
 
@@ -70,13 +71,23 @@ def detect_dialect(text: str, is_whole: bool, prefer: str = ",") -> Dialect:
         _dialect(head, is_whole, {**options, "delimiter": delimiter, **quote})
         for delimiter, quote in product(delimiters, quotes)
     ]
-    return max(dialects, key=lambda d: (d.num_columns > 1, round(d.agreement, 2), d.num_columns))
+    best = max(dialects, key=lambda d: (d.num_columns > 1, round(d.agreement, 2), d.num_columns))
+    if '"' not in head:
+        return best
+    # perhaps quotes are characters: every line is a record of as many columns then, and few cells are quoted
+    plains = [_dialect(head, is_whole, {**options, "delimiter": d, "quoting": "none"}) for d in delimiters]
+    plain = max(plains, key=lambda d: (d.num_columns > 1, d.agreement, d.num_columns))
+    cells = [c for c in re.split(f"[{re.escape(dict(plain.options)['delimiter'])}\r\n]", head) if '"' in c]
+    quoted = sum(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
+    fits_better = best.agreement < 1.0 or plain.num_records > best.num_records
+    is_plain = plain.num_columns > 1 and plain.agreement == 1.0 and 2 * quoted <= len(cells)
+    return plain if is_plain and fits_better else best
 
 
 def _dialect(text: str, is_whole: bool, options: dict[str, str]) -> Dialect:
     """How the head reads with some options; a line that does not parse counts as one column."""
-    delimiter, quote = options["delimiter"], options["quotechar"]
-    if f"{delimiter} {quote}" in text and f"{delimiter}{quote}" not in text:
+    delimiter, quote = options["delimiter"], options.get("quotechar")
+    if quote and f"{delimiter} {quote}" in text and f"{delimiter}{quote}" not in text:
         options["skipinitialspace"] = "true"
     reader = _reader(text.split("\n"), options)
     records: list[list[str]] = []
@@ -102,6 +113,7 @@ def _reader(lines: Iterable[str], options: dict[str, str]) -> Iterator[list[str]
     csv.field_size_limit(MAX_RECORD_BYTES)  # the module's limit is 128 KiB, for the whole process
     dialect: dict[str, Any] = {key: value for key, value in options.items() if key != "newline"}
     dialect["skipinitialspace"] = "skipinitialspace" in options
+    dialect["quoting"] = csv.QUOTE_NONE if "quoting" in options else csv.QUOTE_MINIMAL
     return csv.reader(lines, **dialect, doublequote="escapechar" not in options, strict=True)
 
 

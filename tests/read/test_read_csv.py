@@ -36,6 +36,43 @@ def test_the_dialect_is_told_from_the_head(
     assert [len(value) for value in rows_of(path).values] == [2] * (content.count("\n") - 1)
 
 
+PLAIN = [
+    ["q", "a"],
+    ['"yes" said he, and left', "1"],
+    ["two, three", '6" nails'],
+    ['say "x"', '"'],
+    ['"a', "b"],
+    ["c", 'd"'],
+]
+
+
+@pytest.mark.parametrize("delimiter", ["\t", "|", ";"])
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.txt"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_quotes_are_characters_where_every_row_fits_so(
+    delimiter: str, name: str, newline: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text("".join(delimiter.join(row) + newline for row in PLAIN), newline="")
+    rows = rows_of(path)
+    assert [list(value.values()) for value in rows.values] == PLAIN[1:]
+    assert rows.rejects == []
+
+
+def test_quotes_that_would_join_rows_are_characters(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text('q\ta\n"one\t1\ntwo"\t2\nthree\t3\n"four" x\t4\n')
+    assert [value["q"] for value in rows_of(path).values] == ['"one', 'two"', "three", '"four" x']
+
+
+def test_one_broken_quote_in_a_quoted_table_stays_one_reject(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("q,a\n" + '"x","y"\n' * 300 + '"x"z,"y"\n' + '"x","y"\n' * 300)
+    rows = rows_of(path)
+    assert reasons(rows) == ["csv_syntax"]
+    assert rows.values == [{"q": "x", "a": "y"}] * 600
+
+
 def test_quoted_line_breaks_blank_lines_and_carriage_returns(tmp_path: Path) -> None:
     content = b'q,a\r\n"two\nlines","say ""hi"""\r\n\r\n\n x ,\r\n'
     rows = as_container(tmp_path / "a", content, "csv")
