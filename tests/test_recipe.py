@@ -1,12 +1,16 @@
 """Recipes: every problem at once, each with its key, its line and the nearest right name."""
 
+import itertools
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datamix.core.errors import RecipeError
 from datamix.recipe import Recipe
+from datamix.recipe.parts import Decontaminate, Dedupe, Encode, Mix, Source, Validation
 from datamix.recipe.schemas import recipe_schema, schema_text
 
 GOOD = """\
@@ -217,3 +221,216 @@ def test_a_name_that_could_be_a_path_is_refused_in_words(tmp_path: Path) -> None
     told = error(tmp_path, GOOD.replace("name: x", "name: ../../escape"))
     assert "line 1: name" in told
     assert "letters, digits" in told
+
+
+# --- what a wrong value says: in the recipe's words, with what to write
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("validation: 0.01", "validation: is 0.01; it takes a map of keys: write {share: 0.01}."),
+        ("validation: {share: 5%}", "validation.share: is 5%; it takes a number: write 0.05."),
+        ("dedupe: {near: 0.8}", "dedupe.near: is 0.8; it takes a map of keys: write {threshold: 0.8}."),
+        (
+            "dedupe: near",
+            "dedupe: is near; it takes a map of keys: write {exact: true, near: {threshold: 0.8}}.",
+        ),
+        ("write: trl", "write: is trl; it takes a list: write [trl]."),
+        ("clean: {normalize: {}}", "clean: is {normalize: {}}; it takes a list: write [{normalize: {}}]."),
+        ("clean: [{normalize: NFC}]", "clean.0: `normalize` takes a map of its options"),
+        ("decontaminate: {against: e.jsonl}", "is e.jsonl; it takes a list: write [{path: e.jsonl}]."),
+        ("groups: {g: 0.3}", "groups.g: is 0.3; it takes a map of keys: write {weight: 0.3}."),
+        ("mix: {size: {epochs: 2}}", "mix.size.epochs: is 2; it takes a map of keys, such as {medical: 2}."),
+        (
+            "mix: {weights: {a: 1}}",
+            "mix.weights.a: is not a key here: a weight of a source is its key `weight`",
+        ),
+        (
+            "mix: {unit: rows}",
+            "mix.unit: is 'rows'; it takes records, tokens, loss_tokens. Did you mean records?",
+        ),
+        ("seed: abc", "seed: is abc; it takes a whole number."),
+        ("seed: '1,000'", "seed: is 1,000; it takes a whole number: write 1000."),
+        ("max_reject_share: 5%", "max_reject_share: is 5%; it takes a number: write 0.05."),
+        ("chat_template: 3", 'chat_template: is 3; it takes text: write "3".'),
+        ("dedupe: {exact: maybe}", "dedupe.exact: is maybe; it takes true or false."),
+    ],
+)
+def test_a_wrong_value_says_what_to_write(part: str, message: str, tmp_path: Path) -> None:
+    lines = error(tmp_path, GOOD + part + "\n").splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "line 7" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("a: {path: a.jsonl}", "a: {path: a.jsonl, weight: 70%}", "is 70%; it takes a number: write 0.7."),
+        (
+            "a: {path: a.jsonl}",
+            "a: a.jsonl",
+            "sources.a: is a.jsonl; it takes a map of keys: write {path: a.jsonl}.",
+        ),
+        ("a: {path: a.jsonl}", "a: {path: []}", "sources.a.path: is empty; name at least one."),
+        (
+            "max_length: 128",
+            "max_length: 128, pack: true",
+            "encode.pack: is true; it takes none, concat, best_fit. Did you mean best_fit?",
+        ),
+        (
+            "max_length: 128",
+            "max_length: 4k",
+            "encode.max_length: is 4k; it takes a whole number: write 4000.",
+        ),
+        ("{max_length: 128}", "2048", "encode: is 2048; it takes a map of keys: write {max_length: 2048}."),
+        (
+            "kind: sft",
+            "kind: [sft]",
+            "kind: is [sft]; it takes pretrain, sft, preference, prompt. Did you mean sft?",
+        ),
+    ],
+)
+def test_a_wrong_value_within_a_section_says_what_to_write(
+    old: str, new: str, message: str, tmp_path: Path
+) -> None:
+    assert message in error(tmp_path, GOOD.replace(old, new))
+
+
+_PLACES = [
+    ("name",), ("kind",), ("seed",), ("tokenizer",), ("chat_template",), ("chat_template_kwargs",), ("sources",), ("sources", "a"),
+    *(("sources", "a", key) for key in Source.model_fields), ("groups",), ("groups", "g"), ("groups", "g", "within"),
+    ("clean",), ("clean", 0), ("clean", 0, "length"), ("dedupe",), *(("dedupe", key) for key in Dedupe.model_fields),
+    ("decontaminate",), *(("decontaminate", key) for key in Decontaminate.model_fields), ("decontaminate", "against", 0),
+    ("validation",), *(("validation", key) for key in Validation.model_fields), ("encode",), *(("encode", key) for key in Encode.model_fields),
+    ("mix",), *(("mix", key) for key in Mix.model_fields), ("mix", "stages", 0), ("mix", "size", "epochs"), ("write",), ("write", 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", _PLACES, ids=lambda place: ".".join(map(str, place)))
+def test_no_value_at_no_key_crashes_or_speaks_of_classes(place: tuple[str | int, ...]) -> None:
+    for value in (
+        None,
+        True,
+        3,
+        -1,
+        0.5,
+        float("nan"),
+        10**40,
+        "",
+        "word",
+        "50%",
+        [],
+        [1],
+        [None],
+        [[]],
+        {},
+        {"x": 1},
+        {"x": None},
+        {"": {}},
+    ):
+        recipe: Any = {
+            "name": "x", "kind": "sft", "tokenizer": "t", "sources": {"a": {"path": "a.jsonl"}}, "encode": {"max_length": 64},
+        }  # fmt: skip
+        parent = recipe
+        for part, following in itertools.pairwise(place):
+            if isinstance(parent, list):
+                parent.extend([{}] if not parent else [])
+                parent = parent[0]
+            else:
+                parent = parent.setdefault(part, [] if isinstance(following, int) else {})
+        if isinstance(parent, list):
+            parent[:] = [value]
+        else:
+            parent[place[-1]] = value
+        message = outcome(recipe)
+        assert not re.search(
+            r"instance of|dictionary|tuple|to parse|valid |Input|NoneType|True|False", message
+        ), value
+
+
+def outcome(recipe: dict[str, Any]) -> str:
+    """What is wrong with a recipe; nothing where it is right."""
+    try:
+        Recipe.of(recipe)
+    except RecipeError as wrong:
+        return str(wrong)
+    return ""
+
+
+def test_a_weight_that_is_missing_is_reported_before_work_with_its_line(tmp_path: Path) -> None:
+    text = GOOD.replace("  a: {path: a.jsonl}\n", "  a: {path: a.jsonl, weight: 1}\n  b: {path: b.jsonl}\n")
+    assert "line 6: sources.b: has no weight, and a has one; give it one, or remove all weights" in error(
+        tmp_path, text
+    )
+    grouped = text.replace("b: {path: b.jsonl}", "b: {path: b.jsonl, group: g}\n  c: {path: c}")
+    grouped += "groups: {g: {weight: 1, within: weights}}\n"
+    lines = error(tmp_path, grouped).splitlines()
+    assert any("line 6: sources.b: has no weight, and groups.g shares by weights" in line for line in lines)
+    assert any(
+        "line 7: sources.c: has no weight, and a, g have one; give it one, set `group:`," in line
+        for line in lines
+    )
+    rule = text.replace("b: {path: b.jsonl}", "b: {path: b.jsonl, weight: 2}") + "mix: {weights: unimax}\n"
+    assert "line 8: mix.weights: is a rule, and a, b have weights; keep one of the two" in error(
+        tmp_path, rule
+    )
+    staged = text + "mix: {stages: [{share: 1, weights: {a: 1, b: 2}}]}\n"
+    assert read(tmp_path, staged).mix.stages[0].name == "stage-1"
+
+
+def test_a_tab_is_named_and_what_replaces_it(tmp_path: Path) -> None:
+    message = error(tmp_path, "name: x\nsources:\n\ta: {path: x}\n")
+    assert "line 3, column 1: a tab. YAML is indented by spaces: replace each tab by spaces" in message
+    assert "not valid YAML" in error(tmp_path, "a: [1\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["医疗", "医疗-问答_2", "données", "Ärzte.v2", "日本語データ", "한국어", "x"]
+)
+def test_names_of_any_script_are_taken(name: str, tmp_path: Path) -> None:
+    text = (
+        GOOD.replace("name: x", f"name: {name}").replace("  a:", f"  {name}:")
+        + f"dedupe: {{prefer: [{name}]}}\n"
+    )
+    assert list(read(tmp_path, text).sources) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("医疗：问答", "holds '：'"),
+        ("医疗😀", "holds '😀'"),
+        ("a\u200bb", "holds '\\u200b'"),
+        ("e\u0301te\u0301", "decomposed letters"),
+        ("医" * 34, "at most 100 bytes"),
+        ("医 疗", "a name takes letters"),
+        ("../x", "a name takes letters"),
+        (".x", "a name takes letters"),
+    ],
+)
+def test_names_that_are_no_names_of_files_are_refused(name: str, problem: str, tmp_path: Path) -> None:
+    assert problem in error(tmp_path, GOOD.replace("  a:", f"  '{name}':"))
+    assert problem in error(tmp_path, GOOD.replace("name: x", f"name: '{name}'"))
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("mix.stages.x.share=1", "it takes a list"),
+        ("name.x.y=3", "nothing can be set at 'x'"),
+        ("name.x=3", "nothing can be set at 'x'"),
+        ("sources.a.path.5=3", "'5' is no entry of a list of 1"),
+        ("sources.a.path.x=3", "'x' is no entry of a list of 1"),
+        ("name", "should be key.path=value"),
+    ],
+)
+def test_an_override_that_leads_nowhere_is_reported(override: str, problem: str, tmp_path: Path) -> None:
+    assert problem in error(tmp_path, GOOD.replace("path: a.jsonl", "path: [a.jsonl]"), override)
+
+
+def test_a_name_that_refers_to_nothing_gets_the_nearest(tmp_path: Path) -> None:
+    assert "did you mean medical?" in error(
+        tmp_path, GOOD.replace("  a:", "  medical:") + "dedupe: {prefer: [medcial]}\n"
+    )

@@ -10,7 +10,9 @@ DatamixError              exit code
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s'\"<>]|['\"](?=[^\s'\"<>/]*@))+")
@@ -83,6 +85,13 @@ def mask_secrets(text: str, url: str = "") -> str:
         return mask_url(address) + match[0][len(address) :]
 
     return _URL.sub(mask, text) if "://" in text else text
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The closest of ``names`` to ``word``, if any is close; case, ``_`` and ``-`` do not count."""
+    plain = {re.sub("[_-]", "", name.lower()): name for name in names}
+    close = difflib.get_close_matches(re.sub("[_-]", "", word.lower()), plain, n=1, cutoff=0.6)
+    return plain[close[0]] if close else None
 
 
 class DatamixError(Exception):

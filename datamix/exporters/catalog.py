@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from datamix.core.errors import RecipeError
+from datamix.core.errors import RecipeError, nearest
 from datamix.exporters.export_format import ExportFormat, RecordSource, SetInfo, without_left_out
 
 EXPORT_FORMATS: Mapping[str, str] = {  # name -> module and class, imported when it is opened
@@ -102,7 +102,9 @@ def needs_records(name: str) -> bool:
 
 def _load(name: str) -> Any:
     if name not in EXPORT_FORMATS:
-        raise RecipeError(f"write: there is no format {name!r}. Formats: {', '.join(EXPORT_FORMATS)}.")
+        close = nearest(name, EXPORT_FORMATS)
+        hint = f" Did you mean {close}?" if close else ""
+        raise RecipeError(f"write: there is no format {name!r}.{hint} Formats: {', '.join(EXPORT_FORMATS)}.")
     module, _, attribute = EXPORT_FORMATS[name].partition(":")
     return getattr(importlib.import_module(f"datamix.exporters.{module}"), attribute)
 

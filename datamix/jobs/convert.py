@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from datamix.core.contracts import Reject
-from datamix.core.errors import DataError, RecipeError, mask_url
+from datamix.core.errors import DataError, RecipeError, mask_url, nearest
 from datamix.core.records import RecordKind
 from datamix.formats import (
     EVERYTHING,
@@ -46,7 +46,6 @@ from datamix.formats import (
 from datamix.jobs.output_files import check_outputs, complete_files
 from datamix.pipeline.scan import recognise
 from datamix.read import find, read
-from datamix.recipe.mistakes import nearest
 
 OutputRow = dict[str, Any]
 _PARSED = {"messages", "conversations", "history", "tools", "chosen_messages", "rejected_messages"}

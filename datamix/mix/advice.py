@@ -22,6 +22,7 @@ from datamix.mix.quota import (
     StagePlan,
     allowed,
     fixed_total,
+    in_full,
     limits,
     mean_shares,
     quantity,
@@ -141,7 +142,7 @@ def check_rows(sources: Sequence[Available], plans: Sequence[StagePlan], taken: 
         ]
         raise RecipeError(
             f"mix: source {source.name} is asked for {taken[i] / total:.3g} of {quantity(total)} {unit}; "
-            f"that is {taken[i]:.3g}, less than its smallest row ({source.smallest_row}), so that it would "
+            f"that is {in_full(taken[i])}, less than its smallest row ({source.smallest_row:,}), so that it would "
             "stay out. The smallest size that works is "
             f"{quantity(enough)}{' with ' + ' and '.join(raised) if raised else ''}; or give {source.name} a "
             f"larger weight, or remove it."

@@ -170,6 +170,11 @@ def fixed_total(stages: Sequence[MixStage]) -> float | None:
     return sizes / (1 - shares)
 
 
+def in_full(x: float) -> str:
+    """A quantity in full, never above what it is: 1_270.4 -> ``1,270``, 0.25 -> ``0.25``."""
+    return f"{math.floor(x + ROUNDING):,}" if x >= 10 else f"{x:.3g}"
+
+
 def quantity(x: float, up: bool = False) -> str:
     """A size as a recipe takes it, three digits, rounded down (or up): 12_345_678 -> ``12.3M``."""
     whole = rounded(x, up)

@@ -19,7 +19,7 @@ from datamix.core.contracts import Schedule
 from datamix.core.errors import RecipeError
 from datamix.core.kernels import Kernel
 from datamix.mix.passes import Costs, Passes, rows_allowed
-from datamix.mix.quota import Quota, StagePlan, mean_shares, quantity, rounded, stage_runs
+from datamix.mix.quota import Quota, StagePlan, in_full, mean_shares, quantity, rounded, stage_runs
 from datamix.mix.rule import PassRows, StageRunner, Track
 
 _MAX_SOURCES = 1 << 16
@@ -142,7 +142,7 @@ def _check_none_at_zero(
             enough = _enough(quota, i, largest, half)
             raise RecipeError(
                 f"mix: source {name} would get no row: its share of {quantity(quota.total)} {quota.unit} is "
-                f"{quota.taken[i]:.3g} and its rows hold up to {largest}. A size that works is "
+                f"{in_full(quota.taken[i])} and its rows hold up to {largest:,}. A size that works is "
                 f"{quantity(enough, up=True)}{_raised(passes, quota, max_epochs, rounded(enough, up=True))}; "
                 f"or give {name} a larger weight, or remove it."
             )

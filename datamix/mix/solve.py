@@ -23,6 +23,7 @@ from datamix.mix.quota import (
     allowed,
     fill,
     fixed_total,
+    in_full,
     limits,
     mean_shares,
     quantity,
@@ -178,8 +179,8 @@ def _notes(sources: Sequence[Available], epochs: Sequence[float], total: int | N
         if used > WORTH_REPEATING:
             worth = effective_cost(source.cost, used) / source.cost
             yield (
-                f"{source.name} is used {used:.3g} times. Up to {WORTH_REPEATING} epochs repeats are nearly "
-                f"as good as fresh data (Muennighoff et al. 2023); {used:.3g} are worth about {worth:.3g}."
+                f"{source.name} is used {in_full(used)} times. Up to {WORTH_REPEATING} epochs repeats are nearly "
+                f"as good as fresh data (Muennighoff et al. 2023); {in_full(used)} are worth about {in_full(worth)}."
             )
     most = np.array([s.most for s in sources])
     if total is None or len(sources) == 1 or max(epochs) <= 1 + ROUNDING or most.sum() < total:
@@ -189,5 +190,5 @@ def _notes(sources: Sequence[Available], epochs: Sequence[float], total: int | N
     used = max(float(a) / s.cost for a, s in zip(amounts, sources, strict=True))
     yield (
         "This size repeats records. mix.weights: unimax (an equal share for all, up to their caps) would "
-        f"make it {parts}, with at most {used:.3g} epochs."
+        f"make it {parts}, with at most {in_full(used)} epochs."
     )

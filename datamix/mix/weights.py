@@ -67,7 +67,7 @@ def source_weights(
     if unweighed:
         of_group = [f", or give its group {n} one" for n, g in groups.items() if unweighed[0] in g.members]
         raise RecipeError(
-            f"sources.{unweighed[0]}: has no weight while {', '.join(sorted(outer))} have; give it a weight"
+            f"sources.{unweighed[0]}: has no weight while {', '.join(sorted(outer))} {'has one' if len(outer) == 1 else 'have one'}; give it a weight"
             f"{''.join(of_group[:1])}, or remove all weights for a proportional mixture"
         )
     return weights

@@ -196,8 +196,10 @@ def _check_empty(out: Path, cache: Path) -> None:
 
 def _check_places(out: Path, cache: Path, formats: Sequence[str]) -> None:
     """OUT and the cache may lie beside or below each other only where neither writes into the other's files."""
-    if cache.exists() and not cache.is_dir():
-        raise RecipeError(f"The cache {cache} is a file. Name a folder with --cache.")
+    for path in (cache, *cache.parents):
+        if path.exists() and not path.is_dir():
+            below = "" if path == cache else f" cannot be made: {path}"
+            raise RecipeError(f"The cache {cache}{below} is a file. Name a folder with --cache.")
     folder, store = Path(_real(out)), Path(_real(cache))
     if folder == store or store in folder.parents:
         raise RecipeError(

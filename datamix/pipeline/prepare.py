@@ -85,7 +85,9 @@ def parts(
     """
     made: list[PreparedSlices] = []
     cheapness = 1 if steps else _CHEAPNESS
-    native = next(name for name, known in RECORD_FORMATS.items() if asked.kind in known.kinds)  # of empty files
+    native = next(
+        name for name, known in RECORD_FORMATS.items() if asked.kind in known.kinds
+    )  # of empty files
     first = 0
     for (format_, columns), alike in groupby(files, key=lambda file: (file.format or native, file.columns)):
         shape = replace(asked, format=format_, columns=columns)

@@ -6,6 +6,7 @@ and makes rows, ``mix_rows`` takes the quota of each source and orders them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,7 +96,7 @@ def preflight(recipe: Recipe) -> TokenizerFiles:
         try:
             check()
         except DatamixError as error:
-            problems.append((key, str(error)))
+            problems.append((key, str(error) + _hub_hint(recipe, key)))
     if not any(key[0] == "clean" for key, _ in problems):
         translate.cleaning_steps(recipe, next(iter(recipe.sources)))  # what steps need to be installed
     tokenizer: TokenizerFiles | None = None
@@ -106,6 +107,16 @@ def preflight(recipe: Recipe) -> TokenizerFiles:
     if tokenizer is None or problems:
         raise RecipeError(recipe.format_problems(problems))
     return tokenizer
+
+
+def _hub_hint(recipe: Recipe, key: Key) -> str:
+    """What to write for a path that looks like the id of a dataset on the Hub."""
+    paths = recipe.sources[str(key[1])].path if key[0] == "sources" else ()
+    ids = [path for path in paths if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)]
+    missing = [
+        i for i in ids if not Path(recipe.base, i).exists() and not Path(recipe.base, i).parent.exists()
+    ]
+    return f" For the dataset of the Hub write hf://datasets/{missing[0]}." if missing else ""
 
 
 def set_info(

@@ -16,13 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 from datamix import mix
 from datamix.clean import STEPS, PreferenceChecks, Step, require
 from datamix.core.contracts import Receipt
-from datamix.core.errors import RecipeError
+from datamix.core.errors import RecipeError, nearest
 from datamix.core.hashing import canonical
 from datamix.dedup import DedupeSpec, DuplicateFields, LineSpec, NearSpec
 from datamix.pipeline.order_rows import dealt_rows, row_costs
 from datamix.pipeline.prepare_sources import SourceWork
 from datamix.pipeline.scan import SourceRequest
-from datamix.recipe.mistakes import nearest
+from datamix.recipe.mistakes import describe
 from datamix.recipe.model import Recipe
 from datamix.recipe.parts import HELD_OUT, CleanStep, Epochs, Temperature
 from datamix.tokenize import EncodeSpec, TokenizerFiles
@@ -140,22 +140,19 @@ def step_options(step: CleanStep) -> Any:
     """The options of one cleaning step as its own type. Raises RecipeError."""
     if step.name not in STEPS:
         close = nearest(step.name, list(STEPS))
-        advice = f"did you mean {close}?" if close else f"the steps are {', '.join(STEPS)}"
-        raise RecipeError(f"no cleaning step has this name; {advice}")
+        hint = f"did you mean {close}?" if close else f"the steps are {', '.join(STEPS)}"
+        raise RecipeError(f"no cleaning step has this name; {hint}")
     known = list(getattr(STEPS[step.name], "__dataclass_fields__", {}))
     unknown = [name for name in step.options if name not in known]
     if unknown:
-        raise RecipeError(
-            f"{unknown[0]!r} is not an option of this step; its options: {', '.join(known) or 'none'}"
-        )
+        close = nearest(unknown[0], known)
+        hint = f"did you mean {close}?" if close else f"its options: {', '.join(known) or 'none'}"
+        raise RecipeError(f"{unknown[0]!r} is not an option of this step; {hint}")
     try:
         return TypeAdapter(STEPS[step.name]).validate_python(step.options)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise RecipeError(
-            f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}; found {first['input']!r}"
-        ) from None
+        key = error.errors()[0]["loc"]
+        raise RecipeError(f"{'.'.join(map(str, key))}: {describe(error.errors()[0], key, known)}") from None
 
 
 def groups(recipe: Recipe) -> dict[str, mix.MixGroup]:

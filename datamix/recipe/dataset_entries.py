@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datamix.core.errors import RecipeError
+from datamix.core.errors import RecipeError, nearest
 from datamix.formats import DatasetEntry, dataset_info
-from datamix.recipe.mistakes import nearest
 
 _FILE = "dataset_info.json"
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from datamix.core.errors import RecipeError, mask_url
+from datamix.core.errors import RecipeError, mask_url, nearest
 from datamix.core.hashing import digest
 from datamix.core.records import Kind
 from datamix.recipe import strict_yaml
@@ -88,9 +88,10 @@ class Recipe(Model):
     @classmethod
     def _defaults_by_kind(cls, value: Any) -> Any:
         """Fill what the contract's table gives each kind, so that the resolved recipe holds it."""
-        if not isinstance(value, dict) or value.get("kind") not in DEFAULTS:
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if not isinstance(kind, str) or kind not in DEFAULTS:
             return value
-        unit, pack, overlong = DEFAULTS[value["kind"]]
+        unit, pack, overlong = DEFAULTS[kind]
         mix, encode = value.get("mix") or {}, value.get("encode") or {}
         if isinstance(mix, dict) and mix.get("unit") is None:
             value = {**value, "mix": {**mix, "unit": unit}}
@@ -126,7 +127,8 @@ class Recipe(Model):
     def _checked(cls, value: Any, base: str, name: str, document: strict_yaml.YamlDocument | None) -> Recipe:
         if not isinstance(value, dict):
             raise RecipeError(
-                f"{name}: a recipe is a map of keys such as name, kind, sources; this is a {type(value).__name__}."
+                f"{name}: a recipe is a map of keys such as name, kind, sources; this is "
+                f"{'a list' if isinstance(value, list) else 'text'}."
             )
         if "sources" in value:
             value = {**value, "sources": expand(value["sources"], base)}
@@ -228,15 +230,44 @@ def broken_rules(recipe: Recipe) -> list[tuple[Key, str]]:
     if isinstance(recipe.mix.size, Epochs):
         names += [(("mix", "size", "epochs", n), n) for n in recipe.mix.size.epochs]
     known = set(recipe.sources) | set(recipe.groups)
-    unknown = [(key, name) for key, name in names if name not in known]
-    problems += [(k, f"no source or group is called {n!r}; there are: {_list(known)}") for k, n in unknown]
+    for key, name in names:
+        if name not in known:
+            close = nearest(name, known)
+            hint = f"did you mean {close}?" if close else f"there are: {_list(known)}"
+            problems.append((key, f"no source or group is called {name!r}; {hint}"))
     if stages and all(s.weights is not None for s in stages):
         weighed = {name for s in stages for name, weight in (s.weights or {}).items() if weight > 0}
         for name, source in recipe.sources.items():
             if name not in weighed and source.group not in weighed:
                 problem = f"no stage weighs {name!r}; give it a weight in one stage, or remove the source"
                 problems.append((("mix", "stages"), problem))
-    return problems + _kind_rules(recipe)
+    return problems + _weight_rules(recipe) + _kind_rules(recipe)
+
+
+def _weight_rules(recipe: Recipe) -> list[tuple[Key, str]]:
+    """Weights that are missing beside others, or given beside a rule: known before anything is read."""
+    mix = recipe.mix
+    if mix.replay is not None or (mix.stages and all(s.weights is not None for s in mix.stages)):
+        return []
+    weighed = [n for n, s in recipe.sources.items() if s.weight is not None and s.group is None]
+    weighed += list(recipe.groups)
+    if mix.weights is not None and weighed:
+        problem = f"is a rule, and {', '.join(sorted(weighed))} {'has a weight' if len(weighed) == 1 else 'have weights'}; keep one of the two"
+        return [(("mix", "weights"), problem)]
+    problems: list[tuple[Key, str]] = []
+    for name, source in recipe.sources.items():
+        if source.group is None and source.weight is None and weighed:
+            have = f"{', '.join(weighed)} {'has' if len(weighed) == 1 else 'have'} one"
+            advice = "give it one, set `group:`," if recipe.groups else "give it one,"
+            problem = (
+                f"has no weight, and {have}; {advice} or remove all weights: each record is used once then"
+            )
+            problems.append((("sources", name), problem))
+        group = recipe.groups.get(source.group or "")
+        if group is not None and group.within == "weights" and source.weight is None:
+            problem = f"has no weight, and groups.{source.group} shares by weights; give it one, or set within: proportional"
+            problems.append((("sources", name), problem))
+    return problems
 
 
 def _kind_rules(recipe: Recipe) -> list[tuple[Key, str]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 _SUFFIX = {"K": 10**3, "M": 10**6, "B": 10**9}
 HELD_OUT = "validation"  # the source that `validation: {path: ...}` makes
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}$"
+# Letters and digits of any script, _ . and -: all of ASCII but these is excluded, the rest is checked by `_name`.
+_NAME = r"^[^\x00-\x2f:-@\[-^`{-\x7f\s][^\x00-,/:-@\[-^`{-\x7f\s]{0,99}$"
+_NAME_BYTES = 100  # names become names of files
 
 
 def _count(value: Any) -> Any:
@@ -22,6 +25,20 @@ def _count(value: Any) -> Any:
     return value
 
 
+def _name(value: str) -> str:
+    """A name that is safe as a file name and reads the same everywhere: composed, without symbols of any script."""
+    if value != unicodedata.normalize("NFC", value):
+        raise ValueError(f"is {value!r} with decomposed letters; write it composed (Unicode NFC)")
+    odd = [c for c in value if unicodedata.category(c)[0] not in "LNM" and c not in "_.-"]
+    if odd:
+        raise ValueError(f"is {value!r} and holds {odd[0]!r}; a name takes letters, digits, _ . and -")
+    if len(value.encode()) > _NAME_BYTES:
+        raise ValueError(
+            f"is {value!r}; a name is at most {_NAME_BYTES} bytes long in UTF-8, because files are named by it"
+        )
+    return value
+
+
 def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -30,7 +47,7 @@ Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=_NAME)]
+Name = Annotated[str, Field(pattern=_NAME), AfterValidator(_name)]
 
 
 class Model(BaseModel):
@@ -80,9 +97,10 @@ class CleanStep(Model):
         names = [k for k in value if k not in outer]
         if len(names) != 1:
             raise ValueError("should be one step, such as `length: {min_chars: 2}`")
-        options = (
-            dict(value[names[0]] or {}) if isinstance(value[names[0]], dict | None) else {"": value[names[0]]}
-        )
+        options = value[names[0]] if value[names[0]] is not None else {}
+        if not isinstance(options, dict):
+            raise ValueError(f"`{names[0]}` takes a map of its options, such as `length: {{min_chars: 2}}`")
+        options = dict(options)
         outer.update({k: options.pop(k) for k in ("sources", "fields") if k in options})
         return {"name": names[0], "options": options, **outer}
 
@@ -218,6 +236,19 @@ class Mix(Model):
     stages: tuple[Stage, ...] = ()
     replay: Replay | None = None
     loss_norm: LossNorm | Weighed | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_names(cls, value: Any) -> Any:
+        """A stage without a name is called by its number."""
+        stages = value.get("stages") if isinstance(value, dict) else None
+        if not isinstance(stages, list | tuple):
+            return value
+        named = [
+            {"name": f"stage-{n}", **stage} if isinstance(stage, dict) else stage
+            for n, stage in enumerate(stages, 1)
+        ]
+        return {**value, "stages": named}
 
     @model_validator(mode="after")
     def _stages_add_up(self) -> Mix:

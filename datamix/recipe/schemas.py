@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from datamix.core.errors import RecipeError
-from datamix.recipe.mistakes import nearest
+from datamix.core.errors import RecipeError, nearest
 
 _HERE = Path(__file__).parent.parent
 

@@ -58,6 +58,10 @@ def load(text: str, name: str) -> YamlDocument:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}, line {mark.line + 1}, column {mark.column + 1}" if mark else name
+        if mark and "\t" in [*text.split("\n"), ""][mark.line][: mark.column + 1]:
+            raise RecipeError(
+                f"{where}: a tab. YAML is indented by spaces: replace each tab by spaces, for example two."
+            ) from None
         raise RecipeError(f"{where}: not valid YAML: {error.problem or error.context}.") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{name}: not valid YAML: {error}.") from None
@@ -103,16 +107,20 @@ def set_value(value: dict[str, Any], text: str) -> None:
     path, equals, word = text.partition("=")
     if not equals or not path.strip():
         raise RecipeError(f"--set {text}: should be key.path=value, such as --set mix.size=2M.")
+    parsed = load(word, "--set").value
     *parents, last = path.strip().split(".")
     parent: Any = value
-    for part in parents:
-        parent = (
-            parent[int(part)] if isinstance(parent, list) and part.isdigit() else parent.setdefault(part, {})
-        )
-        if not isinstance(parent, dict | list):
-            raise RecipeError(f"--set {text}: {part!r} holds a plain value, so nothing can be set below it.")
-    parsed = load(word, "--set").value
-    if isinstance(parent, list):
-        parent[int(last)] = parsed
-    else:
-        parent[last] = parsed
+    for depth, part in enumerate([*parents, last]):
+        if isinstance(parent, list):
+            if not part.isdigit() or int(part) >= len(parent):
+                raise RecipeError(
+                    f"--set {text}: {part!r} is no entry of a list of {len(parent)}; its entries are counted from 0."
+                )
+        elif not isinstance(parent, dict):
+            raise RecipeError(f"--set {text}: nothing can be set at {part!r}, which is below a plain value.")
+        if depth == len(parents):
+            break
+        if isinstance(parent, dict) and parent.get(part) is None:
+            parent[part] = {}
+        parent = parent[int(part)] if isinstance(parent, list) else parent[part]
+    parent[int(last) if isinstance(parent, list) else last] = parsed

@@ -88,7 +88,7 @@ def test_a_rung_of_a_sweep_moves_one_share_and_keeps_the_other_proportions() -> 
     [
         (
             lambda: source_weights(NAMES, {"web": 1}, {}, None, SIZES),
-            "sources.wiki: has no weight while web have",
+            "sources.wiki: has no weight while web has one",
         ),
         (
             lambda: source_weights(
