@@ -6,6 +6,8 @@ The prompt part is shared by all of them and by the preference formats: a system
 
 from __future__ import annotations
 
+from typing import Any
+
 from datamix.core.hashing import canonical
 from datamix.formats.drafts import (
     Draft,
@@ -26,10 +28,10 @@ from datamix.formats.drafts import (
     system,
     user,
 )
-from datamix.formats.tool_calls import tools_text
-from datamix.formats.turns import conversation, final_turns, last_answer, read_turns
+from datamix.formats.tool_calls import calls_text, tools_text
+from datamix.formats.turns import conversation, final_turns, last_answer, parts_text, read_turns
 
-SYSTEMS = ("system", "system_prompt")
+SYSTEMS = ("system", "system_prompt", "systemInstruction", "system_instruction")
 CHATS = ("messages", "conversations")
 QUESTIONS = ("question", "ask")
 REFERENCES = ("reference", "ground_truth", "answer", "solution")
@@ -71,6 +73,42 @@ def question_answer(row: ForeignRow, _: TurnNames) -> list[Draft]:
     """``{"question", "answer"}`` or ``{"ask", "answer"}``; of several fields the first that is present."""
     turns = asked(row, first_present(row, QUESTIONS) or "question")
     turns.append(assistant(required_text(row, "answer")))
+    return [with_extras(Draft(turns), row)]
+
+
+def responses(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """OpenAI Responses: ``input`` and ``output`` as text or items, reasoning before the turn that it led to."""
+    turns: list[Any] = []
+    reasoning = ""
+    for field, role in (("input", "user"), ("output", "assistant")):
+        items = row[present(row, (field,))]
+        for index, item in enumerate(
+            [{"role": role, "content": items}] if isinstance(items, str) else listed(items, field)
+        ):
+            kind = item.get("type") if isinstance(item, dict) else None
+            if kind == "reasoning":
+                reasoning += parts_text(
+                    [*(item.get("summary") or ()), *(item.get("content") or ())], f"{field}[{index}]"
+                )
+            elif kind in ("function_call", "custom_tool_call"):
+                turns.append({"role": "tool_call", "content": item, "reasoning": reasoning})
+                reasoning = ""
+            elif kind in ("function_call_output", "custom_tool_call_output"):
+                turns.append({"role": "tool", "content": item.get("output"), "call_id": item.get("call_id")})
+            else:
+                is_answer = reasoning and isinstance(item, dict) and item.get("role") == "assistant"
+                turns.append({**item, "reasoning": reasoning} if is_answer else item)
+                reasoning = "" if is_answer else reasoning
+    read = read_turns(turns, "input", names)
+    return [with_extras(Draft(with_system({"system": row.get("instructions")}, read)), row)]
+
+
+def xlam(row: ForeignRow, _: TurnNames) -> list[Draft]:
+    """xLAM: ``query``, its calls in ``answers`` and the definitions in ``tools``, all of them objects or JSON text."""
+    calls = calls_text(row[present(row, ("answers",))], "answers")
+    if calls is None:
+        raise Unfit("no_answer", "answers", "has no call")
+    turns = [*asked(row, "query"), ("assistant", None, None, calls, None, None, None)]
     return [with_extras(Draft(turns), row)]
 
 
@@ -158,11 +196,17 @@ def joined(instruction: str, extra: str | None) -> str:
 
 
 def with_system(row: ForeignRow, turns: list[Turn]) -> list[Turn]:
-    """The turns, headed by the row's system field where they have no system turn."""
+    """The turns, headed by the row's system text (or its parts) where they have no system turn."""
     if turns[0][0] == "system":
         return turns
-    before = optional_text(row, "system") or optional_text(row, "system_prompt")
-    return turns if before is None else [system(before), *turns]
+    for field in SYSTEMS:
+        value = row.get(field)
+        if isinstance(value, dict):
+            value = value.get("parts") or [value]
+        text = parts_text(value, field) if isinstance(value, list) else optional_text(row, field)
+        if text:
+            return [system(text), *turns]
+    return turns
 
 
 def with_extras(draft: Draft, row: ForeignRow) -> Draft:

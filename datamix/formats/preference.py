@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 from datamix.formats.drafts import (
@@ -29,12 +33,25 @@ from datamix.formats.drafts import (
 from datamix.formats.instruct import CHATS, asked, prompt_part, with_extras, with_system
 from datamix.formats.turns import conversation, final_turns, last_answer, read_turns, role_of
 
-_SCORES = (
+SCORES = (
     ("score_chosen", "score_rejected"),
     ("chosen_score", "rejected_score"),
     ("chosen_rating", "rejected_rating"),
 )
-_PROMPTS = ("prompt", "question", "instruction", "query")
+PROMPTS = ("prompt", "question", "instruction", "query")
+JUDGED = (
+    ("response_0", "response_1"),
+    ("response_1", "response_2"),
+    ("response1", "response2"),
+    ("response_a", "response_b"),
+    ("conversation_a", "conversation_b"),
+    ("answer_a", "answer_b"),
+    ("output_1", "output_2"),
+)
+SIGNED = ("overall_preference", "preference_strength")
+INDEXED = (("better_response_id", 0), ("preference", 1))
+FLAGGED = (("winner_model_a", False), ("winner_model_b", True))
+_WINNERS = {"model_a": False, "a": False, "model_b": True, "b": True}
 _SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -45,10 +62,11 @@ def preference(row: ForeignRow, names: TurnNames) -> list[Draft]:
     """
     chosen, rejected = (row[present(row, (field,))] for field in ("chosen", "rejected"))
     if _is_conversation(chosen, names) and _is_conversation(rejected, names):
-        return [_split(row, read_turns(chosen, "chosen", names), read_turns(rejected, "rejected", names))]
+        both = (read_turns(row[field], field, names) for field in ("chosen", "rejected"))
+        return [_split(row, *both, prompt=partial(_whole_prompt, row, names))]
     texts = isinstance(chosen, str) and isinstance(rejected, str)
-    if first_present(row, (*_PROMPTS, *CHATS)) is not None or not texts:
-        return [_pair(row, prompt_part(row, _PROMPTS, names), ("chosen", "rejected"), names)]
+    if first_present(row, (*PROMPTS, *CHATS)) is not None or not texts:
+        return [_pair(row, prompt_part(row, PROMPTS, names), ("chosen", "rejected"), names)]
     if chosen == rejected:
         raise Unfit("no_prompt", "chosen", "and rejected are the same text: where the prompt ends is unknown")
     low, high = 0, min(len(chosen), len(rejected))
@@ -79,13 +97,87 @@ def medicalgpt_old(row: ForeignRow, names: TurnNames) -> list[Draft]:
 
 
 def caregpt(row: ForeignRow, names: TurnNames) -> list[Draft]:
-    """``{"instruction", "input", "output": [chosen, rejected]}``."""
-    both = listed(row[present(row, ("output",))], "output")
-    if len(both) != 2:
-        raise Unfit("not_pair", "output", f"has {len(both)} answers, not two")
-    turns = asked(row, "instruction")
-    chosen, rejected = (final_turns(a, f"output[{i}]", names) for i, a in enumerate(both))
-    return [with_extras(Draft(turns, chosen, rejected, margin=_margin(row)), row)]
+    """``{"instruction", "input", "output": [best, ..., worst]}``, also prompt and response: the first against the second."""
+    return _compared(row, names, lambda num: [(0, 1)])
+
+
+def caregpt_extremes(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """Ranked answers: the first against the last."""
+    return _compared(row, names, lambda num: [(0, num - 1)])
+
+
+def caregpt_pairs(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """Ranked answers: each against every one after it."""
+    return _compared(row, names, lambda num: list(combinations(range(num), 2)))
+
+
+def _compared(
+    row: ForeignRow, names: TurnNames, pairs: Callable[[int], list[tuple[int, int]]]
+) -> list[Draft]:
+    field = present(row, ("output", "response"))
+    answers = listed(row[field], field)
+    if len(answers) < 2:
+        raise Unfit(
+            "not_pair", field, f"has {len(answers)} answer{'s' * (len(answers) != 1)}, not two or more"
+        )
+    turns = prompt_part(row, PROMPTS, names)
+    read = [final_turns(answer, f"{field}[{i}]", names) for i, answer in enumerate(answers)]
+    margin = _margin(row)
+    return [
+        with_extras(Draft(turns, read[better], read[worse], margin=margin), row)
+        for better, worse in pairs(len(read))
+    ]
+
+
+def judged(row: ForeignRow, names: TurnNames) -> list[Draft]:
+    """Two answers and a verdict: SafeRLHF, HelpSteer, arena votes. A tie is a reject."""
+    fields = next((pair for pair in JUDGED if all(row.get(name) is not None for name in pair)), None)
+    if fields is None:
+        raise absent(row, JUDGED[0])
+    second, margin = _verdict(row)
+    if second:
+        fields = fields[::-1]
+    margin = _margin(row) if margin is None else margin
+    first, other = (_many(row[name]) for name in fields)
+    if _is_conversation(first, names) and _is_conversation(other, names):
+        pair = (read_turns(value, name, names) for value, name in zip((first, other), fields, strict=True))
+        return [replace(_split(row, *pair), margin=margin)]
+    questions = _many(row.get("prompt"))
+    lists = [value for value in (questions, first, other) if isinstance(value, list)]
+    if len(lists) == 3 and len({len(value) for value in lists}) == 1 and isinstance(first[0], str):
+        pair = (
+            read_turns([list(turn) for turn in zip(questions, answers, strict=True)], name, names)
+            for answers, name in zip((first, other), fields, strict=True)
+        )
+        return [replace(_split(row, *pair), margin=margin)]
+    return [replace(_pair(row, prompt_part(row, (*PROMPTS, "context"), names), fields, names), margin=margin)]
+
+
+def _many(value: Any) -> Any:
+    """The texts of several turns, where they are a JSON list of texts (arena votes)."""
+    return parsed(value, "prompt", "not_list") if isinstance(value, str) and value.startswith('["') else value
+
+
+def _verdict(row: ForeignRow) -> tuple[bool, float | None]:
+    """Whether the second answer is the better one, and by how much where that is known. Raises Unfit: neither is."""
+    for field in SIGNED:  # below 0 the first is better
+        if row.get(field) is not None:
+            strength = _score(row[field], field)
+            if not strength:
+                raise Unfit("no_preference", field, "is 0: a tie")
+            return strength > 0, abs(strength)
+    for field, base in INDEXED:
+        if row.get(field) is not None:
+            index = _score(row[field], field) - base
+            if index not in (0, 1):
+                raise Unfit("no_preference", field, f"is {row[field]!r}, not one of the two answers")
+            return bool(index), None
+    votes = [_WINNERS.get(str(row.get("winner", "")).lower())]
+    votes += [second for name, second in FLAGGED if row.get(name) in (1, True)]
+    vote = next((vote for vote in votes if vote is not None), None)
+    if vote is None:
+        raise Unfit("no_preference", "winner", f"is {row.get('winner')!r}: no answer is better")
+    return vote, None
 
 
 def hh_rlhf(row: ForeignRow, _: TurnNames) -> list[Draft]:
@@ -149,10 +241,11 @@ def kto(row: ForeignRow, names: TurnNames) -> list[Draft]:
         whole = read_turns(row[answer], answer, names)
     if whole is not None:
         cut = _answered(whole)
-        return [with_extras(Draft(whole[:cut], whole[cut:], label=label), row)]
+        turns = whole[:cut] if answer is None else _whole_prompt(row, names, whole[:cut])
+        return [with_extras(Draft(turns, whole[cut:], label=label), row)]
     assert answer is not None
     completion = final_turns(row[answer], answer, names)
-    return [with_extras(Draft(prompt_part(row, _PROMPTS, names), completion, label=label), row)]
+    return [with_extras(Draft(prompt_part(row, PROMPTS, names), completion, label=label), row)]
 
 
 def ultrafeedback(row: ForeignRow, _: TurnNames) -> list[Draft]:
@@ -185,7 +278,7 @@ def _is_conversation(value: Any, names: TurnNames) -> bool:
     """Whether a list of turns begins with something else than an answer."""
     if not isinstance(value, list) or not value or not isinstance(value[0], dict):
         return False
-    return role_of(value[0], names)[0] in ("user", "system")
+    return role_of(value[0], names) in ("user", "system")
 
 
 def _pair(row: ForeignRow, turns: list[Turn], fields: tuple[str, str], names: TurnNames) -> Draft:
@@ -193,12 +286,37 @@ def _pair(row: ForeignRow, turns: list[Turn], fields: tuple[str, str], names: Tu
     return with_extras(Draft(turns, chosen, rejected, margin=_margin(row)), row)
 
 
-def _split(row: ForeignRow, chosen: list[Turn], rejected: list[Turn]) -> Draft:
-    """Two conversations as their common prompt and what follows it. Raises Unfit: the prompts differ."""
+def _whole_prompt(row: ForeignRow, names: TurnNames, turns: list[Turn]) -> list[Turn]:
+    """The prompt that whole conversations carry, or the row's prompt field where that holds more.
+
+    A prompt field may also hold but one question of the prompt. Raises Unfit: it is another prompt.
+    """
+    field = first_present(row, PROMPTS)
+    if field is None:
+        return turns
+    explicit = prompt_part(row, (field,), names)
+    carried, asked_for = ([(turn[0], (turn[1] or "").strip()) for turn in part] for part in (turns, explicit))
+    if carried == asked_for[-len(carried) :]:
+        return explicit
+    questions = [turn for turn in asked_for if turn[0] != "system" or turn not in carried]
+    ends = (carried[: len(questions)], carried[-len(questions) :])
+    if questions not in ends and (len(questions) != 1 or questions[0] not in carried):
+        raise Unfit("different_prompts", field, "is not the prompt of the conversations beside it")
+    return turns
+
+
+def _split(
+    row: ForeignRow,
+    chosen: list[Turn],
+    rejected: list[Turn],
+    *,
+    prompt: Callable[[list[Turn]], list[Turn]] = list,
+) -> Draft:
+    """Two conversations as their common ``prompt`` and what follows it. Raises Unfit: the prompts differ."""
     num = common_turns(chosen, rejected)
     if chosen[num][0] != "assistant" or rejected[num][0] != "assistant":
         raise Unfit("different_prompts", "chosen", f"and rejected part at turn {num}, before the answer")
-    turns = with_system(row, chosen[:num])
+    turns = prompt(with_system(row, chosen[:num]))
     return with_extras(Draft(turns, chosen[num:], rejected[num:], margin=_margin(row)), row)
 
 
@@ -225,7 +343,7 @@ def _margin(row: ForeignRow) -> float | None:
     """The margin, or the difference of two scores; None where the row has neither."""
     if row.get("margin") not in (None, ""):
         return _score(row["margin"], "margin")
-    for better, worse in _SCORES:
+    for better, worse in SCORES:
         if row.get(better) not in (None, "") and row.get(worse) not in (None, ""):
             return _score(row[better], better) - _score(row[worse], worse)
     return None

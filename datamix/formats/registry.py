@@ -1,6 +1,7 @@
-"""Every format by its name: the kinds it gives, the fields it reads, how a row is recognised and read.
+"""Every record format that is known: what its rows are, how to recognise one, and which readers make records of it.
 
-The order is the order of recognition: where two formats fit a row, the more specific one comes first.
+The order is the order of recognition: where two formats fit a row, the more specific one comes first. What fits only
+``prompt`` or ``text`` is tried last, under other names of fields too (``detect``).
 """
 
 from __future__ import annotations
@@ -11,26 +12,19 @@ from types import MappingProxyType
 from typing import Any
 
 from datamix.core.records import RecordKind
-from datamix.formats import instruct, preference
+from datamix.formats import instruct, preference, traces
 from datamix.formats.drafts import Draft, ForeignRow, TurnNames
+from datamix.formats.turns import PLAIN, ROLE_KEYS, ROLES, is_turns, role_of
 
 Reader = Callable[[ForeignRow, TurnNames], list[Draft]]
 
-_EXTRAS = frozenset({"tools", "chat_template_kwargs"})
-_SYSTEM = frozenset({"system", "system_prompt"})
-_ASKED = _SYSTEM | {"history", "input"}
-_MARGIN = frozenset(
-    {
-        "margin",
-        "score_chosen",
-        "score_rejected",
-        "chosen_score",
-        "rejected_score",
-        "chosen_rating",
-        "rejected_rating",
-    }
-)
-_CHAT = frozenset({"messages", "conversations"})
+_EXTRAS = {"tools", "functions", "chat_template_kwargs"}
+_SYSTEM = set(instruct.SYSTEMS)
+_ASKED = _SYSTEM | _EXTRAS | {"history", "input"}
+_SCORES = {"margin", *(field for pair in preference.SCORES for field in pair)}
+_CHAT = set(instruct.CHATS)
+_PAIR = {"chosen", "rejected"} | _SCORES
+_ANSWER_WORDS = [word for word, role in ROLES.items() if role in ("assistant", "call")]
 
 
 @dataclass(frozen=True)
@@ -49,11 +43,11 @@ def _format(
     name: str,
     kind: RecordKind,
     doc: str,
-    fields: frozenset[str],
+    fields: set[str],
     reader: Reader,
     fits: Callable[[ForeignRow], bool],
 ) -> RecordFormat:
-    return RecordFormat(name, (kind,), doc, fields, MappingProxyType({kind: reader}), fits)
+    return RecordFormat(name, (kind,), doc, frozenset(fields), MappingProxyType({kind: reader}), fits)
 
 
 def _is_text(row: ForeignRow, *names: str) -> bool:
@@ -64,36 +58,37 @@ def _has(row: ForeignRow, *names: str) -> bool:
     return all(row.get(name) is not None for name in names)
 
 
-def _is_turns(value: Any) -> bool:
+def _is_chat(value: Any) -> bool:
+    return value.lstrip()[:2] in ("[{", "[]") if isinstance(value, str) else is_turns(value)
+
+
+def _is_answered(value: Any) -> bool:
+    """Whether a conversation has an assistant turn."""
     if isinstance(value, str):
-        return value.lstrip()[:2] in ("[{", "[]")
-    if not isinstance(value, list) or not value or not isinstance(value[0], dict):
-        return False
-    return bool({"role", "from"} & value[0].keys())
-
-
-def _says(value: Any, words: frozenset[str]) -> bool:
-    """Whether a turn of a conversation has one of the role words."""
-    if isinstance(value, str):
-        return any(f'"{word}"' in value for word in words)
-    return any(isinstance(t, dict) and (t.get("role") or t.get("from")) in words for t in value)
-
-
-_ANSWERS = frozenset(
-    {"assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model", "function_call", "tool_call"}
-)
-
-
-def _is_chat(row: ForeignRow, name: str) -> bool:
-    return _is_turns(row.get(name)) and _says(row[name], _ANSWERS)
-
-
-def _is_pair(row: ForeignRow) -> bool:
-    return _has(row, "chosen", "rejected")
+        return _is_chat(value) and any(f'"{word}"' in value for word in _ANSWER_WORDS)
+    return is_turns(value) and any(
+        not isinstance(turn, dict)
+        or role_of(turn, PLAIN) in ("assistant", "call")
+        or not any(key in turn for key in ROLE_KEYS)
+        for turn in value
+    )
 
 
 def _any_chat(row: ForeignRow) -> bool:
-    return _is_turns(row.get("messages")) or _is_turns(row.get("conversations"))
+    return _is_chat(row.get("messages")) or _is_chat(row.get("conversations"))
+
+
+def _has_items(value: Any) -> bool:
+    """Whether a list holds items of OpenAI's Responses."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(i, dict) and ({"type", "role"} & i.keys()) for i in value)
+    )
+
+
+def _is_ranked(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(answer, str) for answer in value)
 
 
 def _ends_asking(row: ForeignRow) -> bool:
@@ -104,12 +99,12 @@ def _ends_asking(row: ForeignRow) -> bool:
     return value[-1].get("role") == "user" and any(_has(row, name) for name in instruct.REFERENCES)
 
 
-_ALL = (
+_PREFERENCE = (
     _format(
         "paired_messages",
         "preference",
         "LLaMA-Factory v1: chosen_messages and rejected_messages, two whole conversations",
-        frozenset({"chosen_messages", "rejected_messages"}) | _SYSTEM | _MARGIN | _EXTRAS,
+        {"chosen_messages", "rejected_messages"} | _SYSTEM | _SCORES | _EXTRAS,
         preference.paired_messages,
         lambda row: _has(row, "chosen_messages", "rejected_messages"),
     ),
@@ -117,7 +112,7 @@ _ALL = (
         "rejected_response",
         "preference",
         "ms-swift: messages ending in the better answer, and rejected_response or rejected_messages",
-        _CHAT | {"rejected_response", "rejected_messages"} | _SYSTEM | _MARGIN | _EXTRAS,
+        _CHAT | {"rejected_response", "rejected_messages"} | _SYSTEM | _SCORES | _EXTRAS,
         preference.rejected_response,
         lambda row: _any_chat(row) and (_has(row, "rejected_response") or _has(row, "rejected_messages")),
     ),
@@ -125,7 +120,7 @@ _ALL = (
         "openai_preference",
         "preference",
         "OpenAI preference fine-tuning: input of messages and tools, preferred_output, non_preferred_output",
-        frozenset({"input", "preferred_output", "non_preferred_output"}) | _MARGIN | _EXTRAS,
+        {"input", "preferred_output", "non_preferred_output"} | _SCORES | _EXTRAS,
         preference.openai_preference,
         lambda row: _has(row, "input", "preferred_output", "non_preferred_output"),
     ),
@@ -133,7 +128,7 @@ _ALL = (
         "medicalgpt_old",
         "preference",
         "MedicalGPT before 2026: system, history, question, response_chosen, response_rejected",
-        frozenset({"question", "response_chosen", "response_rejected"}) | _ASKED | _MARGIN | _EXTRAS,
+        {"question", "response_chosen", "response_rejected"} | _ASKED | _SCORES,
         preference.medicalgpt_old,
         lambda row: _has(row, "question", "response_chosen", "response_rejected"),
     ),
@@ -141,10 +136,10 @@ _ALL = (
         "ranking",
         "preference",
         "LLaMA-Factory: conversations or instruction/input with chosen and rejected as turns",
-        _CHAT | {"instruction", "prompt", "chosen", "rejected"} | _ASKED | _MARGIN | _EXTRAS,
+        _CHAT | _PAIR | {"instruction", "prompt"} | _ASKED,
         preference.ranking,
         lambda row: (
-            _is_pair(row)
+            _has(row, "chosen", "rejected")
             and isinstance(row["chosen"], dict)
             and (_any_chat(row) or _is_text(row, "instruction"))
         ),
@@ -153,7 +148,7 @@ _ALL = (
         "medicalgpt",
         "preference",
         "MedicalGPT: conversations with chosen and rejected as text, tools beside them",
-        _CHAT | {"instruction", "prompt", "chosen", "rejected"} | _ASKED | _MARGIN | _EXTRAS,
+        _CHAT | _PAIR | {"instruction", "prompt"} | _ASKED,
         preference.ranking,
         lambda row: _is_text(row, "chosen", "rejected") and (_any_chat(row) or _is_text(row, "instruction")),
     ),
@@ -161,7 +156,7 @@ _ALL = (
         "hh_rlhf",
         "preference",
         "HH-RLHF: chosen and rejected as whole dialogues of '\\n\\nHuman: ' and '\\n\\nAssistant: '",
-        frozenset({"chosen", "rejected"}) | _MARGIN | _EXTRAS,
+        _PAIR | _EXTRAS,
         preference.hh_rlhf,
         lambda row: _is_text(row, "chosen", "rejected") and row["chosen"].startswith("\n\nHuman:"),
     ),
@@ -169,45 +164,82 @@ _ALL = (
         "preference",
         "preference",
         "prompt, chosen, rejected (text or turns); or whole conversations whose common turns are the prompt",
-        _CHAT
-        | {"prompt", "question", "instruction", "query", "chosen", "rejected"}
-        | _ASKED
-        | _MARGIN
-        | _EXTRAS,
+        _CHAT | _PAIR | set(preference.PROMPTS) | _ASKED,
         preference.preference,
-        _is_pair,
+        lambda row: _has(row, "chosen", "rejected"),
     ),
     _format(
         "preference_implicit",
         "preference",
         "chosen and rejected as whole conversations; read under preference too",
-        frozenset({"chosen", "rejected"}) | _SYSTEM | _MARGIN | _EXTRAS,
+        _PAIR | _SYSTEM | _EXTRAS,
         preference.preference,
         lambda row: False,
     ),
+    *(
+        _format(
+            name,
+            "preference",
+            f"ranked answers: instruction or prompt, output or response: [best, ..., worst]; {which}",
+            set(preference.PROMPTS) | {"output", "response"} | _ASKED | _SCORES,
+            reader,
+            fits,
+        )
+        for name, which, reader, fits in (
+            (
+                "caregpt",
+                "the first against the second",
+                preference.caregpt,
+                lambda row: (
+                    any(isinstance(row.get(name), str) for name in preference.PROMPTS)
+                    and (_is_ranked(row.get("output")) or _is_ranked(row.get("response")))
+                ),
+            ),
+            (
+                "caregpt_extremes",
+                "the first against the last",
+                preference.caregpt_extremes,
+                lambda row: False,
+            ),
+            ("caregpt_pairs", "each against those after it", preference.caregpt_pairs, lambda row: False),
+        )
+    ),
     _format(
-        "caregpt",
+        "judged",
         "preference",
-        "CareGPT: instruction, input, output: [chosen, rejected]",
-        frozenset({"instruction", "output"}) | _ASKED | _MARGIN | _EXTRAS,
-        preference.caregpt,
+        "two answers and a verdict: SafeRLHF, HelpSteer, arena votes",
+        {name for pair in preference.JUDGED for name in pair}
+        | {"winner", *preference.SIGNED, *(name for name, _ in (*preference.INDEXED, *preference.FLAGGED))}
+        | {*preference.PROMPTS, "context"}
+        | _ASKED
+        | _SCORES,
+        preference.judged,
         lambda row: (
-            _is_text(row, "instruction") and isinstance(row.get("output"), list) and len(row["output"]) == 2
+            any(_has(row, *pair) for pair in preference.JUDGED)
+            and any(
+                row.get(name) is not None
+                for name in (
+                    "winner",
+                    *preference.SIGNED,
+                    *dict(preference.INDEXED),
+                    *dict(preference.FLAGGED),
+                )
+            )
         ),
     ),
     _format(
         "ultrafeedback",
         "preference",
         "UltraFeedback: instruction and scored completions; the best against each worse one, with margin",
-        frozenset({"instruction", "prompt", "question", "completions"}) | _ASKED | _EXTRAS,
+        {"instruction", "prompt", "question", "completions"} | _ASKED,
         preference.ultrafeedback,
-        lambda row: isinstance(row.get("completions"), list) and isinstance(row["completions"][:1], list),
+        lambda row: isinstance(row.get("completions"), list),
     ),
     _format(
         "ultrafeedback_pairs",
         "preference",
         "UltraFeedback: instruction and scored completions; every two of unequal score, with margin",
-        frozenset({"instruction", "prompt", "question", "completions"}) | _ASKED | _EXTRAS,
+        {"instruction", "prompt", "question", "completions"} | _ASKED,
         preference.ultrafeedback_pairs,
         lambda row: False,
     ),
@@ -215,7 +247,7 @@ _ALL = (
         "magpie_scored",
         "preference",
         "magpie: instruction, responses and rewards_*; the best against each worse one, with margin",
-        frozenset({"instruction", "responses", "rewards_armorm"}) | _ASKED | _EXTRAS,
+        {"instruction", "responses", "rewards_armorm"} | _ASKED,
         preference.magpie_scored,
         lambda row: _has(row, "instruction", "responses") and any(k.startswith("rewards_") for k in row),
     ),
@@ -223,33 +255,47 @@ _ALL = (
         "kto",
         "preference",
         "one answer and its label (or kto_tag): messages, prompt/completion or alpaca fields",
-        _CHAT
-        | {
-            "prompt",
-            "question",
-            "instruction",
-            "query",
-            "completion",
-            "response",
-            "output",
-            "label",
-            "kto_tag",
-        }
-        | _ASKED
-        | _EXTRAS,
+        _CHAT | set(preference.PROMPTS) | {"completion", "response", "output", "label", "kto_tag"} | _ASKED,
         preference.kto,
         lambda row: (
             str(row.get("label", row.get("kto_tag"))).lower() in ("true", "false")
             and (_any_chat(row) or _has(row, "completion") or _is_text(row, "instruction", "output"))
         ),
     ),
+)
+_SFT = (
+    *(
+        _format(name, "sft", doc, fields | _SYSTEM | _EXTRAS, reader, fits)
+        for name, doc, fields, reader, fits in traces.FORMATS
+    ),
     _format(
         "self_instruct",
         "sft",
         "self-instruct seed tasks: instruction and instances of input/output",
-        frozenset({"instruction", "instances"}),
+        {"instruction", "instances"},
         instruct.self_instruct,
         lambda row: _is_text(row, "instruction") and isinstance(row.get("instances"), list),
+    ),
+    _format(
+        "responses",
+        "sft",
+        "OpenAI Responses: instructions, input and output as items (messages, calls, reasoning) or text",
+        {"input", "output", "instructions"} | _EXTRAS,
+        instruct.responses,
+        lambda row: (
+            (isinstance(row.get("output"), list) or is_turns(row.get("input")))
+            and all(
+                isinstance(row.get(name), str) or _has_items(row.get(name)) for name in ("input", "output")
+            )
+        ),
+    ),
+    _format(
+        "xlam",
+        "sft",
+        "xLAM: query, answers (the calls) and tools",
+        {"query", "answers"} | _ASKED,
+        instruct.xlam,
+        lambda row: _is_text(row, "query") and _has(row, "answers", "tools"),
     ),
     _format(
         "sharegpt",
@@ -257,7 +303,7 @@ _ALL = (
         "conversations of from/value (or role/content), function_call/observation turns, tools",
         _CHAT | _SYSTEM | _EXTRAS,
         instruct.sharegpt,
-        lambda row: _is_chat(row, "conversations"),
+        lambda row: _is_answered(row.get("conversations")),
     ),
     _format(
         "messages",
@@ -265,13 +311,13 @@ _ALL = (
         "OpenAI messages: role/content (text or parts), tool_calls, reasoning_content, tools",
         _CHAT | _SYSTEM | _EXTRAS,
         instruct.chat,
-        lambda row: _is_chat(row, "messages") and not _ends_asking(row),
+        lambda row: _is_answered(row.get("messages")) and not _ends_asking(row),
     ),
     _format(
         "alpaca",
         "sft",
         "instruction, input, output, history of [question, answer], system, reasoning",
-        frozenset({"instruction", "output", "reasoning"}) | _ASKED | _EXTRAS,
+        {"instruction", "output", "reasoning"} | _ASKED,
         instruct.alpaca,
         lambda row: _is_text(row, "instruction", "output"),
     ),
@@ -279,7 +325,7 @@ _ALL = (
         "magpie",
         "sft",
         "magpie: instruction and response, or several responses (a record each)",
-        frozenset({"instruction", "response", "responses"}) | _ASKED | _EXTRAS,
+        {"instruction", "response", "responses"} | _ASKED,
         instruct.magpie,
         lambda row: (
             _is_text(row, "instruction")
@@ -291,7 +337,7 @@ _ALL = (
         "prompt_completion",
         "sft",
         "prompt and completion (or response), text or turns",
-        frozenset({"prompt", "completion", "response"}) | _ASKED | _EXTRAS,
+        {"prompt", "completion", "response"} | _ASKED,
         instruct.prompt_completion,
         lambda row: _has(row, "prompt") and (_has(row, "completion") or _has(row, "response")),
     ),
@@ -299,41 +345,34 @@ _ALL = (
         "question_answer",
         ("sft", "prompt"),
         "question (or ask) and answer; in a prompt recipe the answer is the reference",
-        frozenset({"question", "ask", "answer"}) | _ASKED | _EXTRAS,
+        frozenset({"question", "ask", "answer"} | _ASKED),
         MappingProxyType({"sft": instruct.question_answer, "prompt": instruct.prompt}),
         lambda row: (_is_text(row, "question") or _is_text(row, "ask")) and _is_text(row, "answer"),
     ),
+)
+_LAST = (
     _format(
         "prompt",
         "prompt",
         "a prompt (text or turns), question, problem or instruction, with reference, ground_truth, answer or solution",
-        frozenset(instruct.PROMPTS)
-        | frozenset(instruct.REFERENCES)
-        | _CHAT
-        | {"reward_model"}
-        | _ASKED
-        | _EXTRAS,
+        {*instruct.PROMPTS, *instruct.REFERENCES, "reward_model"} | _CHAT | _ASKED,
         instruct.prompt,
         lambda row: (
             not {"response", "completion", "output"} & row.keys()
             and (
-                _is_turns(row.get("prompt"))
+                _is_chat(row.get("prompt"))
                 or _ends_asking(row)
-                or (_is_turns(row.get("messages")) and not _says(row["messages"], _ANSWERS))
+                or (_is_chat(row.get("messages")) and not _is_answered(row["messages"]))
                 or any(isinstance(row.get(name), str) for name in instruct.PROMPTS)
             )
         ),
     ),
-    _format(
-        "text",
-        "text",
-        "text alone",
-        frozenset({"text"}),
-        instruct.text,
-        lambda row: _is_text(row, "text"),
-    ),
+    _format("text", "text", "text alone", {"text"}, instruct.text, lambda row: _is_text(row, "text")),
 )
-RECORD_FORMATS: Mapping[str, RecordFormat] = MappingProxyType({f.name: f for f in _ALL})
+LAST = tuple(format.name for format in _LAST)
+RECORD_FORMATS: Mapping[str, RecordFormat] = MappingProxyType(
+    {format.name: format for format in (*_PREFERENCE, *_SFT, *_LAST)}
+)
 
 
 def native_kinds(format: str) -> tuple[RecordKind, ...]:

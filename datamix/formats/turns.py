@@ -1,6 +1,7 @@
 """Foreign chat turns to ours: sharegpt's from/value, OpenAI's role/content, content parts, calls, reasoning, loss flags.
 
-A turn of two plain fields takes the short path; every further key the long one. The order is checked, never repaired:
+A turn of two plain fields takes the short path; every further key the long one. A question and its answer in one object
+or list are two turns, and bare texts alternate unless each begins with its speaker. The order is checked, never repaired:
 the first turn after an optional system turn is the user's, and a tool speaks after a call. Only turns that are nothing
 but a call (sharegpt's ``function_call``, ms-swift's ``tool_call``) join the assistant turn before them: several in a row
 are parallel calls of one turn.
@@ -8,6 +9,7 @@ are parallel calls of one turn.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from datamix.formats.drafts import (
@@ -31,6 +33,11 @@ _WORDS = {  # role words in use, compared in lower case
     "call": "function_call tool_call",
 }
 ROLES = {word: role for role, words in _WORDS.items() for word in words.split()}
+_PAIRED = ROLES | dict.fromkeys(
+    ["question", "query", "q", "instruction", "prompt", "input", "问", "问题"], "user"
+)
+_PAIRED |= dict.fromkeys(["answer", "response", "a", "output", "答", "回答"], "assistant")
+_SPEAKER = re.compile(r"\s*([^\W\d_]{1,12})\s*[:：]\s*")
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "parts", "text", "utterance")
 PLAIN = TurnNames(None, None, ROLES)
@@ -63,29 +70,81 @@ def read_turns(value: Any, field: str, names: TurnNames, begun: bool = False) ->
     if not value:
         raise Unfit("empty_conversation", field, "has no turns")
     turns: list[Turn] = []
-    for index, turn in enumerate(value):
-        _add_turn(turns, turn, f"{field}[{index}]", names)
+    spoken = _speakers(value) if value[0].__class__ is str and len(value) > 1 else None
+    for index, turn in enumerate(value if spoken is None else spoken):
+        if turn.__class__ is dict and (word := _role_word(turn, names)) is not None:
+            _add_turn(turns, turn, word, f"{field}[{index}]", names)
+        else:
+            _add_pair(turns, turn, f"{field}[{index}]")
     check_order(turns, field, begun)
     return turns
 
 
-def role_of(turn: ForeignRow, names: TurnNames) -> tuple[str | None, Any]:
-    """Our role of a foreign turn (``call`` for one that is nothing but a call), and its word; None: it is unknown."""
-    word = turn.get("role") if names.role is None else turn.get(names.role)
-    if word is None and names.role is None:
-        word = next((turn[key] for key in ROLE_KEYS if turn.get(key) is not None), None)
-    if word.__class__ is not str:
-        return None, word
-    return names.roles.get(word) or names.roles.get(word.lower()), word
+def is_turns(value: Any) -> bool:
+    """Whether a value looks like a conversation, by its first element."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else None
+    if isinstance(first, dict):
+        return any(key in first for key in ROLE_KEYS) or (bool(first) and first.keys() <= _PAIRED.keys())
+    if isinstance(first, (list, tuple)):
+        return len(first) == 2 and all(isinstance(part, str) for part in first)
+    return isinstance(first, str) and len(value) > 1 and all(isinstance(part, str) for part in value)
 
 
-def _add_turn(turns: list[Turn], turn: Any, field: str, names: TurnNames) -> None:
-    if turn.__class__ is not dict:
-        raise Unfit("not_object", field, f"is {named(turn)}, not a turn")
-    role, word = role_of(turn, names)
+def _speakers(texts: list[Any]) -> list[Any]:
+    """``["病人：a", "医生：b"]`` or ``["a", "b"]`` -> an object for each text with its role word as key."""
+    heads = [_SPEAKER.match(text) if isinstance(text, str) else None for text in texts]
+    words = [ROLES.get(head[1].lower()) for head in heads if head is not None]
+    if len(words) == len(texts) and {"user", "assistant"} == set(words):
+        return [
+            {word: text[head.end() :]} for word, text, head in zip(words, texts, heads, strict=True) if head
+        ]
+    return [{("user", "assistant")[index % 2]: text} for index, text in enumerate(texts)]
+
+
+def _add_pair(turns: list[Turn], pair: Any, field: str) -> None:
+    """``{"human": a, "assistant": b}`` or ``[a, b]`` -> two turns."""
+    if isinstance(pair, (list, tuple)) and len(pair) == 2:
+        pair = dict(zip(("user", "assistant"), pair, strict=True))
+    if not isinstance(pair, dict):
+        raise Unfit("not_object", field, f"is {named(pair)}, not a turn")
+    roles = [_PAIRED.get(str(key).lower(), "") for key in pair]
+    if not pair or not {"user", "assistant", "system"} >= set(roles):
+        fields = ", ".join(map(str, pair))[:80] or "none"
+        raise Unfit(
+            "unknown_role",
+            field,
+            f"has no role (its fields: {fields}); name it: columns: {{turn.role: FIELD}}",
+        )
+    for role, (key, text) in zip(roles, pair.items(), strict=True):
+        if not isinstance(text, str):
+            raise Unfit(
+                "null_content" if text is None else "not_text",
+                f"{field}.{key}",
+                f"is {named(text)}, not text",
+            )
+        turns.append((role, text, None, None, None, None, None))
+
+
+def _role_word(turn: ForeignRow, names: TurnNames) -> Any:
+    if names.role is not None:
+        return turn.get(names.role)
+    return next((turn[key] for key in ROLE_KEYS if turn.get(key) is not None), None)
+
+
+def role_of(turn: ForeignRow, names: TurnNames) -> str | None:
+    """Our role of a foreign turn, ``call`` for one that is nothing but a call; None: it is unknown."""
+    word = _role_word(turn, names)
+    return (names.roles.get(word) or names.roles.get(word.lower())) if isinstance(word, str) else None
+
+
+def _add_turn(turns: list[Turn], turn: ForeignRow, word: Any, field: str, names: TurnNames) -> None:
+    role = names.roles.get(word) if word.__class__ is str else None
     if role is None:
-        keys = "" if word is not None else f" (its fields are {', '.join(map(str, turn))[:80]})"
-        raise Unfit("unknown_role", field, f"has the unknown role {word!r}{keys}")
+        role = role_of(turn, names)
+    if role is None:
+        raise Unfit(
+            "unknown_role", field, f"has the unknown role {word!r}; map it: columns: {{turn.user: {word}}}"
+        )
     content = turn.get("content") if names.content is None else turn.get(names.content)
     if content is None and names.content is None:
         content = next((turn[key] for key in CONTENT_KEYS if turn.get(key) is not None), None)
@@ -223,7 +282,7 @@ class _Parts:
             kind = part.get("type") or next((key for key in _UNTYPED if part.get(key) is not None), None)
             if kind == "text" and part.get("thought") is True:
                 kind = "thinking"
-            if kind in ("text", "input_text", "output_text"):
+            if kind in _TEXTS:
                 texts.append(_part_text(part, ("text", "value", "content"), place))
             elif kind in ("reasoning", "thinking"):
                 self._reasoning.append(_part_text(part, ("value", "thinking", "reasoning", "text"), place))
@@ -239,6 +298,7 @@ class _Parts:
         return "".join(texts) if texts or not (self._calls or self.results) else None
 
 
+_TEXTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 _UNTYPED = ("text", "functionCall", "functionResponse")  # Gemini's parts have no type
 
 
@@ -248,6 +308,15 @@ def _part_text(part: ForeignRow, keys: tuple[str, ...], field: str) -> str:
         if isinstance(value, str):
             return value
     raise Unfit("content_part", field, "is a part without text")
+
+
+def parts_text(parts: list[Any], field: str) -> str:
+    """The text of content parts. Raises Unfit: one is a call, a result or no text."""
+    content = _Parts(field)
+    text = content.read(parts)
+    if content.calls or content.results:
+        raise Unfit("content_part", field, "holds calls or results, where text is expected")
+    return (content.reasoning or "") + (text or "")
 
 
 def _result(part: ForeignRow, kind: str, field: str) -> Turn:

@@ -30,8 +30,10 @@ from datamix.formats.write_turns import (
     part_turns,
     plain_text,
     required,
+    response_items,
     sharegpt_turns,
     single,
+    smolagents_steps,
 )
 
 Writer = Callable[[Draft, Lost], list[ForeignRow]]
@@ -123,6 +125,23 @@ def _question_answer(question: str, answer: str) -> Callable[[list[Turn], list[T
         **asked_fields(prompt, question, lost),
         answer: answer_text(final, lost),
     }
+
+
+def _responses(draft: Draft, lost: Lost) -> list[ForeignRow]:
+    """The conversation up to the last answer as input, the rest as output."""
+    cut = next((i for i in range(len(draft.turns), 0, -1) if draft.turns[i - 1][0] != "assistant"), 0)
+    items, output = (response_items(turns, lost) for turns in (draft.turns[:cut], draft.turns[cut:]))
+    return [{"input": items, "output": output}]
+
+
+def _xlam(prompt: list[Turn], answer: list[Turn], lost: Lost) -> ForeignRow:
+    _, content, reasoning, calls, _, _, train = single(answer)
+    if content is not None or reasoning is not None or train is False:
+        raise Unwritable("text, reasoning or flags beside the calls")
+    functions = [call["function"] for call in parsed(required(calls, "no call"), "tool_calls", "tool_call")]
+    if any("id" in call for call in parsed(calls, "tool_calls", "tool_call")):
+        lost["ids of tool calls"] += 1
+    return {**asked_fields(prompt, "query", lost), "answers": json_text(functions)}
 
 
 def _answers(draft: Draft) -> tuple[list[Turn], list[Turn]]:
@@ -250,7 +269,12 @@ _PAIR_WRITERS: dict[str, Writer] = {
         lambda turns, lost: {"system": "", "history": [], **asked_fields(turns, "question", lost)},
         answer_text,
     ),
-    "caregpt": _caregpt,
+    **dict.fromkeys(("caregpt", "caregpt_extremes", "caregpt_pairs"), _caregpt),
+    "judged": _pair(
+        ("response_0", "response_1"),
+        lambda turns, lost: {"prompt": openai_turns(turns, lost), "better_response_id": 0},
+        answer_text,
+    ),
     "hh_rlhf": _whole(_CHOSEN, _dialogue),
     **dict.fromkeys(
         ("ultrafeedback", "ultrafeedback_pairs"),
@@ -283,6 +307,20 @@ WRITERS: Mapping[tuple[str, RecordKind], Writer] = MappingProxyType(
         ("question_answer", "sft"): _answered(_question_answer("question", "answer")),
         ("magpie", "sft"): _answered(_question_answer("instruction", "response")),
         ("self_instruct", "sft"): _self_instruct,
+        ("responses", "sft"): _responses,
+        ("xlam", "sft"): _answered(_xlam),
+        ("openhands", "sft"): lambda draft, lost: [
+            {
+                "history": [
+                    {"kind": "MessageEvent", "llm_message": message}
+                    for message in openai_turns(draft.turns, lost)
+                ]
+            }
+        ],
+        ("swe_agent", "sft"): lambda draft, lost: [
+            {"trajectory": [], "history": openai_turns(draft.turns, lost)}
+        ],
+        ("smolagents", "sft"): lambda draft, lost: [{"steps": smolagents_steps(draft.turns, lost)}],
         ("prompt", "prompt"): lambda draft, lost: [
             {"prompt": openai_turns(draft.turns, lost)}
             | ({} if draft.reference is None else {"reference": draft.reference})

@@ -48,6 +48,8 @@ def sharegpt_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
         if calls is not None:
             if content is not None:
                 lost["text beside tool calls (written as a turn before them)"] += 1
+            elif rows and rows[-1]["from"] in ("gpt", "function_call"):
+                lost["where one assistant turn ends (a call joins the turn before it)"] += 1
             rows.append({"from": "function_call", "value": _sharegpt_calls(calls, reasoning, lost)})
     return rows
 
@@ -65,6 +67,57 @@ def _sharegpt_calls(calls: str, reasoning: str | None, lost: Lost) -> str:
     if reasoning != reasoning.strip("\n") or "</think>" in reasoning:
         lost["newlines around reasoning"] += 1
     return f"<think>\n{reasoning}\n</think>\n\n{value}"
+
+
+def response_items(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
+    """OpenAI Responses' items: reasoning, calls and their outputs stand beside the messages."""
+    items: list[ForeignRow] = []
+    for turn in turns:
+        role, content, reasoning, calls, call_id, name, train = turn
+        if train is False:
+            lost["flags of turns that are never trained"] += 1
+        if name is not None:
+            lost["names of tool answers"] += 1
+        if reasoning is not None:
+            items.append({"type": "reasoning", "summary": [{"type": "summary_text", "text": reasoning}]})
+        if role == "tool":
+            items.append({"type": "function_call_output", "call_id": call_id, "output": content})
+        elif content is not None:
+            items.append({"type": "message", "role": role, "content": content})
+        if calls is not None and content is None and items[-1:] and items[-1].get("type") == "function_call":
+            lost["where one assistant turn ends (calls in a row are read as one)"] += 1
+        if calls is not None and content is None and items[-1:] and items[-1].get("role") == "assistant":
+            lost["where one assistant turn ends (a call joins the text before it)"] += 1
+        for call in parsed(calls, "tool_calls", "tool_call") if calls else ():
+            function = {
+                "name": call["function"]["name"],
+                "arguments": json_text(call["function"]["arguments"]),
+            }
+            items.append({"type": "function_call", "call_id": call.get("id"), **function})
+    return items
+
+
+def smolagents_steps(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
+    """smolagents' steps: a tool's answer stands in the step that called it."""
+    steps: list[ForeignRow] = []
+    for turn in turns:
+        role, content, reasoning, calls, call_id, name, train = turn
+        if train is False:
+            lost["flags of turns that are never trained"] += 1
+        if reasoning is not None:
+            lost["reasoning"] += 1
+        if role == "assistant":
+            functions = parsed(calls, "tool_calls", "tool_call") if calls else None
+            steps.append({"step_number": len(steps), "model_output": content, "tool_calls": functions})
+        elif role == "tool":
+            if not content or not steps or not steps[-1].get("tool_calls") or "observations" in steps[-1]:
+                raise Unwritable("a tool's answer that is empty or not the only one of its step")
+            if name is not None or call_id != steps[-1]["tool_calls"][0].get("id"):
+                lost["names and ids of tool answers"] += 1
+            steps[-1]["observations"] = content
+        else:
+            steps.append({{"system": "system_prompt", "user": "task"}[role]: content})
+    return steps
 
 
 def part_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:

@@ -569,6 +569,131 @@ def test_anthropics_blocks_are_turns_calls_and_results() -> None:
     assert json.loads(record["tools"])[0]["function"]["parameters"] == {"type": "object"}
 
 
+@pytest.mark.parametrize(
+    ("prompt", "turns"),
+    [
+        ([s("s"), q("p"), a("b"), q("q")], [s("s"), q("p"), a("b"), q("q")]),
+        ([s("s"), q("q")], [s("s"), q("q")]),
+        ([q("q")], [q("q")]),
+        ("q", [q("q")]),
+        (" q\n", [q(" q\n")]),
+        (None, [q("q")]),
+    ],
+)
+def test_an_explicit_prompt_is_the_prompt_of_whole_conversations(prompt: Any, turns: list[Any]) -> None:
+    pair = {"prompt": prompt, "chosen": [q("q"), a("x")], "rejected": [q("q"), a("y")]}
+    (record,) = only(pair, "preference")
+    assert (record["messages"], record["chosen"]) == (turns, [a("x")])
+    labelled = {"prompt": prompt, "completion": [q("q"), a("x")], "label": True}
+    (record,) = only(labelled, "kto")
+    assert (record["messages"], record["chosen"]) == (turns, [a("x")])
+
+
+def test_a_prompt_field_may_hold_one_question_of_longer_conversations() -> None:
+    before = [s("s"), q("p"), a("b"), q("q")]
+    for prompt in ("p", "q", [q("p")], [q("p"), a("b"), q("q")]):
+        row = {"prompt": prompt, "chosen": [*before, a("x")], "rejected": [*before, a("y")]}
+        assert only(row, "preference")[0]["messages"] == before
+
+
+@pytest.mark.parametrize("prompt", ["something else", [q("p")], [s("t"), q("z")], [q("q"), a("x"), q("r")]])
+def test_another_prompt_than_that_of_the_conversations_is_a_reject(prompt: Any) -> None:
+    row = {"prompt": prompt, "chosen": [q("q"), a("x")], "rejected": [q("q"), a("y")]}
+    assert reason(row, "preference") == (
+        "different_prompts",
+        "prompt is not the prompt of the conversations beside it",
+    )
+    assert (
+        reason({"prompt": prompt, "completion": [q("q"), a("x")], "label": True}, "kto")[0]
+        == "different_prompts"
+    )
+
+
+RANKED = {"instruction": "q", "input": "i", "output": ["best", "good", "bad"]}
+
+
+@pytest.mark.parametrize(
+    ("format", "pairs"),
+    [
+        ("caregpt", [("best", "good")]),
+        ("caregpt_extremes", [("best", "bad")]),
+        ("caregpt_pairs", [("best", "good"), ("best", "bad"), ("good", "bad")]),
+    ],
+)
+def test_ranked_answers_are_pairs_by_choice(format: str, pairs: list[tuple[str, str]]) -> None:
+    for row in (RANKED, {"prompt": "q\ni", "response": RANKED["output"]}):
+        records = only(row, format)
+        assert [record["messages"] for record in records] == [[q("q\ni")]] * len(pairs)
+        answers = [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in records]
+        assert answers == pairs
+        assert detect([row] * 3).format == "caregpt"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("row", "better", "margin"),
+    [
+        (
+            {
+                "prompt": "q",
+                "response_0": "x",
+                "response_1": "y",
+                "better_response_id": 0,
+                "safer_response_id": 1,
+            },
+            "x",
+            None,
+        ),
+        ({"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": 1}, "y", None),
+        ({"context": [q("q")], "response1": "x", "response2": "y", "overall_preference": -2}, "x", 2.0),
+        ({"prompt": "q", "response_1": "x", "response_2": "y", "preference_strength": 3}, "y", 3.0),
+        ({"prompt": "q", "response_a": "x", "response_b": "y", "winner": "model_b"}, "y", None),
+        (
+            {
+                "prompt": '["q"]',
+                "response_a": '["x"]',
+                "response_b": '["y"]',
+                "winner_model_a": 1,
+                "winner_model_b": 0,
+            },
+            "x",
+            None,
+        ),
+        (
+            {"conversation_a": [q("q"), a("x")], "conversation_b": [q("q"), a("y")], "winner": "model_a"},
+            "x",
+            None,
+        ),
+        ({"instruction": "q", "output_1": "x", "output_2": "y", "preference": 2.0}, "y", None),
+    ],
+)
+def test_a_verdict_makes_a_pair(row: dict[str, Any], better: str, margin: float | None) -> None:
+    assert detect([row] * 3).format == "judged"  # type: ignore[union-attr]
+    (record,) = only(row, "judged")
+    worse = "y" if better == "x" else "x"
+    assert (record["messages"], record["chosen"], record["rejected"]) == ([q("q")], [a(better)], [a(worse)])
+    assert record.get("margin") == margin
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "response_a": "x", "response_b": "y", "winner": "tie (bothbad)"},
+        {
+            "prompt": "q",
+            "response_a": "x",
+            "response_b": "y",
+            "winner_model_a": 0,
+            "winner_model_b": 0,
+            "winner_tie": 1,
+        },
+        {"context": [q("q")], "response1": "x", "response2": "y", "overall_preference": 0},
+        {"prompt": "q", "response_0": "x", "response_1": "y", "better_response_id": -1},
+    ],
+)
+def test_a_tie_is_no_pair(row: dict[str, Any]) -> None:
+    assert reason(row, "judged")[0] == "no_preference"
+
+
 FLAGS = ["loss", "loss_weight", "loss_scale", "weight", "train", "training", "trainable"]
 
 
@@ -761,7 +886,7 @@ REJECTS: list[tuple[str, Any, str, str]] = [
         "no_prompt",
         "messages has no user turn",
     ),
-    ("caregpt", {"instruction": "q", "output": ["a", "b", "c"]}, "not_pair", "output has 3 answers"),
+    ("caregpt", {"instruction": "q", "output": ["a"]}, "not_pair", "output has 1 answer, not two or more"),
     ("hh_rlhf", {"chosen": "Human: q", "rejected": "x"}, "dialogue", "chosen does not begin"),
     (
         "openai_preference",
@@ -843,7 +968,6 @@ def test_only_sensible_kinds_become_each_other() -> None:
 
 def test_what_is_nobodys_format_is_not_recognised() -> None:
     assert detect([{"system_prompt": "role"}]) is None
-    assert detect([{"instruction": "q", "context": "c", "response": "r"}]) is None
     assert detect([]) is None
     assert detect([1, 2, 3]) is None
     mixed = [{"text": "x"}] * 2 + [{"foo": 1}] * 3
