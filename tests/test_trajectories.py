@@ -14,7 +14,7 @@ from datamix.audit import verify
 from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import RecipeError
 from datamix.jobs.build import build
-from datamix.pipeline.state import Options
+from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
 
 TEMPLATE = (
