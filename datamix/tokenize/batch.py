@@ -200,18 +200,14 @@ class Assembly:
         """The parts of a layout, 0 in place of what depends on the row's texts."""
         cached = self._templates.get(id(layout))
         if cached is None:
-            parts = [
-                -1 - entry if isinstance(entry, int) else self._constant(entry) for entry in layout.entries
-            ]
+            parts = [-1 - entry if isinstance(entry, int) else 0 for entry in layout.entries]
+            for place, entry in enumerate(layout.entries):
+                if isinstance(entry, TextSegment) and entry.is_constant:
+                    if entry not in self._constants:
+                        self._constants[entry] = self._add_text(entry.fill(()), entry.begins)
+                    parts[place] = self._constants[entry]
             cached = self._templates[id(layout)] = (layout, parts)
         return cached[1]
-
-    def _constant(self, segment: TextSegment) -> int:
-        if not segment.is_constant:
-            return 0
-        if segment not in self._constants:
-            self._constants[segment] = self._add_text(segment.fill(()), segment.begins)
-        return self._constants[segment]
 
     def _add_text(self, text: str, begins: bool) -> int:
         self._texts.append(text)

@@ -8,7 +8,7 @@ rendering for each call of a shape, only with ``encode.mask``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from datamix.tokenize.placeholders import SENTINEL, PlaceholderRender, Rendering
@@ -28,7 +28,12 @@ def masked_parts(
     keys = [key for name, key in (("tool_args", "arguments"), ("tool_names", "name")) if name in mask]
     slots = [piece for piece in full.pieces if piece.slot is not None]
     ranges = []
-    for turn, call, function in _functions(placeholders.messages):
+    calls = [
+        (turn, number, function)
+        for turn, message in enumerate(placeholders.messages)
+        for number, function in enumerate(_functions_of(message))
+    ]
+    for turn, number, function in calls:
         for key in keys:
             name = SENTINEL.search(str(function.get("name"))) if key == "name" else None
             if name is not None:
@@ -39,7 +44,7 @@ def masked_parts(
                 continue
             messages = copy.deepcopy(placeholders.messages)
             empty: Any = "{}" if key == "arguments" and isinstance(function.get(key), str) else {}
-            changed = _functions_of(messages[turn])[call]
+            changed = _functions_of(messages[turn])[number]
             changed[key] = empty if key == "arguments" else ""
             start, end = _difference(full.text, placeholders.render_messages(messages), control)
             start = min((p.start for p in slots if p.start < start < p.end), default=start)
@@ -62,13 +67,6 @@ def without(spans: list[Range], masked: list[Range]) -> list[Range]:
     return result
 
 
-def _functions(messages: list[dict[str, Any]]) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(turn, number of the call in it, function) of every call."""
-    for turn, message in enumerate(messages):
-        for call, function in enumerate(_functions_of(message)):
-            yield turn, call, function
-
-
 def _functions_of(message: dict[str, Any]) -> list[dict[str, Any]]:
     calls = message.get("tool_calls")
     entries = (
@@ -87,12 +85,8 @@ def _difference(text: str, other: str, control: ControlTokens) -> Range:
     inside = [(match.start, match.end) for match in control.find(text)]
     while any(low < place < high for low, high in inside for place in (start, end)):
         if not start or text[start - 1] != text[end - 1]:
-            return _whole_tokens((start, end), inside)
+            start = min((low for low, high in inside if low < start < high), default=start)
+            end = max((high for low, high in inside if low < end < high), default=end)
+            break
         start, end = start - 1, end - 1
-    return start, end
-
-
-def _whole_tokens(span: Range, tokens: list[Range]) -> Range:
-    start = min((low for low, high in tokens if low < span[0] < high), default=span[0])
-    end = max((high for low, high in tokens if low < span[1] < high), default=span[1])
     return start, end

@@ -158,20 +158,15 @@ def to_message(
         message["thinking"] = message["reasoning_content"]
     if turn.calls is not None:
         message["tool_calls"] = map_calls(turn.calls, slot, exact)
-        if form.arguments_as_text:
-            _write_arguments_as_text(message["tool_calls"])
+        for call in message["tool_calls"] if form.arguments_as_text else []:
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
+                function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
     if turn.tool_call_id is not None:
         message["tool_call_id"] = exact(turn.tool_call_id)
     if turn.name is not None:
         message["name"] = exact(turn.name)
     return message
-
-
-def _write_arguments_as_text(calls: Any) -> None:
-    functions = [call.get("function") for call in calls if isinstance(call, dict)]
-    for function in functions:
-        if isinstance(function, dict) and isinstance(function.get("arguments"), dict):
-            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
 
 
 def map_calls(calls: Any, slot: StringMap, exact: StringMap) -> Any:

@@ -58,20 +58,19 @@ class DocumentEncoder:
         return np.array([*starts, *[len(text)] * (len(frame[1]) + 1)], np.int64)
 
     def _parts(self, text: str) -> list[DocumentPart]:
+        """A text cut for fill in the middle, and at its control tokens where they are allowed."""
         cut = None if self._middle is None else self._middle.cut(text)
         parts: list[DocumentPart] = []
         for part in cut or [text]:
-            parts += [part] if isinstance(part, int) else self._split(part)
-        return parts
-
-    def _split(self, text: str) -> list[DocumentPart]:
-        """A text cut at its control tokens, where they are allowed."""
-        parts: list[DocumentPart] = []
-        at = 0
-        for match in self._control.find(text) if self._allow else []:
-            parts += [text[at : match.start], match.token.id]
-            at = match.end
-        return [part for part in [*parts, text[at:]] if part != ""]
+            if isinstance(part, int):
+                parts.append(part)
+                continue
+            at = 0
+            for match in self._control.find(part) if self._allow else []:
+                parts += [part[at : match.start], match.token.id]
+                at = match.end
+            parts.append(part[at:])
+        return [part for part in parts if part != ""]
 
     def _encode_parts(self, documents: list[list[DocumentPart]]) -> FlatIds:
         strings = [part for parts in documents for part in parts if isinstance(part, str)]

@@ -9,7 +9,6 @@ span cannot be determined), ``special_text``, ``no_loss`` (nothing to train on),
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -179,7 +178,9 @@ class Encoder:
                 for prompt, answer in zip(prompts, chosen or [], strict=True)
             ]
         if record_kind == "sft" and kind == "prompt":
-            prompts = [prompt.with_turns(_before_last_answer(prompt.turns)) for prompt in prompts]
+            for row, prompt in enumerate(prompts):
+                answers = [at for at, turn in enumerate(prompt.turns) if turn.role == "assistant"]
+                prompts[row] = prompt.with_turns(prompt.turns[: answers[-1]] if answers else prompt.turns)
         for row, prompt in enumerate(prompts):
             if not prompt.has_text():
                 reasons[row] = "empty"
@@ -375,8 +376,3 @@ def _fill_middle(spec: EncodeSpec, control: ControlTokens) -> FillMiddle | None:
             "use a code tokenizer."
         )
     return FillMiddle(tokens, spec.fim_rate, spec.fim_seed)
-
-
-def _before_last_answer(turns: Sequence[ChatTurn]) -> Sequence[ChatTurn]:
-    places = [at for at, turn in enumerate(turns) if turn.role == "assistant"]
-    return turns[: places[-1]] if places else turns

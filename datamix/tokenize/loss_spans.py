@@ -126,7 +126,8 @@ class TurnFinder:
             is_equal = header == borders.header and gap == borders.gap
             if is_equal and start <= before[1] and end >= after[0]:
                 return LossSpan(start, end, borders.ending)
-        end, ending = self._end(turn, *after)
+        end, ending = self._stop(turn, after, self._tail_length(turn, *after))
+        end += after[0]
         start = left if continues else self._start(turn, *before)
         header, gap = text[left : max(start, left)], text[min(end, right) : right]
         self._borders[context] = _TurnBorders(start - left, header, end - right, gap, ending)
@@ -137,10 +138,7 @@ class TurnFinder:
         low = max((piece.end for piece in self._slots if piece.turn < turn), default=0)
         starts = (piece.start for piece in self._slots if piece.turn > turn and piece.start >= low)
         high = next(starts, len(self._full.text))
-        between = self._full.text[low:high]
-        tail = len(between)
-        if turn + 1 < len(self._placeholders.messages):
-            tail = self._tail_length(turn, low, between)
+        tail = self._tail_length(turn, low, high)
         start = self._start(turn, low, high)
         if start > low + tail:  # also where the template writes nothing for such a turn
             return []
@@ -160,18 +158,13 @@ class TurnFinder:
         content, calls = _content(message).strip(), message.get("tool_calls")
         if not calls and content and content not in written:
             raise TemplateFailure("the template does not write the content of an assistant turn")
-        present = set(SENTINEL.findall(written))
+        present = _slots_in(written)
         for call in calls if isinstance(calls, list) else []:
-            function = call.get("function") if isinstance(call, dict) else None
+            fields = call if isinstance(call, dict) else {}
+            function = fields.get("function")
             arguments = function.get("arguments") if isinstance(function, dict) else call
-            texts = {match[0] for match in SENTINEL.findall(json.dumps(arguments, ensure_ascii=False))}
-            is_named = {m[0] for m in SENTINEL.findall(json.dumps(call, ensure_ascii=False))} & {
-                match[0] for match in present
-            }
-            identity = call.get("id") if isinstance(call, dict) else None
-            if not texts <= {match[0] for match in present} or not (
-                is_named or (isinstance(identity, str) and identity in written)
-            ):
+            has_identity = isinstance(fields.get("id"), str) and fields["id"] in written
+            if not (_slots_in(arguments) <= present and (has_identity or _slots_in(call) & present)):
                 raise TemplateFailure("the template does not write the tool calls of an assistant turn")
 
     def _start(self, turn: int, low: int, first: int) -> int:
@@ -187,15 +180,13 @@ class TurnFinder:
         shared = low + common_prefix(tail, text[low:first])
         if shared == low + len(tail):
             return self._after_header(shared, first)
-        return self._snap(low, shared, first, self._end_of_earlier_turns(turn, low, first))
-
-    def _end_of_earlier_turns(self, turn: int, low: int, first: int) -> int:
-        """Where the turns before end and this one begins: behind its header, or by their own rendering."""
-        header = self._full.text.rfind(self._traits.header, low, first) if self._traits.header else -1
+        header = text.rfind(self._traits.header, low, first) if self._traits.header else -1
         if header >= 0:
-            return header + len(self._traits.header)
-        tail = _after_last_slot(self._placeholders.render(turn, generation_prompt=False))
-        return low + len(tail) if self._full.text.startswith(tail, low) else first
+            fallback = header + len(self._traits.header)
+        else:  # where the turns before end, by their own rendering
+            tail = _after_last_slot(self._placeholders.render(turn, generation_prompt=False))
+            fallback = low + len(tail) if text.startswith(tail, low) else first
+        return self._snap(low, shared, first, fallback)
 
     def _after_header(self, place: int, first: int) -> int:
         """Behind the turn's header, where the generation prompt at ``place`` did not include it."""
@@ -212,15 +203,6 @@ class TurnFinder:
         borders += [at for at in range(low + 1, place + 1) if self._full.text[at - 1].isspace()]
         inside = {at for match in matches for at in range(low + match.start + 1, low + match.end)}
         return max((at for at in borders if at not in inside), default=fallback)
-
-    def _end(self, turn: int, last: int, high: int) -> tuple[int, int | None]:
-        """Where a turn ends, in the constant text after its last slot, and the token to add after it."""
-        after = self._full.text[last:high]
-        tail = len(after)
-        if turn + 1 < len(self._placeholders.messages):
-            tail = self._tail_length(turn, last, after)
-        end, ending = self._stop(turn, (last, high), tail)
-        return last + end, ending
 
     def _stop(self, turn: int, between: tuple[int, int], tail: int) -> tuple[int, int | None]:
         """Where the stop of a turn ends in the text ``between``, of which ``tail`` characters are the turn's.
@@ -247,8 +229,11 @@ class TurnFinder:
             self._placeholders.messages[self._slots[at].turn].get("role") if at < len(self._slots) else None
         )
 
-    def _tail_length(self, turn: int, last: int, after: str) -> int:
-        """How much of the text after a turn's last slot the template also writes when the turn is last."""
+    def _tail_length(self, turn: int, last: int, high: int) -> int:
+        """How much of the text ``[last, high)`` the template also writes when the turn is the last."""
+        after = self._full.text[last:high]
+        if turn + 1 == len(self._placeholders.messages):
+            return len(after)
         alone = self._placeholders.render(turn + 1, generation_prompt=False)
         if len(alone.text) >= last and self._full.text.startswith(alone.text):
             return min(len(alone.text) - last, len(after))
@@ -311,6 +296,12 @@ def _runs(places: list[int]) -> list[list[int]]:
         else:
             runs.append([place])
     return runs
+
+
+def _slots_in(value: Any) -> set[str]:
+    """The numbers of the slots whose sentinels are in a text or in JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return {number for number, _ in SENTINEL.findall(text)}
 
 
 def _after_last_slot(rendering: Rendering) -> str:

@@ -142,7 +142,14 @@ def _best_fit(lengths: NDArray[np.int32], max_length: int) -> tuple[NDArray[np.i
     """Offsets of the rows in order of their first piece, and the place of each piece among them."""
     order = np.empty(len(lengths), np.int32)
     _longest_first(lengths, max_length, np.zeros(max_length + 2, np.int64), order)
-    levels = _levels(max_length)
+    starts, width = (
+        [0],
+        max_length + 1,
+    )  # where each level of the tree begins, for free spaces of 0 to max_length
+    while width > 1 or len(starts) == 1:
+        width = (width + 63) >> 6
+        starts.append(starts[-1] + width)
+    levels = np.array(starts, np.int64)
     spaces = np.full(max_length + 1, -1, np.int32)  # the row last put on the stack of each free space
     under = np.empty(len(lengths), np.int32)  # the row below a row on its stack
     row_of = np.empty(len(lengths), np.int32)
@@ -151,12 +158,3 @@ def _best_fit(lengths: NDArray[np.int32], max_length: int) -> tuple[NDArray[np.i
     offsets, place = np.zeros(num_rows + 1, np.int64), np.empty(len(lengths), np.int64)
     _place(row_of, np.full(num_rows, -1, np.int32), np.empty(num_rows, np.int64), offsets, place)
     return offsets, place
-
-
-def _levels(max_length: int) -> NDArray[np.int64]:
-    """Where each level of the tree begins, for free spaces of 0 to ``max_length``."""
-    starts, width = [0], max_length + 1
-    while width > 1 or len(starts) == 1:
-        width = (width + 63) >> 6
-        starts.append(starts[-1] + width)
-    return np.array(starts, np.int64)

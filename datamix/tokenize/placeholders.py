@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -155,8 +155,9 @@ def _pieces(text: str, slot_turns: Sequence[int]) -> list[Piece]:
     at = 0
     for match in SENTINEL.finditer(text):
         is_json = bool(match.group(2))
-        left, width = _padding_before(text, at, match.start(), is_json)
-        right, width_after = _padding_after(text, match.end(), is_json)
+        before, after = text[at : match.start()], text[match.end() : match.end() + len(_JSON_RIGHT)]
+        left, width = _padding(before.endswith, is_json, (_JSON_LEFT, _LEFT))
+        right, width_after = _padding(after.startswith, is_json, (_JSON_RIGHT, _RIGHT))
         start, end = match.start() - width, match.end() + width_after
         if start > at:
             pieces.append(Piece(at, start, text[at:start], None, -1))
@@ -172,17 +173,11 @@ def _pieces(text: str, slot_turns: Sequence[int]) -> list[Piece]:
     return pieces
 
 
-def _padding_before(text: str, low: int, place: int, is_json: bool) -> tuple[str | None, int]:
-    """What was stripped before a sentinel at ``place``, and how many characters of padding remain."""
-    padding = _JSON_LEFT if is_json else _LEFT
-    if text.endswith(padding, low, place):
-        return "", len(padding)
-    return ("\n", 1) if text.endswith("\u2003", low, place) else (None, 0)
-
-
-def _padding_after(text: str, place: int, is_json: bool) -> tuple[str | None, int]:
-    """The same after a sentinel that ends at ``place``."""
-    padding = _JSON_RIGHT if is_json else _RIGHT
-    if text.startswith(padding, place):
-        return "", len(padding)
-    return ("\n", 1) if text.startswith("\u2003", place) else (None, 0)
+def _padding(
+    adjoins: Callable[[str], bool], is_json: bool, padding: tuple[str, str]
+) -> tuple[str | None, int]:
+    """What was stripped next to a sentinel, and how many characters of its padding remain."""
+    whole = padding[0] if is_json else padding[1]
+    if adjoins(whole):
+        return "", len(whole)
+    return ("\n", 1) if adjoins("\u2003") else (None, 0)

@@ -22,6 +22,12 @@ from datamix.tokenize.tokenizer import unknown_id, vocabulary_size
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+# The byte behind each character of GPT-2's byte-level alphabet: printable bytes are themselves.
+_BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + at): byte for at, byte in enumerate(b for b in range(0x100) if b not in _PRINTABLE)
+}
+
 
 @dataclass(frozen=True)
 class VocabularyAlphabet:
@@ -69,7 +75,7 @@ def vocabulary_alphabet(spec: dict[str, Any]) -> VocabularyAlphabet:
     vocab = model["vocab"]
     entries = vocab.items() if isinstance(vocab, dict) else ((e[0], i) for i, e in enumerate(vocab))
     steps = orjson.dumps([spec.get(name) for name in ("pre_tokenizer", "decoder", "normalizer")])
-    bytes_of = _byte_level() if b'"ByteLevel"' in steps else None
+    bytes_of = _BYTE_LEVEL if b'"ByteLevel"' in steps else None
     prefix = model.get("continuing_subword_prefix") or ""
     num_chars, is_byte = np.zeros(size, np.int32), np.zeros(size, np.bool_)
     for token, index in entries:
@@ -101,10 +107,3 @@ def fertility(uses: NDArray[np.int64], alphabet: VocabularyAlphabet) -> Fertilit
         num_unknown=0 if alphabet.unknown is None else int(uses[alphabet.unknown]),
         num_bytes=int(uses[alphabet.is_byte].sum()),
     )
-
-
-def _byte_level() -> dict[str, int]:
-    """The byte behind each character of GPT-2's byte-level alphabet: printable bytes are themselves."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(0x100) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(0x100 + at): byte for at, byte in enumerate(moved)}

@@ -89,8 +89,10 @@ class _TreeReader:
             for operand in node.ops:
                 self._compare(left, operand.op, operand.expr)
                 left = operand.expr
-        elif isinstance(node, nodes.Test):
-            self._test(node)
+        elif isinstance(node, nodes.Test) and node.name in _EQUAL_TESTS:
+            self._equal([node.node], {value for argument in node.args for value in _strings(argument)})
+        elif isinstance(node, nodes.Test) and node.name not in _HARMLESS_TESTS:
+            raise _UnknownOperation
         elif isinstance(node, nodes.Filter):
             self._filter(node)
         elif isinstance(node, nodes.Call):
@@ -124,12 +126,6 @@ class _TreeReader:
         if any(_root(side) in self.fragments for side in sides):
             self.substrings |= constants
         self.equals |= constants
-
-    def _test(self, node: nodes.Test) -> None:
-        if node.name in _EQUAL_TESTS:
-            self._equal([node.node], {value for argument in node.args for value in _strings(argument)})
-        elif node.name not in _HARMLESS_TESTS:
-            raise _UnknownOperation
 
     def _filter(self, node: nodes.Filter) -> None:
         if node.name in ("length", "count"):

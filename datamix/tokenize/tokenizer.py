@@ -103,7 +103,10 @@ class PlainEncoder:
         background.shutdown(wait=False)
         self._truths = [TokenizersBackend(text) for text in texts]
         self.truth = self._truths[0]
-        self.restarts_after_control = not _prefixes_first_only(plain)
+        splitters = _steps(plain.get("pre_tokenizer"), "pretokenizers")
+        self.restarts_after_control = not any(
+            step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in splitters
+        )
         self._is_control = np.zeros(vocabulary_size(spec), np.bool_)
         unknown = unknown_id(spec)
         self._is_control[[token.id for token in control.tokens if token.id != unknown]] = True
@@ -305,11 +308,6 @@ def _unprefixed(step: dict[str, Any]) -> dict[str, Any]:
     if step["type"] == "ByteLevel" and step.get("add_prefix_space"):
         return {**step, "add_prefix_space": False}
     return step
-
-
-def _prefixes_first_only(spec: dict[str, Any]) -> bool:
-    steps = _steps(spec.get("pre_tokenizer"), "pretokenizers")
-    return any(step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in steps)
 
 
 def _interleave(firsts: FlatIds, others: FlatIds, begins: NDArray[np.bool_]) -> FlatIds:

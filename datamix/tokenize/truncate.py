@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from datamix.core.records import MESSAGES, RecordKind
 from datamix.tokenize.batch import TokenRows, refused_batch
@@ -141,14 +140,12 @@ class _Fitter:
         tokens = self._encoder.encode_rows(rows, Counter())
         lengths = tokens.column("length").to_numpy()
         if self._rows.chosen is not None:
-            prompt, *completions = (_list_lengths(tokens, name) for name in ("prompt", "chosen", "rejected"))
+            prompt, *completions = (
+                tokens.column(name).value_lengths().fill_null(0).to_numpy()
+                for name in ("prompt", "chosen", "rejected")
+            )
             lengths = np.where(lengths > 0, prompt + np.maximum(*completions), 0)
         return [int(length) for length in lengths]
-
-
-def _list_lengths(tokens: pa.RecordBatch, name: str) -> NDArray[np.int64]:
-    lengths: NDArray[np.int64] = tokens.column(name).value_lengths().fill_null(0).to_numpy().astype(np.int64)
-    return lengths
 
 
 def _messages(conversation: Conversation) -> list[dict[str, Any]]:
