@@ -210,7 +210,13 @@ def with_system(row: ForeignRow, turns: list[Turn]) -> list[Turn]:
 
 
 def with_extras(draft: Draft, row: ForeignRow) -> Draft:
-    """The draft with its tools, from the row or from its system turn, and the row's ``chat_template_kwargs``."""
+    """The draft with its tools, from the row or from its system turn, and the row's ``chat_template_kwargs``.
+
+    Raises Unfit where a completion ends with something else than an answer.
+    """
+    for field, completion in (("chosen", draft.chosen), ("rejected", draft.rejected)):
+        if completion and completion[-1][0] != "assistant":
+            raise Unfit("no_answer", field, f"ends with a {completion[-1][0]} turn, not with an answer")
     draft.tools = tools_text(row)
     head = draft.turns[0] if draft.turns else None
     if head is not None and head[0] == "system" and head[3] is not None:

@@ -26,6 +26,7 @@ from datamix.formats.write_turns import (
     Unwritable,
     answer_text,
     asked_fields,
+    openai_service_turns,
     openai_turns,
     part_turns,
     plain_text,
@@ -187,6 +188,16 @@ def _whole(names: tuple[str, str], conversation: TurnsWriter) -> Writer:
     return write
 
 
+def _openai_preference(draft: Draft, lost: Lost) -> list[ForeignRow]:
+    """As the service takes it: arguments as JSON text, an id for every call, reasoning inline, no flags."""
+    chosen, rejected = _answers(draft)
+    sides = [openai_service_turns([*draft.turns, *answer], lost) for answer in (chosen, rejected)]
+    row: ForeignRow = {"input": {"messages": sides[0][: len(draft.turns)]}}
+    for name, side in zip(("preferred_output", "non_preferred_output"), sides, strict=True):
+        row[name] = side[len(draft.turns) :]
+    return [row | _margin(draft)]
+
+
 def _rejected_response(draft: Draft, lost: Lost) -> list[ForeignRow]:
     chosen, rejected = _answers(draft)
     row: ForeignRow = {"messages": openai_turns([*draft.turns, *chosen], lost)}
@@ -257,11 +268,7 @@ _PAIR_WRITERS: dict[str, Writer] = {
     "preference_implicit": _whole(_CHOSEN, openai_turns),
     "paired_messages": _whole(("chosen_messages", "rejected_messages"), part_turns),
     "rejected_response": _rejected_response,
-    "openai_preference": _pair(
-        ("preferred_output", "non_preferred_output"),
-        lambda turns, lost: {"input": {"messages": openai_turns(turns, lost)}},
-        openai_turns,
-    ),
+    "openai_preference": _openai_preference,
     "ranking": _pair(_CHOSEN, _sharegpt_prompt, lambda turns, lost: single(sharegpt_turns(turns, lost))),
     "medicalgpt": _pair(_CHOSEN, _sharegpt_prompt, answer_text),
     "medicalgpt_old": _pair(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -25,6 +26,34 @@ def openai_turns(turns: list[Turn], _: Lost) -> list[ForeignRow]:
             row["tool_calls"] = parsed(calls, "tool_calls", "tool_call")
         if train is False:
             row["loss"] = False
+        rows.append(row)
+    return rows
+
+
+def openai_service_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
+    """Messages as OpenAI's service takes them: arguments as JSON text, an id for each call and result, reasoning inline."""
+    rows: list[ForeignRow] = []
+    waiting: list[str] = []  # ids of calls without a result
+    number = 0
+    for role, content, reasoning, calls, call_id, name, train in turns:
+        if train is False:
+            lost["flags of turns that are never trained"] += 1
+        if reasoning is not None:
+            lost["reasoning as a field (written inline as <think>)"] += 1
+            content = f"<think>\n{reasoning}\n</think>\n\n{content or ''}"
+        row: ForeignRow = {"role": role, "content": content, **({} if name is None else {"name": name})}
+        if calls is not None:
+            row["tool_calls"] = []
+            for call in parsed(calls, "tool_calls", "tool_call"):
+                function = {key: call["function"][key] for key in ("name", "arguments")}
+                if not isinstance(function["arguments"], str):
+                    function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+                waiting.append(call.get("id") or f"call_{number}")
+                row["tool_calls"].append({"id": waiting[-1], "type": "function", "function": function})
+                number += 1
+        if role == "tool":
+            row["tool_call_id"] = call_id or (waiting[0] if waiting else "call_0")
+            waiting = [i for i in waiting if i != row["tool_call_id"]]
         rows.append(row)
     return rows
 

@@ -1,0 +1,99 @@
+"""Pairs: an explicit prompt beside whole conversations, completions that end with an answer, OpenAI's own form."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from datamix.core.contracts import Rows
+from datamix.formats import ShapeSpec, detect, shape
+from datamix.formats.write_rows import unshape
+
+Message = dict[str, Any]
+
+
+def user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def answer(content: str | None, **more: Any) -> Message:
+    return {"role": "assistant", "content": content, **more}
+
+
+SYSTEM = {"role": "system", "content": "be kind"}
+
+
+def read(*rows: Message) -> Any:
+    found = detect(list(rows))
+    assert found is not None
+    numbered = Rows(list(rows), list(range(len(rows))), [None] * len(rows), [b""] * len(rows))
+    return shape(numbered, 0, ShapeSpec(found.format, "preference", found.columns))
+
+
+def said(turns: list[Message]) -> list[tuple[str, str]]:
+    return [(turn["role"], turn["content"]) for turn in turns]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "head"),
+    [
+        (
+            [SYSTEM, user("q0"), answer("a0"), user("q")],
+            ["be kind", "q0", "a0", "q"],
+        ),  # the conversations have q alone
+        ([user("q")], ["q"]),
+        ("q", ["q"]),
+        (" q\n", ["q"]),
+    ],
+)
+def test_an_explicit_prompt_belongs_to_the_record(prompt: Any, head: list[str]) -> None:
+    sides = {side: [user("q"), answer(side)] for side in ("chosen", "rejected")}
+    (record,) = read({"prompt": prompt, **sides}).batch.to_pylist()
+    assert [turn["content"] for turn in record["messages"]][:-1] == head[:-1]
+    assert record["messages"][-1]["content"].strip() == head[-1]
+    assert said(record["chosen"]) == [("assistant", "chosen")]
+    assert said(record["rejected"]) == [("assistant", "rejected")]
+
+
+def test_a_system_turn_of_the_conversations_stands_before_the_prompt() -> None:
+    sides = {side: [SYSTEM, user("q"), answer(side)] for side in ("chosen", "rejected")}
+    (record,) = read({"prompt": "q", **sides}).batch.to_pylist()
+    assert said(record["messages"]) == [("system", "be kind"), ("user", "q")]
+
+
+@pytest.mark.parametrize("prompt", ["something else", [user("other"), answer("x"), user("one more")]])
+def test_conversations_that_do_not_begin_with_the_prompt_are_rejected(prompt: Any) -> None:
+    sides = {side: [user("q"), answer(side)] for side in ("chosen", "rejected")}
+    assert [reject.reason for reject in read({"prompt": prompt, **sides}).rejects] == ["different_prompts"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": [answer("a"), user("thanks")], "rejected": [answer("b")]},
+        {"prompt": "q", "chosen": [answer("a")], "rejected": [answer("b"), user("thanks")]},
+        {"chosen": [user("q"), answer("a"), user("z")], "rejected": [user("q"), answer("b"), user("z")]},
+        {"prompt": [user("q")], "completion": [answer("a"), user("thanks")], "label": True},
+    ],
+)
+def test_a_completion_ends_with_an_answer(row: Message) -> None:
+    assert [reject.reason for reject in read(row).rejects] == ["no_answer"]
+
+
+def test_openai_pairs_have_arguments_as_text_and_an_id_for_every_call() -> None:
+    call = {"type": "function", "function": {"name": "get", "arguments": {"sym": "甲"}}}
+    asked = [user("price?"), answer(None, tool_calls=[call, call]), {"role": "tool", "content": "7"}]
+    asked.append({"role": "tool", "content": "8"})
+    row = {"prompt": asked, "chosen": [answer(None, tool_calls=[call])], "rejected": [answer("no")]}
+    batch = read(row).batch
+    ((written,), lost) = unshape(batch, "preference", "openai_preference")
+    calls = written["input"]["messages"][1]["tool_calls"]
+    assert [c["function"]["arguments"] for c in calls] == ['{"sym": "甲"}'] * 2
+    ids = [c["id"] for c in calls]
+    assert [m["tool_call_id"] for m in written["input"]["messages"][2:]] == ids
+    assert len({*ids, written["preferred_output"][0]["tool_calls"][0]["id"]}) == 3
+    assert lost == []
+    (again,) = read(written).batch.to_pylist()
+    assert json.loads(again["chosen"][0]["tool_calls"])[0]["function"] == call["function"]
