@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from datamix.core.errors import RecipeError, nearest
-from datamix.exporters.export_format import ExportFormat, RecordSource, SetInfo, without_left_out
+from datamix.exporters.export_format import ExportFormat, RecordSource, SetInfo
 
 EXPORT_FORMATS: Mapping[str, str] = {  # name -> module and class, imported when it is opened
     "parquet": "formats.row_files:Parquet",
@@ -81,13 +81,13 @@ def open_sink(
 
 
 def keeps(
-    name: str, options: tuple[tuple[str, Any], ...], info: SetInfo, files: Iterable[str] = ()
+    name: str, options: tuple[tuple[str, Any], ...], info: SetInfo, files: Iterable[str] = (), file: str = ""
 ) -> tuple[str, ...]:
-    """Which of ``ratio``, ``order`` and ``isolation`` survive in the trainer that reads format ``name``.
+    """Which of ``ratio``, ``order`` and ``isolation`` survive in the trainer that reads format ``name``, or one ``file`` of it.
 
     ``files``: the names that its shards wrote, which show whether records were left out.
     """
-    return without_left_out(open_sink(name, options, info, "train").keeps(), files)
+    return open_sink(name, options, info, "train").keeps_of(files, file)
 
 
 def command(name: str, options: tuple[tuple[str, Any], ...], info: SetInfo) -> str:

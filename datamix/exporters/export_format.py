@@ -152,6 +152,11 @@ class ExportFormat(ABC):
         """Which of ``ratio``, ``order`` and ``isolation`` survive in the trainer that reads it."""
         return self.KEEPS
 
+    def keeps_of(self, files: Iterable[str], file: str = "") -> tuple[str, ...]:
+        """``keeps`` of a file (empty: of the command) among those that shards wrote: less where records were left out."""
+        is_less = any(name.startswith("left_out/train-") for name in files)
+        return tuple(name for name in self.keeps() if not is_less or name not in ("ratio", "order"))
+
     @abstractmethod
     def command(self) -> str:
         """What trains from the folder, or reads it, run inside the format's folder."""
@@ -164,8 +169,11 @@ class ExportFormat(ABC):
         )
         if reasons:
             counted = "; ".join(f"{count:,}: {REASONS[reason]}" for reason, count in sorted(reasons.items()))
-            notes = [*notes, f"**Left out** of this folder, named in `left_out/` with the reason: {counted}."]
-        command, keeps = command or self.command(), without_left_out(self.keeps(), names)
+            notes = [
+                *notes,
+                f"**Left out** of the text here, named in `left_out/` with the reason: {counted}.",
+            ]
+        command, keeps = command or self.command(), self.keeps_of(names)
         promises = [
             f"- {name}: {'kept' if name in keeps else '**not kept**'} ({means[name not in keeps]})"
             for name, means in _MEANS.items()
@@ -191,12 +199,6 @@ class ExportFormat(ABC):
         )
         (folder / "README.md").write_bytes("\n".join(lines).encode())
         return "README.md"
-
-
-def without_left_out(keeps: Sequence[str], files: Iterable[str]) -> tuple[str, ...]:
-    """What survives where records of training were left out, as the names of files show: not the ratio, nor the order."""
-    is_less = any(name.startswith("left_out/train-") for name in files)
-    return tuple(name for name in keeps if not is_less or name not in ("ratio", "order"))
 
 
 def read_by_hand(program: str, result: str) -> str:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from datamix import mix
 from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest
+from datamix.core.records import TURN_FIELDS
 from datamix.exporters import Weighing
-from datamix.pipeline import built_sets, ledger, write_shards
+from datamix.pipeline import built_sets, ledger, translate, write_shards
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
 from datamix.pipeline.manifest import Written, make_manifest
 from datamix.pipeline.order_rows import costs_in_order
@@ -137,7 +138,9 @@ def _keys(made: ResolvedBuild) -> tuple[str, ...]:
 def row_sets(made: ResolvedBuild) -> dict[str, RowSet]:
     """Every split as integers and names of files."""
     decided, order = made.decided, made.arranged.order
-    info = set_info(made.recipe, made.tokenizer, made.arranged.quota, _is_paired(decided))
+    paired, tools = _is_paired(decided), _has_tools(made.recipe, decided)
+    info = set_info(made.recipe, made.tokenizer, made.arranged.quota, paired, tools)
+    encode = translate.encode_spec(made.recipe, made.tokenizer) if info.kind == "pretrain" else None
 
     def rows(split: str) -> tuple[SourceRows, ...]:
         return tuple(
@@ -151,6 +154,7 @@ def row_sets(made: ResolvedBuild) -> dict[str, RowSet]:
         order.counts["rows"],
         order.folder / "order.arrow",
         tuple(order.counts["stage_ends"]),
+        encode,
     )
     norm = made.recipe.mix.loss_norm
     if isinstance(norm, Weighed):
@@ -160,7 +164,9 @@ def row_sets(made: ResolvedBuild) -> dict[str, RowSet]:
     splits = {"train": train}
     for source, packed in zip(rows("validation"), decided.packed, strict=True):
         if num_rows := packed.counts["validation"]["rows"]:
-            splits[f"validation/{source.source.name}"] = RowSet(info, (source,), num_rows, None, (num_rows,))
+            splits[f"validation/{source.source.name}"] = RowSet(
+                info, (source,), num_rows, None, (num_rows,), encode
+            )
     return splits
 
 
@@ -181,6 +187,22 @@ def _is_paired(decided: Decided) -> bool:
             "one of them: build two sets, or take one source out."
         )
     return True in kinds or not kinds
+
+
+def _has_tools(recipe: Recipe, decided: Decided) -> bool:
+    """Whether turns of pairs or prompts hold more than role and content, or records tools."""
+    if recipe.kind not in ("preference", "prompt"):
+        return False
+    for source in decided.sources:
+        for part in source.shards.parts:
+            for batch in read_batches(str(part.records)):
+                columns = [
+                    batch.column(n) for n in ("messages", "chosen", "rejected") if n in batch.schema.names
+                ]
+                fields = [c.values.field(name) for c in columns for name in TURN_FIELDS[2:]]
+                if any(field.null_count < len(field) for field in [*fields, batch.column("tools")]):
+                    return True
+    return False
 
 
 def _row_costs(train: RowSet, unit: str) -> NDArray[np.int64]:

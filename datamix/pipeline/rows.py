@@ -6,6 +6,7 @@ are copied by the kernel that fills a loader's batches. Memory: one batch of abo
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +19,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from datamix.core.arrays import offsets_from_lengths, open_batch
-from datamix.core.records import PIECE, SCHEMAS
+from datamix.core.errors import DataError
+from datamix.core.records import PIECE, SCHEMAS, TURN_FIELDS
 from datamix.exporters import SetInfo, Weighing
 from datamix.pipeline.gather_tokens import AddressTable
 from datamix.pipeline.shards import RecordStore, SourceShards, TokenStore, take
+from datamix.tokenize import EncodeSpec, load
 
 _BATCH_TOKENS = 1 << 21
 _BATCH_ROWS = 4096
+_MAX_PLACES = 1 << 24  # of tokens in documents, 4 bytes each
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class RowSet:
     num_rows: int
     order: Path | None  # None: the rows of the only source, in its order (validation)
     stage_ends: tuple[int, ...]
+    encode: EncodeSpec | None = None  # pretrain: finds the text of a piece of a document
 
 
 class SourceColumns:
@@ -77,6 +82,12 @@ class SourceColumns:
     def records(self) -> RecordStore:
         return RecordStore(self._rows.source.parts)
 
+    def fitted(self, records: NDArray[np.int64]) -> Iterator[tuple[pa.Array, pa.Array, NDArray[np.int64]]]:
+        """Messages of the truncated among ``records``: a column, their rows in it, their places among those asked."""
+        for batch, rows, places in self.tokens.batches(records):
+            if "messages" in batch.schema.names:  # caches of older versions have none
+                yield batch.column("messages"), pa.array(rows), places
+
 
 def _by_source(source_of: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each source among ``source_of``, and its places there."""
@@ -85,10 +96,16 @@ def _by_source(source_of: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]
 
 
 class RecordTexts:
-    """The words of emitted records, for formats that hold text, by (file, record)."""
+    """The text of emitted records, for formats that hold text, by (file, record).
 
-    def __init__(self, sources: Sequence[SourceRows]) -> None:
-        self._sources = [SourceColumns(s) for s in sources]
+    The text of a piece of a cut document costs one more tokenization of the document, whose places are stored for the
+    pieces to come (``_MAX_PLACES``); everything else costs a read.
+    """
+
+    def __init__(self, rows: RowSet) -> None:
+        self._sources = [SourceColumns(s) for s in rows.sources]
+        self._encode = rows.encode
+        self._starts: OrderedDict[tuple[int, int], NDArray[np.int32]] = OrderedDict()
 
     @cached_property
     def _places(self) -> dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
@@ -100,19 +117,86 @@ class RecordTexts:
                 places[name] = (number, records[rows], rows)
         return places
 
-    def fetch_many(self, files: NDArray[np.int64], records: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Records as their rows of ``records.SCHEMAS``, in the order asked; one read a source."""
-        texts: list[dict[str, Any]] = [{}] * len(files)
-        rows, source_of = np.empty((2, len(files)), np.int64)
+    def _rows(
+        self, files: NDArray[np.int64], records: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The source of each record, and its row there."""
+        source_of, rows = np.empty((2, len(files)), np.int64)
         for file, at in _by_source(files):
             source_of[at], known, known_rows = self._places[file]
             rows[at] = known_rows[np.searchsorted(known, records[at])]
+        return source_of, rows
+
+    def fetch_many(self, files: NDArray[np.int64], records: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Records as their rows of ``records.SCHEMAS``, in the order asked; of truncated ones the messages that are left."""
+        texts: list[dict[str, Any]] = [{}] * len(files)
+        source_of, rows = self._rows(files, records)
         for number, at in _by_source(source_of):
             source = self._sources[number]
             table = take(source.records, rows[at], SCHEMAS[source.kind].names)
             for place, record in zip(at.tolist(), table.to_pylist(), strict=True):
                 texts[place] = record
+            for batch, fitted, places in source.fitted(rows[at]):
+                for place, turns in zip(at[places].tolist(), batch.take(fitted).to_pylist(), strict=True):
+                    texts[place] |= {
+                        "messages": turns,
+                        "chosen": None,
+                    }  # of a pair's answer too: it was rendered whole
         return texts
+
+    def piece_texts(
+        self,
+        files: NDArray[np.int64],
+        records: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> list[str | None]:
+        """The text of pieces, tokens ``start..start + length`` of a document each; None of a conversation."""
+        texts: list[str | None] = [None] * len(files)
+        source_of, rows = self._rows(files, records)
+        for number, at in _by_source(source_of):
+            source = self._sources[number]
+            if source.kind != "text":
+                continue
+            num_tokens = take(source.tokens, rows[at], ["length"]).column(0).to_numpy()
+            is_whole = (starts[at] == 0) & (lengths[at] == num_tokens)
+            if is_whole.any():
+                whole = take(source.records, rows[at[is_whole]], ["text"]).column(0).to_pylist()
+                for place, text in zip(at[is_whole].tolist(), whole, strict=True):
+                    texts[place] = text
+            for row, cut in _by_source(np.where(is_whole, -1, rows[at])):  # one document in memory at a time
+                if row >= 0:
+                    text = take(source.records, np.array([row]), ["text"]).column(0)[0].as_py()
+                    borders = self._borders(number, row, text, int(num_tokens[cut[0]]))
+                    for place in at[cut].tolist():
+                        start, stop = starts[place], starts[place] + lengths[place]
+                        texts[place] = text[borders[start] : borders[stop]]
+        return texts
+
+    def _borders(self, number: int, row: int, text: str, num_tokens: int) -> NDArray[np.int32]:
+        """Where each token of a document begins, in characters, and where the last ends. Raises DataError: unknown."""
+        if (number, row) in self._starts:
+            self._starts.move_to_end((number, row))
+            return self._starts[number, row]
+        if self._encode is None:
+            raise DataError(
+                "this format holds text, and a document is cut over rows of a set that an older datamix built; build the set "
+                "again, or write a format of tokens"
+            )
+        borders = load(self._encode).document_starts(text)
+        if borders is None or len(borders) != num_tokens + 1:
+            why = (
+                "is cut for fill in the middle"
+                if borders is None
+                else "has other tokens than its text gives now"
+            )
+            raise DataError(
+                f"this format holds text, and a document that is cut over rows {why}; write a format of tokens instead"
+            )
+        self._starts[number, row] = borders.astype(np.int32)
+        while sum(map(len, self._starts.values())) > _MAX_PLACES and len(self._starts) > 1:
+            self._starts.popitem(last=False)
+        return self._starts[number, row]
 
 
 class RowView:
@@ -157,6 +241,23 @@ class RowView:
             parts.append(table.column(0).combine_chunks())
             places.append(at)
         return pa.concat_arrays(parts).take(pa.array(np.argsort(np.concatenate(places), kind="stable")))
+
+    def prompts(self) -> pa.Array:
+        """The messages of these records, of truncated ones those that are left."""
+        pool, index = [self.column("messages")], np.arange(len(self.record))
+        for number, at in _by_source(self.piece_source):
+            for batch, rows, places in self._sources[number].fitted(self.record[at]):
+                index[at[places]] = sum(map(len, pool)) + np.arange(len(rows))
+                pool.append(batch.take(rows))
+        messages = pa.concat_arrays(pool).take(pa.array(index)) if len(pool) > 1 else pool[0]
+        if all(source.kind != "sft" for source in self._sources):
+            return messages
+        lists = messages.to_pylist()  # conversations give the turns before their last answer
+        for number, at in _by_source(self.piece_source):
+            for i in at.tolist() if self._sources[number].kind == "sft" else ():
+                answers = [n for n, turn in enumerate(lists[i]) if turn["role"] == "assistant"]
+                lists[i] = lists[i][: answers[-1]] if answers else lists[i]
+        return pa.array(lists, messages.type)
 
     def meta(self, packed: bool) -> pa.Array:
         """The ``keep_meta`` fields of each row's records as JSON: an object, or a list of them where rows are packed."""
@@ -285,7 +386,11 @@ class RowReader:
 
 def _text_columns(info: SetInfo, view: RowView) -> dict[str, pa.Array]:
     """The columns of preference and prompt rows: one record a row."""
-    prompt = {"prompt_ids": view.column("prompt", tokens=True), "prompt": _turns(view.column("messages"))}
+    prompt = {
+        "prompt_ids": view.column("prompt", tokens=True),
+        "prompt": _turns(view.prompts(), info),
+        "tools": view.column("tools"),
+    }
     if info.kind == "prompt":
         return {**prompt, "reference": view.column("reference")}
     if not info.paired:
@@ -293,24 +398,25 @@ def _text_columns(info: SetInfo, view: RowView) -> dict[str, pa.Array]:
             **prompt,
             "completion_ids": view.column("chosen", tokens=True),
             "label": view.column("label"),
-            "completion": _turns(view.column("chosen")),
+            "completion": _turns(view.column("chosen"), info),
         }
     return {
         **prompt,
         "chosen_completion_ids": view.column("chosen", tokens=True),
         "rejected_completion_ids": view.column("rejected", tokens=True),
         "margin": view.column("margin"),
-        "chosen": _turns(view.column("chosen")),
-        "rejected": _turns(view.column("rejected")),
+        "chosen": _turns(view.column("chosen"), info),
+        "rejected": _turns(view.column("rejected"), info),
     }
 
 
-def _turns(messages: pa.Array) -> pa.Array:
-    """``messages`` with the two fields that every trainer reads: role and content."""
+def _turns(messages: pa.Array, info: SetInfo) -> pa.Array:
+    """``messages`` with role and content, which every trainer reads, and where a set has them reasoning and calls."""
     flat = messages.values
-    content = pc.fill_null(flat.field("content"), "")
-    turns = pa.StructArray.from_arrays([flat.field("role"), content], ["role", "content"])
-    return pa.ListArray.from_arrays(messages.offsets, turns)
+    content = flat.field("content") if info.tools else pc.fill_null(flat.field("content"), "")
+    names = TURN_FIELDS if info.tools else TURN_FIELDS[:2]
+    fields = [content if name == "content" else flat.field(name) for name in names]
+    return pa.ListArray.from_arrays(messages.offsets, pa.StructArray.from_arrays(fields, list(names)))
 
 
 def _named(names: Sequence[str], codes: NDArray[np.int64]) -> pa.Array:

@@ -124,6 +124,7 @@ def set_info(
     tokenizer: TokenizerFiles | None = None,
     quota: mix.Quota | None = None,
     paired: bool = True,
+    tools: bool = False,
 ) -> SetInfo:
     """What every format must know of the set; before a build, without tokenizer and quota, enough to check options."""
     planned = [s.name for s in quota.stages] if quota else [s.name for s in recipe.mix.stages] or ["main"]
@@ -142,6 +143,8 @@ def set_info(
         shares=tuple(zip(recipe.sources, shares, strict=True)),
         paired=paired,
         meta=any(s.keep_meta for s in recipe.sources.values()),
+        tools=tools,
+        loss_on=recipe.encode.loss_on,
     )
 
 

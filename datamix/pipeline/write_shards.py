@@ -27,7 +27,7 @@ from datamix.exporters import SetInfo, command, keeps, needs_records, open_sink
 from datamix.pipeline.order_rows import shard_ends
 from datamix.pipeline.rows import RecordTexts, RowReader, RowSet
 
-_VERSION = 4
+_VERSION = 5
 FormatChoice = tuple[str, tuple[tuple[str, Any], ...]]  # name, options
 
 
@@ -66,7 +66,7 @@ def shard_tasks(
 def write_shard(spec: ShardSpec, folder: Path) -> dict[str, Any]:
     """Write one shard; counts are recounted from the rows themselves, by stage and source."""
     info = spec.rows.info
-    texts = RecordTexts(spec.rows.sources) if needs_records(spec.format) else None
+    texts = RecordTexts(spec.rows) if needs_records(spec.format) else None
     sink = open_sink(spec.format, spec.options, info, spec.split, texts)
     recount: dict[str, list[int]] = {}
     batches = _counted(RowReader(spec.rows).batches(spec.start, spec.stop), info.kind, recount)
@@ -136,6 +136,9 @@ def link(out: Path, done: Sequence[tuple[Task, Receipt]]) -> list[dict[str, Any]
     listed: list[dict[str, Any]] = []
     shards: dict[tuple[str, Any, str], list[list[str]]] = {}
     rows: dict[str, RowSet] = {}
+    files: dict[str, list[str]] = {}
+    for task, receipt in done:
+        files.setdefault(task.spec.format, []).extend(receipt.counts["names"])
     for task, receipt in done:
         spec: ShardSpec = task.spec
         names, info = receipt.counts["names"], spec.rows.info
@@ -150,14 +153,15 @@ def link(out: Path, done: Sequence[tuple[Task, Receipt]]) -> list[dict[str, Any]
             except OSError:  # a file system without links
                 shutil.copyfile(receipt.folder / name, target)
             num_rows = receipt.counts["rows"] if number == 0 else 0
-            kept, sha256 = keeps(spec.format, spec.options, info), receipt.counts["sha256"][name]
+            kept = keeps(spec.format, spec.options, info, files[spec.format], name)
+            sha256 = receipt.counts["sha256"][name]
             listed.append(output(out, target, spec.format, spec.split, num_rows, kept, sha256))
     finished: dict[Path, tuple[str, str, tuple[str, ...]]] = {}
     for (format_, options, split), written in shards.items():
         info, base = rows[split].info, format_folder(out, format_)
-        texts = RecordTexts(rows[split].sources) if needs_records(format_) else None
+        texts = RecordTexts(rows[split]) if needs_records(format_) else None
         for file in open_sink(format_, options, info, split, texts).finish(written, base):
-            finished[base / file] = (format_, split, keeps(format_, options, info))
+            finished[base / file] = (format_, split, keeps(format_, options, info, files[format_], file))
     for path, (format_, split, kept) in sorted(finished.items()):
         listed.append(output(out, path, format_, split, 0, kept))
     return listed

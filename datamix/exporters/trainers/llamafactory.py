@@ -96,6 +96,10 @@ class LlamaFactory(ExportFormat):
         command = "\n".join((self.command(), *from_text))
         return [*names, self.write_readme(folder, "LLaMA-Factory", self._notes(), command)]
 
+    def keeps_of(self, files: Iterable[str], file: str = "") -> tuple[str, ...]:
+        """Records are left out of the text alone; the command trains from tokens."""
+        return super().keeps_of(files if file.startswith("text/") else ())
+
     def command(self) -> str:
         """The stage of this kind, from tokens."""
         return "\n".join(f"llamafactory-cli train {s}.yaml model_name_or_path=MODEL" for s in self._stages)
