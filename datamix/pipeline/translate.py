@@ -30,9 +30,14 @@ from datamix.tokenize import EncodeSpec, TokenizerFiles
 LEAK = DedupeSpec(exact=True, near=NearSpec())
 
 
+# what trainers by reinforcement and self-distillation read beside a prompt and its reference
+_PROMPT_FIELDS = ("data_source", "verifier", "env", "privileged_context", "completions", "labels")
+
+
 def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list[SourceWork]:
     """What every source of the recipe asks of the phases."""
     works: list[SourceWork] = []
+    fields = _PROMPT_FIELDS if recipe.kind == "prompt" else ()
     for name, source in recipe.sources.items():
         kwargs = {**recipe.chat_template_kwargs, **source.chat_template_kwargs}
         columns = tuple(sorted(source.columns.items()))
@@ -41,7 +46,7 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
                 SourceRequest(name, source.path, recipe.base, source.format, source.encoding, columns),
                 recipe.kind,
                 source.system,
-                source.keep_meta,
+                tuple(dict.fromkeys((*source.keep_meta, *fields))),
                 canonical(kwargs) if source.chat_template_kwargs else None,
                 cleaning_steps(recipe, name),
                 recipe.max_reject_share,
@@ -56,7 +61,9 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
     if recipe.validation is not None and recipe.validation.path:
         request = SourceRequest(HELD_OUT, recipe.validation.path, recipe.base)
         steps = cleaning_steps(recipe, HELD_OUT)
-        works.append(replace(works[0], request=request, system=None, keep_meta=(), kwargs=None, steps=steps))
+        works.append(
+            replace(works[0], request=request, system=None, keep_meta=fields, kwargs=None, steps=steps)
+        )
     return works
 
 

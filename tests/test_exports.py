@@ -1,0 +1,275 @@
+"""Text that a build exports is the text of its rows: pieces of cut documents, messages that fit, calls and tools."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small import TOKENIZER, datamix, write_jsonl
+from transformers import PreTrainedTokenizerFast
+
+datasets.disable_progress_bars()
+Row = dict[str, Any]
+
+
+def build(folder: Path, rows: dict[str, list[Row]], **recipe: Any) -> Path:
+    """A set of ``rows`` by source."""
+    for name, values in rows.items():
+        write_jsonl(folder / f"{name}.jsonl", values)
+    sources = {name: {"path": f"{name}.jsonl"} | recipe.pop(name, {}) for name in rows}
+    value = {"name": "set", "tokenizer": str(TOKENIZER), "sources": sources, **recipe}
+    (folder / "recipe.yaml").write_text(json.dumps(value, ensure_ascii=False))
+    run = datamix("build", folder / "recipe.yaml", "-o", folder / "out", "--cache", folder / ".cache")
+    assert run.returncode == 0, run.stderr
+    checked = datamix("verify", folder / "out")
+    assert checked.returncode == 0, checked.stdout
+    return folder / "out"
+
+
+def rows_of(out: Path) -> list[Row]:
+    return [row for path in sorted(out.glob("train/*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def lines(out: Path, pattern: str) -> list[Row]:
+    return [json.loads(line) for path in sorted(out.glob(pattern)) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(TOKENIZER)
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerFast, messages: list[Row], tools: Any = None, prompt: bool = False
+) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=prompt, tokenize=False)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def document(number: int, words: int) -> str:
+    return " ".join(f"第{number}章 word{number * 7 + i} 😀" for i in range(words)) + "。"
+
+
+@pytest.fixture(scope="module")
+def cut_documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Long documents used in part beside short ones, half and half by tokens."""
+    folder = tmp_path_factory.mktemp("cut")
+    rows = {
+        "long": [{"text": document(i, 300)} for i in range(6)],
+        "short": [{"text": document(100 + i, 3 + i % 5)} for i in range(200)],
+    }
+    return build(
+        folder,
+        rows,
+        kind="pretrain",
+        long={"weight": 0.5},
+        short={"weight": 0.5},
+        encode={"max_length": 256, "pack": "best_fit"},
+        mix={"unit": "tokens", "size": 6000},
+        validation={"records": 1},
+        write=["parquet", "medicalgpt", "nanochat", "ms-swift", "llamafactory", "megatron"],
+    )
+
+
+def texts(out: Path, name: str) -> list[str]:
+    if name == "nanochat":
+        return [
+            text
+            for path in sorted(out.glob("nanochat/shard_0*.parquet"))
+            for text in pq.read_table(path)["text"].to_pylist()
+        ]
+    below = "llamafactory/text" if name == "llamafactory" else name
+    found = lines(out, f"{below}/train/*.jsonl")
+    return [line.get("text") or line["messages"][0]["content"] for line in found]
+
+
+@pytest.mark.parametrize("name", ["medicalgpt", "nanochat", "ms-swift", "llamafactory"])
+def test_a_text_folder_holds_the_text_of_exactly_the_pieces(
+    cut_documents: Path, tokenizer: PreTrainedTokenizerFast, name: str
+) -> None:
+    written = texts(cut_documents, name)
+    pieces = []
+    for row in rows_of(cut_documents):
+        ends = np.cumsum([0, *row["seq_lengths"]]).tolist()
+        pieces += [
+            (row["source"], piece, row["input_ids"][a:b])
+            for piece, (a, b) in zip(row["records"], pairwise(ends), strict=True)
+        ]
+    assert any(piece["start"] for _, piece, _ in pieces)
+    assert len(written) == len(pieces)
+    counts: Counter[str] = Counter()
+    for text, (source, _, ids) in zip(written, pieces, strict=True):
+        counts[source] += len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+        assert text.strip("�") in decoded or decoded.strip("�") in text  # a character may lie across a border
+    assert abs(counts["long"] / counts.total() - 0.5) < 0.02
+    whole: dict[tuple[int, int], dict[int, str]] = {}
+    for text, (_, piece, _) in zip(written, pieces, strict=True):
+        whole.setdefault((piece["file"], piece["record"]), {})[piece["start"]] = text
+    originals = {
+        json.loads(line)["text"]
+        for p in cut_documents.parent.glob("*.jsonl")
+        for line in p.read_text().splitlines()
+    }
+    for parts in whole.values():
+        joined = "".join(parts[start] for start in sorted(parts))
+        assert any(joined in original or joined == original for original in originals) or len(parts) > 1
+
+
+def test_an_export_from_the_cache_has_the_bytes_of_the_build(cut_documents: Path) -> None:
+    before = texts(cut_documents, "medicalgpt")
+    run = datamix("export", cut_documents, "--to", "medicalgpt", "--cache", cut_documents.parent / ".cache")
+    assert run.returncode == 0, run.stderr
+    assert texts(cut_documents, "medicalgpt") == before
+
+
+def talk(number: int, turns: int) -> list[Row]:
+    talk: list[Row] = [{"role": "system", "content": "Be kind."}]
+    for i in range(turns):
+        talk += [
+            {"role": "user", "content": f"question {number} {i} " * (4 + i)},
+            {"role": "assistant", "content": f"answer {number} {i}."},
+        ]
+    return talk
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_messages_of_pairs_that_were_cut_render_to_the_ids_of_their_rows(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, labelled: bool
+) -> None:
+    rows: list[Row] = []
+    for i in range(12):
+        prompt = talk(i, 1 + i % 6)[:-1]
+        chosen, rejected = ([{"role": "assistant", "content": f"{word} {i}."}] for word in ("yes", "no"))
+        row = (
+            {"completion": chosen, "label": bool(i % 2)}
+            if labelled
+            else {"chosen": chosen, "rejected": rejected}
+        )
+        rows.append({"prompt": prompt, **row})
+    out = build(tmp_path, {"a": rows}, kind="preference", encode={"max_length": 90}, write=["parquet", "trl"])
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(out / "trl/train/*.parquet"), split="train", cache_dir=str(tmp_path)
+    )
+    answers = ("completion",) if labelled else ("chosen", "rejected")
+    num_cut = 0
+    for row, example in zip(rows_of(out), loaded, strict=True):
+        assert rendered(tokenizer, example["prompt"], prompt=True) == row["prompt_ids"]
+        for name in answers:
+            ids = row["prompt_ids"] + row["completion_ids" if labelled else f"{name}_completion_ids"]
+            assert len(ids) <= 90
+            assert rendered(tokenizer, example["prompt"] + example[name])[: len(ids)] == ids
+        num_cut += len(example["prompt"]) < len(rows[row["records"][0]["record"]]["prompt"])
+    assert num_cut
+
+
+def test_conversations_that_were_cut_are_exported_as_they_are_trained(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows = [{"messages": talk(i, 1 + i % 6)} for i in range(12)]
+    out = build(
+        tmp_path,
+        {"a": rows},
+        kind="sft",
+        encode={"max_length": 90, "overlong": "drop_turns"},
+        write=["parquet", "openai", "llamafactory", "medicalgpt", "ms-swift"],
+    )
+    rows_written = rows_of(out)
+    for row, example in zip(rows_written, lines(out, "openai/train/*.jsonl"), strict=True):
+        assert rendered(tokenizer, example["messages"])[: len(row["input_ids"])] == row["input_ids"]
+    num_turns = [len(example["messages"]) for example in lines(out, "openai/train/*.jsonl")]
+    assert max(num_turns) < 13
+    for pattern in ("llamafactory/text/train/*.jsonl", "medicalgpt/train/*.jsonl"):
+        assert [len(line["conversations"]) for line in lines(out, pattern)] == num_turns
+    assert [len(line["messages"]) for line in lines(out, "ms-swift/train/*.jsonl")] == num_turns
+
+
+CALL = [{"id": "c1", "type": "function", "function": {"name": "price", "arguments": {"of": "ABC"}}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "price", "parameters": {"type": "object", "properties": {}}}}
+]
+
+
+def test_rows_of_pairs_hold_calls_and_tools_where_a_set_has_them(tmp_path: Path) -> None:
+    asked = [{"role": "user", "content": "price of ABC?"}]
+    rows = [
+        {
+            "prompt": asked,
+            "tools": TOOLS,
+            "chosen": [{"role": "assistant", "tool_calls": CALL}],
+            "rejected": "I do not know.",
+        },
+        {"prompt": "hello", "chosen": "hi", "rejected": "no"},
+    ]
+    out = build(
+        tmp_path, {"a": rows}, kind="preference", encode={"max_length": 999}, write=["parquet", "jsonl"]
+    )
+    first, second = sorted(rows_of(out), key=lambda row: row["records"][0]["record"])
+    assert json.loads(first["chosen"][0]["tool_calls"]) == CALL
+    assert json.loads(first["tools"]) == TOOLS
+    assert second["chosen"][0]["content"] == "hi"
+    assert second["tools"] is second["chosen"][0]["tool_calls"] is None
+    assert {row["chosen"][0]["tool_calls"] for row in lines(out, "jsonl/train/*.jsonl")} == {
+        None,
+        first["chosen"][0]["tool_calls"],
+    }
+
+
+def test_rows_of_plain_pairs_keep_their_two_fields(tmp_path: Path) -> None:
+    out = build(
+        tmp_path,
+        {"a": [{"prompt": "hello", "chosen": "hi", "rejected": "no"}]},
+        kind="preference",
+        encode={"max_length": 99},
+    )
+    (row,) = rows_of(out)
+    assert "tools" not in row
+    assert row["prompt"] == [{"role": "user", "content": "hello"}]
+
+
+def test_prompts_of_conversations_end_before_their_last_answer(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    out = build(
+        tmp_path,
+        {"a": [{"messages": talk(i, 2)} for i in range(4)]},
+        kind="prompt",
+        write=["parquet", "openrlhf"],
+    )
+    for row, line in zip(rows_of(out), lines(out, "openrlhf/train/*.jsonl"), strict=True):
+        assert rendered(tokenizer, line["prompt"], prompt=True) == row["prompt_ids"]
+        assert [turn["role"] for turn in row["prompt"]] == ["system", "user", "assistant", "user"]
+
+
+def test_fields_for_verifiers_reach_the_folders_without_being_named(tmp_path: Path) -> None:
+    row = {
+        "prompt": "2 + 2?",
+        "answer": "4",
+        "data_source": "sums",
+        "verifier": "math",
+        "env": {"env_name": "none"},
+    }
+    steps = {"prompt": "3?", "completions": ["one", "two"], "labels": [True, False]}
+    context = {"prompt": "4?", "privileged_context": "it is even"}
+    out = build(
+        tmp_path,
+        {"a": [row, steps, context]},
+        kind="prompt",
+        write=["parquet", "trl", "verl", "openrlhf", "open-instruct"],
+    )
+    examples = {line["prompt"][0]["content"]: line for line in lines(out, "openrlhf/train/*.jsonl")}
+    assert examples["2 + 2?"]["datasource"] == "sums"
+    assert examples["2 + 2?"]["verifier"] == "math"
+    assert examples["3?"]["datasource"] == "a"
+    table = pq.read_table(out / "trl/steps/train/00000.parquet").to_pylist()
+    assert table == [{"prompt": "3?", "completions": ["one", "two"], "labels": [True, False]}]
+    contexts = pq.read_table(out / "trl/train/00000.parquet")["privileged_context"].to_pylist()
+    assert sorted(filter(None, contexts)) == ["it is even"]
