@@ -9,10 +9,13 @@ from typing import Any
 import jsonschema_rs
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 
+from datamix.commands.check import check as command
+from datamix.core.contracts import Rows
 from datamix.core.errors import RecipeError
 from datamix.core.records import MESSAGE, ROLES, SCHEMAS, RecordKind
-from datamix.formats import unshape
+from datamix.formats import ShapeSpec, shape, unshape
 from datamix.jobs.check import Problem, check
 from datamix.recipe.schemas import schema_text
 
@@ -72,6 +75,55 @@ def test_asked_for_a_kind_our_own_form_holds_to_the_schema(tmp_path: Path) -> No
     path = file(tmp_path, [{"instruction": "q", "output": "x", "meta": "not an object"}] * 2)
     assert found(path) == []
     assert found(path, "sft")[0][:2] == (1, "meta")
+
+
+DIALECTS: list[Any] = [
+    {
+        "messages": [
+            {"role": "developer", "content": "s"},
+            {"role": "user", "content": "q"},
+            {"role": "model", "content": "a"},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "function", "name": "f", "content": "1"},
+            {"role": "assistant", "content": "one"},
+        ]
+    },
+    {"messages": [{"role": "user", "content": "q"}, {"role": "tool_call", "content": '{"name": "f"}'}]},
+    {"messages": '[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
+    {
+        "messages": [{"role": "user", "content": ["a", "b"]}, {"role": "assistant", "content": "ok"}],
+        "history": 3,
+    },
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": "[]"},
+]
+BROKEN: list[Any] = [
+    {"messages": [{"role": "nobody", "content": "q"}]},
+    {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": -1}]},
+]
+
+
+@pytest.mark.parametrize("kind", [None, "sft"])
+def test_check_calls_a_problem_what_a_build_rejects_and_nothing_else(
+    tmp_path: Path, kind: str | None
+) -> None:
+    path = file(tmp_path, DIALECTS + BROKEN)
+    num = len(DIALECTS + BROKEN)
+    rows = Rows(DIALECTS + BROKEN, list(range(num)), [None] * num, [b""] * num)
+    rejects = shape(rows, 0, ShapeSpec("messages", "sft")).rejects
+    assert [(p.record, p.code) for p in check([path], kind)] == [(r.record, r.reason) for r in rejects]
+    assert [reject.record for reject in rejects] == [len(DIALECTS), len(DIALECTS) + 1]
+
+
+def test_the_command_ends_with_a_count_by_reason(tmp_path: Path) -> None:
+    path = file(tmp_path, [DIALECTS[0]] * 3 + BROKEN + ["{broken\n"])
+    result = CliRunner().invoke(command, [path])
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == "3 problems: unknown_role 1, loss_flag 1, json_syntax 1."
 
 
 def test_a_file_of_another_kind_is_a_problem_of_the_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 import click
 
@@ -19,11 +20,12 @@ def check(files: tuple[str, ...], kind: str | None) -> None:
     """Validate records: which line, which field, why. Exit 1 if one does not fit."""
     from datamix.jobs.check import check as validate
 
-    problems = 0
+    reasons: Counter[str] = Counter()
     for problem in validate(list(files), kind):
-        problems += 1
+        reasons[problem.code or "whole file"] += 1
         click.echo(str(problem))
-    if problems:
-        click.echo(f"{problems:,} problem{'s' * (problems != 1)}.", err=True)
+    if total := reasons.total():
+        by_reason = ", ".join(f"{reason} {num:,}" for reason, num in reasons.most_common())
+        click.echo(f"{total:,} problem{'s' * (total != 1)}: {by_reason}.", err=True)
         sys.exit(1)
     click.echo("Every record fits.")

@@ -5,11 +5,13 @@ from datamix.formats.detect import Detection, detect
 from datamix.formats.fast_path import FastPath, together
 from datamix.formats.registry import RECORD_FORMATS, RecordFormat, can_become, native_kinds
 from datamix.formats.to_records import EVERYTHING, ShapeSpec, shape
+from datamix.formats.turns import TURN_PARTS
 from datamix.formats.write_rows import WRITERS, unshape, unshape_counted
 
 __all__ = [
     "EVERYTHING",
     "RECORD_FORMATS",
+    "TURN_PARTS",
     "WRITERS",
     "DatasetEntry",
     "Detection",

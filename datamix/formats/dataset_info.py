@@ -82,7 +82,7 @@ def _entry(name: str, entry: dict[str, Any]) -> DatasetEntry:
     if media and problem is None:
         problem = f"its rows need {', '.join(media)}, and only text is read"
     format, renamed = _spelling(entry, columns)
-    if format in ("sharegpt", "messages", "ranking", "kto"):
+    if format in ("auto", "sharegpt", "messages", "ranking", "kto"):
         renamed += tuple(
             (f"turn.{_TAGS[key]}", word)
             for key, word in sorted(tags.items())
@@ -112,7 +112,7 @@ def _spelling(entry: dict[str, Any], columns: dict[str, str]) -> tuple[str, tupl
     if not entry.keys() & {"formatting", "columns", "ranking"}:
         return "alpaca", ()
     if not columns:
-        return ("ranking" if entry.get("ranking") else "sharegpt" if chat else "alpaca"), ()
+        return ("auto" if entry.get("ranking") else "sharegpt" if chat else "alpaca"), ()
     fields: dict[str, str] = {}
     if chat:
         fields["conversations"] = columns.get("messages", "conversations")
@@ -120,6 +120,8 @@ def _spelling(entry: dict[str, Any], columns: dict[str, str]) -> tuple[str, tupl
         fields |= {ours: columns.get(theirs, "") for theirs, ours in _TEXT_FIELDS.items()}
     optional = ("system", "tools") if chat else ("history", "system")
     fields |= {name: columns.get(name, "") for name in optional}
+    if entry.get("ranking") and "response" in columns and not {"chosen", "rejected"} & columns.keys():
+        return "caregpt", _renamed(fields)  # the older form: a list of answers, the best first
     if entry.get("ranking"):
         fields |= {name: columns.get(name, name) for name in ("chosen", "rejected")}
         if not chat:

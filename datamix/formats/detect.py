@@ -14,8 +14,9 @@ from typing import Any
 
 from datamix.core.records import RecordKind
 from datamix.formats import instruct
-from datamix.formats.drafts import ForeignRow
+from datamix.formats.drafts import ForeignRow, TurnNames
 from datamix.formats.registry import LAST, RECORD_FORMATS
+from datamix.formats.turns import role_of, turn_names
 
 Columns = tuple[tuple[str, str], ...]
 
@@ -96,7 +97,9 @@ def _best(rows: list[ForeignRow], columns: Columns, formats: Sequence[str]) -> D
     """The format that fits most rows, of those that read every mapped field; at least half of the rows."""
     rename = renamer(columns)
     named = rows if rename is None else [rename(row) for row in rows]
-    mapped = {ours for ours, _ in columns if "." not in ours}
+    if any(ours.startswith("turn.") for ours, _ in columns):
+        named = [_with_plain_turns(row, turn_names(columns)) for row in named]
+    mapped = {ours for ours, theirs in columns if theirs and "." not in ours}
     counts = {
         name: sum(format.fits(row) for row in named)
         for name in formats
@@ -106,6 +109,16 @@ def _best(rows: list[ForeignRow], columns: Columns, formats: Sequence[str]) -> D
     if not name or 2 * counts[name] < len(rows):
         return None
     return Detection(name, RECORD_FORMATS[name].kinds[0], columns)
+
+
+def _with_plain_turns(row: ForeignRow, names: TurnNames) -> ForeignRow:
+    """The row with turns of other names as ``{"role", "content"}``."""
+    plain = dict(row)
+    for field, value in row.items():
+        if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+            content = names.content or "content"
+            plain[field] = [{"role": role_of(turn, names), "content": turn.get(content)} for turn in value]
+    return plain
 
 
 def renamer(columns: Columns) -> Callable[[ForeignRow], ForeignRow] | None:

@@ -41,6 +41,7 @@ _SPEAKER = re.compile(r"\s*([^\W\d_]{1,12})\s*[:：]\s*")
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "parts", "text", "utterance")
 PLAIN = TurnNames(None, None, ROLES)
+TURN_PARTS = ("role", "content", "train", "user", "assistant", "system", "tool", "call")  # in a column map
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _FLAGS = ("loss", "loss_weight", "loss_scale", "weight", "train", "training", "trainable")
 _DETAILS = ("train_detail", "training_detail")  # axolotl: spans of one text
@@ -52,8 +53,7 @@ def turn_names(columns: tuple[tuple[str, str], ...]) -> TurnNames:
     ours = {name[len("turn.") :]: theirs for name, theirs in columns if name.startswith("turn.")}
     if not ours:
         return PLAIN
-    keys = ("role", "content", "train")
-    words = {theirs: role for role, theirs in ours.items() if role not in keys}
+    words = {theirs: role for role, theirs in ours.items() if role not in TURN_PARTS[:3]}
     return TurnNames(ours.get("role"), ours.get("content"), {**ROLES, **words}, ours.get("train"))
 
 

@@ -1,7 +1,8 @@
 """Validate files of records: which line, which field, why.
 
-A record is valid when a build would take it: every row goes through ``shape``. With a kind (``--as sft``), files in datamix's
-native form must also fit its published JSON Schema, checked by a compiled validator. One pass, bounded memory.
+A record is valid when a build would take it: every row goes through ``shape``, and nothing that ``shape`` takes is a problem.
+With a kind (``--as sft``), ``meta`` of files in datamix's native form must also fit its published JSON Schema. One pass,
+bounded memory.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Problem:
     line: int | None  # 1-based, where the container has lines
     field: str  # path of the field; "" for the record as a whole
     reason: str
+    code: str = ""  # of a record: the reason that a build would count it under
 
     def __str__(self) -> str:
         place = f":{self.line}" if self.line is not None else ""
@@ -73,7 +75,8 @@ def check(files: Sequence[str], kind: str | None = None) -> Iterator[Problem]:
             yield Problem(path, None, None, "", reason)
             continue
         strict = expected is not None and spec.format in _NATIVE_FORMATS[spec.kind]
-        validator = jsonschema_rs.Draft202012Validator(json.loads(schema_text(spec.kind))) if strict else None
+        meta_schema = json.loads(schema_text(spec.kind))["properties"]["meta"] if strict else True
+        validator = jsonschema_rs.Draft202012Validator(meta_schema)
         for rows in read(seen.piece):
             yield from _check_rows(path, rows, spec, validator)
 
@@ -94,20 +97,21 @@ def _spec(seen: Recognised, kind: RecordKind | None) -> ShapeSpec | None:
 def _check_rows(path: str, rows: Rows, spec: ShapeSpec | None, validator: Any) -> Iterator[Problem]:
     """The problems of a chunk in the order of its records; ``spec`` None: only what cannot be read."""
     problems = [
-        (r.record, Problem(path, r.record, r.line, "", f"{r.reason}: {r.detail}")) for r in rows.rejects
+        (r.record, Problem(path, r.record, r.line, "", f"{r.reason}: {r.detail}", r.reason))
+        for r in rows.rejects
     ]
     unfit = shape(rows, 0, spec).rejects if spec else ()
     for reject in unfit:  # its detail begins with the field's path
         field, _, reason = reject.detail.partition(" ")
-        problem = Problem(path, reject.record, reject.line, "" if field == "record" else field, reason)
-        problems.append((reject.record, problem))
-    if validator is not None:
-        refused = {reject.record for reject in unfit}
-        for record, line, value in zip(rows.records, rows.lines, rows.values, strict=True):
-            if record in refused or validator.is_valid(value):
-                continue
-            for error in validator.iter_errors(value):
-                steps = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in error.instance_path)
-                problems.append((record, Problem(path, record, line, steps.lstrip("."), error.message[:200])))
+        field = "" if field == "record" else field
+        problems.append(
+            (reject.record, Problem(path, reject.record, reject.line, field, reason, reject.reason))
+        )
+    refused = {reject.record for reject in unfit}
+    for record, line, value in zip(rows.records, rows.lines, rows.values, strict=True):
+        if validator is None or record in refused or not isinstance(value, dict) or "meta" not in value:
+            continue
+        for error in validator.iter_errors(value["meta"]):
+            problems.append((record, Problem(path, record, line, "meta", error.message[:200], "meta")))
     problems.sort(key=lambda item: item[0])
     yield from (problem for _, problem in problems)

@@ -20,7 +20,15 @@ from datamix.core.contracts import Rows
 from datamix.core.errors import DataError, RecipeError
 from datamix.core.records import Kind, RecordKind
 from datamix.core.records import texts as texts_of
-from datamix.formats import DatasetEntry, ShapeSpec, can_become, dataset_info, is_dataset_info, shape
+from datamix.formats import (
+    DatasetEntry,
+    ShapeSpec,
+    can_become,
+    dataset_info,
+    is_dataset_info,
+    native_kinds,
+    shape,
+)
 from datamix.jobs.first_recipe import RECORDS_OF, SourcePart, one_line, recipe_text
 from datamix.jobs.output_files import check_outputs, complete_files
 from datamix.pipeline.scan import SAMPLE_RECORDS, Recognised, recognise
@@ -144,9 +152,12 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
     if not seen.values and not seen.rejects:
         return replace(part, problem="it holds no records")
     detected = seen.detection
-    if detected is None:
+    if format is not None and format != "auto":
+        spec = ShapeSpec(format, native_kinds(format)[0], columns)
+    elif detected is not None:
+        spec = ShapeSpec(detected.format, detected.kind, columns or detected.columns)
+    else:
         return replace(part, problem=f"no known format: {seen.fields()}")
-    spec = ShapeSpec(format or detected.format, detected.kind, columns or detected.columns)
     num = len(seen.values)
     shaped = shape(Rows(seen.values, list(range(num)), [None] * num, [b""] * num), 0, spec)
     rejects = [*seen.rejects, *shaped.rejects]

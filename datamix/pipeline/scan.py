@@ -6,6 +6,8 @@ every new byte (sha256 runs at 1-2 GB/s), and the first few hundred records of e
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
 import time
 from collections import Counter
@@ -20,10 +22,10 @@ import xxhash
 from datamix.core.contracts import Receipt, Reject, Slice, Task
 from datamix.core.errors import DataError, RecipeError, mask_url
 from datamix.core.hashing import digest
-from datamix.formats import RECORD_FORMATS, Detection, detect
+from datamix.formats import RECORD_FORMATS, TURN_PARTS, Detection, detect
 from datamix.read import DOCUMENTS, Sniff, cut, file_state, find, read, sha256_of, sniff
 
-_VERSION = 3
+_VERSION = 4
 _TICK_NS = 20_000_000  # file times move in steps of at most 10 ms (a kernel at 100 Hz)
 SAMPLE_RECORDS = 300
 _GROUP_BYTES = 256 << 20
@@ -186,9 +188,14 @@ def _scan(path: str, state: tuple[int, ...], spec: ScanSpec) -> dict[str, Any]:
     seen = sniff(path, spec.container, state)
     entry: dict[str, Any] = {**asdict(seen), "sha256": sha256_of(path, state)}
     entry |= {"encoding": spec.encoding or seen.encoding, "format": spec.format, "kind": None, "columns": []}
+    entry |= {"fields": ["text"], "turn_fields": None}
     if seen.container in ("text", "lines") and spec.format in (None, "text"):
         return {**entry, "format": "text", "kind": "text", "message": ""}
     first = recognise(path, spec.columns, seen, spec.encoding, state)
+    if spec.columns:
+        entry["fields"], entry["turn_fields"] = _fields(
+            first, [theirs for ours, theirs in spec.columns if "." not in ours]
+        )
     if spec.format is not None and spec.format in RECORD_FORMATS:
         entry["kind"] = RECORD_FORMATS[spec.format].kinds[0]
     elif spec.format is None and first.detection is not None:
@@ -197,8 +204,73 @@ def _scan(path: str, state: tuple[int, ...], spec: ScanSpec) -> dict[str, Any]:
     return {**entry, "message": first.fields() if entry["format"] is None and first.values else ""}
 
 
+def _fields(first: Recognised, mapped: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """The fields of a file's first records, and of turns in them (None: they are texts), sorted.
+
+    A mapped field may come later: where the file is plain JSON its bytes are searched for the name.
+    """
+    rows = [value for value in first.values if isinstance(value, dict)]
+    fields = {str(key) for row in rows for key in row}
+    lists = [value for row in rows for value in row.values() if isinstance(value, (list, str))]
+    turns = [turn for value in lists if isinstance(value, list) for turn in value if isinstance(turn, dict)]
+    piece = first.piece
+    if piece.container in ("json", "jsonl") and piece.compression is None and "://" not in first.path:
+        for name in sorted(set(mapped) - fields - {""}):
+            spellings = (name.encode(piece.encoding, "replace"), json.dumps(name)[1:-1].encode())
+            with (
+                open(first.path, "rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+            ):
+                if any(content.find(b'"%b"' % spelling) >= 0 for spelling in spellings):
+                    fields.add(name)
+    as_text = any(isinstance(value, str) and value.lstrip()[:2] == "[{" for value in lists)
+    return sorted(fields), None if as_text else sorted({str(key) for turn in turns for key in turn})
+
+
+def check_columns(request: SourceRequest, scanned: Sequence[dict[str, Any]]) -> None:
+    """Raise RecipeError where a mapped field is in no file of the source, or is never read."""
+    with_records = [seen for seen in scanned if seen["fields"]]
+    if not request.columns or not with_records:
+        return
+    where = f"sources.{request.source}.columns"
+    fields = sorted({name for seen in with_records for name in seen["fields"]})
+    of_turns = [seen["turn_fields"] for seen in with_records]
+    known_turns = None if None in of_turns else {name for names in of_turns for name in names}
+    formats = {seen["format"] for seen in with_records} - {None}
+    read = {field for name in formats & RECORD_FORMATS.keys() for field in RECORD_FORMATS[name].fields}
+    for ours, theirs in request.columns:
+        place, _, part = ours.partition(".")
+        if place == "turn" and part not in TURN_PARTS:
+            raise RecipeError(f"{where}: {ours} is no part of a turn. Parts: {', '.join(TURN_PARTS)}.")
+        available = known_turns if place == "turn" else set(fields)
+        is_field = place != "turn" or part in ("role", "content", "train")
+        if theirs and is_field and available is not None and theirs not in available:
+            of = "turn" if place == "turn" else "file"
+            raise RecipeError(
+                f"{where}.{ours}: no {of} of the source has a field {theirs!r}. Fields there: "
+                f"{', '.join(sorted(available))[:300] or 'none'}."
+            )
+        if theirs and place != "turn" and formats and ours not in read:
+            raise RecipeError(
+                f"{where}.{ours} is never read: the records are read as {', '.join(sorted(formats))}, which reads "
+                f"{', '.join(sorted(read))[:300]}. Map one of these, or name another format."
+            )
+    mapped = {ours for ours, theirs in request.columns if theirs and "." not in ours}
+    if mapped and any(seen["format"] is None for seen in with_records):
+        fitting = [name for name, format in RECORD_FORMATS.items() if mapped <= format.fields]
+        raise RecipeError(
+            f"{where}: the records fit no known format that reads {', '.join(sorted(mapped))}. Fields there: "
+            f"{', '.join(fields)[:300]}. Formats that read what is mapped: {', '.join(fitting) or 'none'}; map every field that "
+            "one of them needs, or name the format."
+        )
+
+
 def files(request: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[InputFile]:
-    """The files of a source, sorted by path, from the receipts of its scan. Raises DataError for an unknown format."""
+    """The files of a source, sorted by path, from the receipts of its scan.
+
+    Raises DataError for an unknown format, RecipeError where a column map does not fit them.
+    """
+    check_columns(request, [seen for _, receipt in done for seen in receipt.counts["files"]])
     result: list[InputFile] = []
     for task, receipt in done:
         spec: ScanSpec = task.spec
