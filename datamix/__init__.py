@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["Recipe", "__version__", "build", "dedupe", "open", "plan", "verify"]
+__all__ = ["Recipe", "__version__", "build", "dedupe", "open", "plan", "report", "verify"]
 
 _PLACES = {  # imported when they are first asked for, so that `datamix --help` is instant
     "Recipe": ("datamix.recipe", "Recipe"),
@@ -20,6 +20,7 @@ _PLACES = {  # imported when they are first asked for, so that `datamix --help` 
     "dedupe": ("datamix.dedup", "dedupe"),
     "open": ("datamix.pipeline.built_sets", "open_any"),
     "plan": ("datamix.commands.api", "plan"),
+    "report": ("datamix.commands.api", "report"),
     "verify": ("datamix.commands.api", "verify"),
 }
 

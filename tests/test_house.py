@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {"read", "formats", "clean", "dedup", "tokenize", "mix", "exporters", "load"}
 FLOORS = [{"core"}, ROOMS, {"recipe"}, {"pipeline"}, {"audit"}, {"reporting"}, {"jobs"}, {"commands"}]
 FLOOR = {package: number for number, packages in enumerate(FLOORS) for package in packages}
-HEAVY = {"transformers", "datasets", "torch", "ray", "matplotlib", "fastokens", "openai"}
+HEAVY = {"transformers", "datasets", "torch", "ray", "fastokens", "openai"}
 EMPTY_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py"}
 
 

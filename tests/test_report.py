@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -17,9 +18,10 @@ import small
 
 from datamix.core.errors import RecipeError
 from datamix.jobs.build import build
+from datamix.pipeline.progress import short_bytes
 from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
-from datamix.reporting import render_report
+from datamix.reporting import render_report, words
 from datamix.reporting.decode import read_manifest
 from datamix.reporting.verdicts import verdicts
 
@@ -122,8 +124,8 @@ def _manifest(packed: Path, **changes: Any) -> dict[str, Any]:
             {"mixture__binding": "general"},
             r"not needed: medical 33 \(63\.5 %\)\. general ran out first and sets the size\.",
         ),
-        ({"sources__general__truncated": 3}, r"^3 records lost tokens to max_length but stayed\.$"),
-        ({"packing__cut_records": 2}, r"2 records had to be cut\."),
+        ({"sources__general__truncated": 3}, r"^3 records longer than max_length lost tokens; "),
+        ({"packing__cut_records": 2}, r"2 records split between rows\."),
     ],
 )
 def test_what_a_person_should_look_at_is_said(packed: Path, changes: dict[str, Any], told: str) -> None:
@@ -150,18 +152,41 @@ def test_the_same_set_gives_the_same_bytes_in_another_process(packed: Path) -> N
     assert made.stdout.decode() == render_report(packed)
 
 
-def test_drawings_take_their_colours_from_the_page_and_leave_settings_alone(packed: Path) -> None:
-    import matplotlib
+def _contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours like #1f6f78, by WCAG 2.2."""
 
-    before = dict(matplotlib.rcParams)
+    def luminance(colour: str) -> float:
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_text_and_marks_stand_out_in_light_and_dark(packed: Path, scheme: int) -> None:
     page = render_report(packed)
-    assert dict(matplotlib.rcParams) == before
-    drawings = re.findall(r"<svg .*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 7
-    for drawing in drawings:
-        assert "var(--" in drawing
-        assert "DejaVu" not in drawing
-        assert not set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", drawing))
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", page.split(":root {")[scheme + 1].split("}")[0]))
+    for name in ("ink", "soft", "accent"):
+        assert min(_contrast(colours[name], colours[back]) for back in ("page", "card")) >= 4.5, name
+    assert _contrast(colours["mark-ink"], colours["mark"]) >= 4.5
+    assert min(_contrast(colours["page"], colours[tone]) for tone in ("good", "look")) >= 4.5
+    for number in range(1, 10):
+        assert _contrast(colours[f"s{number}"], colours["page"]) >= 3, number
+
+
+def test_every_drawing_has_a_title_and_named_axes(packed: Path) -> None:
+    page = render_report(packed)
+    figures = re.findall(r"<figure.*?</figure>", page, re.DOTALL)
+    assert len(figures) == 7
+    for figure in figures:
+        assert re.search(r"<figcaption>[^<]+</figcaption>", figure)
+        if 'class="plot"' in figure:
+            assert re.findall(r'<p class="axis(?: below)?">[^<]+</p>', figure)[1]
+            assert re.search(r'aria-label="[^"]+"', figure)
+        else:
+            assert re.search(r'class="bar head"><span></span><span>[^<]+</span>', figure)
 
 
 def test_rows_are_escaped_and_their_trained_tokens_marked(packed: Path) -> None:
@@ -175,13 +200,125 @@ def test_rows_are_escaped_and_their_trained_tokens_marked(packed: Path) -> None:
 
 def test_counts_of_the_manifest_stand_in_the_tables(packed: Path) -> None:
     manifest, page = read_manifest(packed), render_report(packed)
-    cells = re.findall(r'<t[dh](?: class="n")?>(.*?)</t[dh]>', page)
+    cells = _cells(page)
     for source in manifest["sources"].values():
         for number in (*source["records"].values(), *source["emitted"].values()):
             assert f"{number:,}" in cells
         for share in source["share"].values():
             assert f"{share * 100:.2f} %" in cells
-    assert "rejected: json syntax" in cells
+    assert {"rejected", "json_syntax"} <= set(cells)
+
+
+def _cells(page: str) -> list[str]:
+    return re.findall(r'<t[dh](?: class="n")?>(.*?)</t[dh]>', page)
+
+
+def test_reasons_come_by_count_with_the_words_of_the_manifest(packed: Path) -> None:
+    manifest = _manifest(packed, sources__general__rejected_by={"json_syntax": 1, "not_text": 40})
+    page = render_report(packed, manifest)
+    table = page[page.index('id="reasons"') : page.index('id="duplicates"')]
+    rows = [_cells(row) for row in re.findall(r"<tr>.*?</tr>", table)][1:]
+    counts = [int(row[2]) for row in rows]
+    assert rows[0] == ["rejected", "not_text", "40", "general 40"]
+    assert counts == sorted(counts, reverse=True)
+    assert ["removed", "near", "3", "general 2, medical 1"] in rows
+
+
+def test_a_group_has_its_row_before_its_sources(packed: Path) -> None:
+    manifest = _manifest(packed)
+    for source in manifest["recipe"]["sources"].values():
+        source["group"] = "everything"
+    page = render_report(packed, manifest)
+    shares = page[page.index('id="shares"') : page.index('id="funnel"')]
+    names = re.findall(r'<div class="bar d(\d)"><span class="name">(.*?)</span>', shares)
+    assert names == [("0", "everything"), ("1", "general"), ("1", "medical")]
+    assert ["everything", "100.00 %", "100.00 %", "100.00 %", "100.00 %", "30", "75", "2,544", "966"] in [
+        _cells(row)[:9] for row in re.findall(r"<tr.*?</tr>", shares)
+    ]
+    funnel = page[page.index('id="funnel"') : page.index('id="reasons"')]
+    assert [name for _, name in re.findall(r'bar d(\d)"><span class="name">(.*?)</span>', funnel)] == [
+        "everything",
+        "general",
+        "medical",
+    ]
+
+
+def test_the_asked_unit_comes_first(packed: Path) -> None:
+    page = render_report(packed)
+    assert re.findall(r"<dt>(.*?)</dt>", page)[:2] == ["kind", "loss tokens (asked)"]
+    head = re.search(r'class="bar head"><span></span>(.*?)</div>', page)
+    assert head is not None
+    assert re.findall(r"<span>(.*?)</span>", head[1]) == ["loss tokens (asked)", "records", "tokens"]
+
+
+def test_size_digest_and_commands_are_on_the_page(packed: Path) -> None:
+    manifest = _manifest(packed)
+    manifest["commands"] = {"llamafactory": "llamafactory-cli train train.yaml"}
+    page = render_report(packed, manifest)
+    assert f"<dd>{manifest['content_sha256'][:12]}</dd>" in page
+    size = sum(e["bytes"] for e in manifest["outputs"] if e["format"] != "report")
+    assert f"<dt>size</dt><dd>{short_bytes(size)}</dd>" in page
+    assert "<dt>in llamafactory/</dt><dd><code>llamafactory-cli train train.yaml</code></dd>" in page
+    assert "<code>datamix verify OUT</code>" in page
+
+
+def test_example_rows_are_folded_but_the_first(packed: Path) -> None:
+    page = render_report(packed)
+    rows = re.findall(r'<details class="row"( open)?>', page)
+    assert rows[0] == " open"
+    assert set(rows[1:]) == {""}
+
+
+def test_many_sources_fold_their_tables_and_stages_are_numbered(packed: Path) -> None:
+    manifest = _manifest(packed)
+    for n in range(20):
+        manifest["sources"][f"more-{n}"] = json.loads(json.dumps(manifest["sources"]["medical"]))
+    page = render_report(packed, manifest)
+    assert page.count("<summary>Table of 22 rows</summary>") == 2
+    stage = manifest["mixture"]["stages"][0]
+    manifest["mixture"]["stages"] = [
+        {**stage, "name": f"s{n}", "size": stage["size"] / 5, "rows": 6} for n in range(5)
+    ]
+    page = render_report(packed, manifest)
+    order = page[page.index('id="order"') : page.index('id="lengths"')]
+    assert re.findall(r"<small>(\d)</small>", order) == list("12345")
+    assert re.findall(r"<td>(\d s\d)</td>", order) == [f"{n + 1} s{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize(("kind", "pack"), KINDS)
+def test_the_page_is_written_in_chinese(tmp_path: Path, kind: str, pack: str) -> None:
+    page = render_report(handmade.build(tmp_path / "out", kind, pack), language="zh")
+    assert '<html lang="zh">' in page
+    assert _Page(page).open == []
+    for text in ("占比", "从读到的记录到行", "记录为何没有用到", "沿训练顺序", "用它训练", "读到 130 条记录"):
+        assert text in page
+    assert "{" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+
+
+def test_every_text_of_the_page_has_a_translation_with_the_same_fields() -> None:
+    folder = Path(words.__file__).parent
+    texts = set(re.findall(r'say\("([^"]+)"', (folder / "page.html").read_text(encoding="utf-8")))
+    for module in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "say":
+                texts |= {
+                    n.value for n in node.args if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                }
+    sentences = ast.walk(ast.parse((folder / "verdicts.py").read_text(encoding="utf-8")))
+    constants = {n.value for n in sentences if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    texts |= {text for text in constants if re.search(r"\{\w+\}", text)}
+    table = json.loads((folder / "words.zh.json").read_text(encoding="utf-8"))
+    assert len(texts) > 60
+    assert texts - table.keys() == set()
+    for text, translation in table.items():
+        fields = [sorted(re.findall(r"\{(\w+)\}", t)) for t in (text, translation)]
+        assert set(fields[1]) <= set(fields[0]), text
+        assert set(fields[0]) - set(fields[1]) <= {"unit"}, text
+
+
+def test_a_language_that_the_page_does_not_have_is_refused(packed: Path) -> None:
+    with pytest.raises(RecipeError, match="no language 'fr'; it has en, zh"):
+        render_report(packed, language="fr")
 
 
 def test_many_sources_share_the_last_colour(packed: Path) -> None:
@@ -192,7 +329,7 @@ def test_many_sources_share_the_last_colour(packed: Path) -> None:
     picture = gather(packed, manifest)
     picture.sources = [f"s{i}" for i in range(20)]
     picture.windows = picture.windows[:, :1].repeat(20, axis=1)
-    groups, legend = _series(picture)
+    groups, legend = _series(picture, words.Words())
     assert [item.name for item in legend] == [f"s{i}" for i in range(7)] + ["13 others"]
     assert groups.sum() == 20
 

@@ -169,7 +169,7 @@ def test_a_page_of_rows_is_html(made: Callable[[str, str], Path]) -> None:
     page = show(made("sft", "none"), 3, False, False, html=True)
     assert page.startswith("<!doctype html>")
     assert "<mark>" in page
-    assert page.count("<article>") == 71  # of 74 rows, those from row 3 on
+    assert page.count('<details class="row" open>') == 71  # of 74 rows, those from row 3 on
 
 
 def test_stats_of_a_file_say_what_each_cleaning_step_would_do(tmp_path: Path) -> None:

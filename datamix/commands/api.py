@@ -37,6 +37,13 @@ def plan(
     return planning.make_plan(read, _options(read, out, cache, 0, False), exact, None, Screen(quiet=True))
 
 
+def report(out: str | Path, language: str = "en") -> Path:
+    """Write the report page of a finished set again (``en`` or ``zh``), list it in the manifest; its path. Raises DatamixError."""
+    from datamix.jobs.report import write_report
+
+    return write_report(Path(out), language)
+
+
 def verify(out: str | Path, inputs: float | None = None) -> list[Check]:
     """Recount a finished set from its files: one check a promise; ``inputs``: also derive this share of the rows from the raw files."""
     return recount(Path(out), inputs)

@@ -19,6 +19,7 @@ from datamix.commands.export import export
 from datamix.commands.init import init
 from datamix.commands.inspect import inspect
 from datamix.commands.plan import plan
+from datamix.commands.report import report
 from datamix.commands.schema import schema
 from datamix.commands.sweep import sweep
 from datamix.commands.verify import verify
@@ -61,7 +62,21 @@ def cli() -> None:
     """
 
 
-for _command in (init, plan, build, verify, inspect, check, convert, dedupe, export, sweep, schema, cache):
+for _command in (
+    init,
+    plan,
+    build,
+    verify,
+    inspect,
+    report,
+    check,
+    convert,
+    dedupe,
+    export,
+    sweep,
+    schema,
+    cache,
+):
     cli.add_command(_command)
 
 

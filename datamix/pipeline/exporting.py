@@ -52,12 +52,12 @@ def export(
 
     Raises RecipeError for an unknown format or option, DataError where the cache no longer holds the rows.
     """
-    _finished(out)
+    finished_manifest(out)
     screen = screen or Screen(quiet=True)
     for name, _ in formats:
         check_folder(out / ("train" if name == "parquet" else name))
     with hold_folder(out):
-        manifest = _finished(out)  # another export may have ended meanwhile
+        manifest = finished_manifest(out)  # another export may have ended meanwhile
         splits = built_set(out, manifest, cache).splits
         if not manifest.get("virtual"):
             formats = [f for f in formats if f[0] != "parquet"]
@@ -88,7 +88,8 @@ def export(
     return listed
 
 
-def _finished(out: Path) -> dict[str, Any]:
+def finished_manifest(out: Path) -> dict[str, Any]:
+    """The manifest of a finished set. Raises RecipeError where OUT holds none."""
     manifest = read_set(out)
     if manifest is None:
         why = "its manifest.json is not one of datamix" if (out / MANIFEST).exists() else "no manifest.json"

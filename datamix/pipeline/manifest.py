@@ -24,7 +24,7 @@ from datamix.pipeline.write_shards import is_training
 from datamix.recipe import Recipe
 
 # Versions that can change a byte of a set.
-PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy", "matplotlib")
+PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy")
 _OF_CONTAINER = {
     "html": "resiliparse",
     "epub": "resiliparse",

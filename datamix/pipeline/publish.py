@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,6 @@ def remember(made: ResolvedBuild, options: Options) -> None:
 def _load_ahead(tokenizer: TokenizerFiles) -> None:
     """What the report needs and takes a second to load, while workers write; it says itself what cannot be loaded."""
     with suppress(Exception):
-        import_module("matplotlib.figure")
         decoder(Path(tokenizer.folder) / "tokenizer.json")
 
 

@@ -1,6 +1,7 @@
 """``report.html``: one page about a finished set, which opens offline and says first what matters.
 
-The page is a function of the manifest and the rows: no time, no host, no absolute path, the same bytes wherever it is made.
+The page is a function of the manifest, the rows and the language: no time, no host, no absolute path, the same bytes wherever it
+is made.
 """
 
 from __future__ import annotations
@@ -12,55 +13,68 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix.pipeline.progress import short_bytes
+from datamix.reporting.charts import Section
 from datamix.reporting.decode import read_manifest
 from datamix.reporting.gather import gather
-from datamix.reporting.sections import Section, row_section, sections
-from datamix.reporting.verdicts import Verdict, percent, verdicts
+from datamix.reporting.sections import row_section, sections
+from datamix.reporting.verdicts import Verdict, verdicts
+from datamix.reporting.words import Words, percent, unit_words
 
 
 def render_report(
-    out: Path, manifest: dict[str, Any] | None = None, costs: NDArray[np.int64] | None = None
+    out: Path,
+    manifest: dict[str, Any] | None = None,
+    costs: NDArray[np.int64] | None = None,
+    language: str = "en",
 ) -> str:
     """The report of the set below ``out`` as one HTML page.
 
     ``manifest`` is given where it is not written yet, ``costs`` (of each row, in the unit of the mixture) where they are
-    known. Raises RecipeError where ``out`` is no finished set.
+    known. Raises RecipeError where ``out`` is no finished set, or for a language that the page does not have.
     """
-    manifest = manifest or read_manifest(out)
-    return _page(manifest, verdicts(manifest), sections(out, manifest, gather(out, manifest, costs)))
+    manifest, say = manifest or read_manifest(out), Words(language)
+    shown = sections(out, manifest, gather(out, manifest, costs), say)
+    return _page(manifest, verdicts(manifest, say), shown, say)
 
 
 def render_rows(out: Path, manifest: dict[str, Any], first: int, num_rows: int) -> str:
     """A page of ``num_rows`` whole rows from row ``first`` on, decoded."""
-    return _page(manifest, [], [row_section(out, manifest, range(first, first + num_rows))])
+    say = Words()
+    return _page(manifest, [], [row_section(out, manifest, range(first, first + num_rows), say)], say)
 
 
-def _page(manifest: dict[str, Any], opening: Sequence[Verdict], shown: Sequence[Section]) -> str:
+def _page(manifest: dict[str, Any], opening: Sequence[Verdict], shown: Sequence[Section], say: Words) -> str:
     import jinja2  # not at start-up
 
     emitted = [s["emitted"] for s in manifest["sources"].values()]
-    packing = manifest["packing"]
-    rows = packing["strategy"] + (f", {packing['max_length']:,} tokens" if packing["max_length"] else "")
+    packing, asked = manifest["packing"], manifest["mixture"]["unit"]
+    limit = [say.count(packing["max_length"], "token")] if packing["max_length"] else []
+    rows = say.join([packing["strategy"], *limit])
     if packing["fill"] is not None and packing["strategy"] != "none":
-        rows += f", {percent(packing['fill'], 1)} full"
+        rows += say(", {fill} full").format(fill=percent(packing["fill"], 1))
+    units = sorted(("rows", "records", "tokens", "loss_tokens"), key=lambda unit: unit != asked)
+    names = [say(unit_words(unit)) for unit in units]
+    names[0] = say("{unit} (asked)").format(unit=names[0])
+    # The page's own size is not known while it is written.
+    size = sum(entry["bytes"] for entry in manifest["outputs"] if entry["format"] != "report")
     facts = [
-        ("kind", manifest["kind"]),
-        ("sources", f"{len(emitted):,}"),
-        *(
-            (unit.replace("_", " "), f"{sum(e[unit] for e in emitted):,}")
-            for unit in ("rows", "tokens", "loss_tokens")
-        ),
-        ("packing", rows),
-        ("tokenizer", PurePath(manifest["tokenizer"]["name"]).name),
-        ("seed", str(manifest["seed"])),
+        (say("kind"), manifest["kind"]),
+        *((name, f"{sum(e[u] for e in emitted):,}") for name, u in zip(names, units, strict=True)),
+        (say("sources"), f"{len(emitted):,}"),
+        (say("packing"), rows),
+        (say("tokenizer"), PurePath(manifest["tokenizer"]["name"]).name),
+        (say("size"), short_bytes(size)),
+        (say("content sha256"), (manifest["content_sha256"] or "")[:12]),
+        (say("seed"), str(manifest["seed"])),
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        lstrip_blocks=True,
     )
     style = environment.get_template("page.css").render()
-    return environment.get_template("page.html").render(
-        manifest=manifest, facts=facts, verdicts=opening, sections=shown, style=style
-    )
+    values = {"manifest": manifest, "facts": facts, "verdicts": opening, "sections": shown}
+    return environment.get_template("page.html").render(style=style, say=say, **values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from datamix.audit.prefix import read_stages
 from datamix.core.contracts import UNITS
 from datamix.reporting import charts
+from datamix.reporting.charts import BarRow, Bars, Cell, Curve, Example, Legend, Plot, Section, Table
 from datamix.reporting.decode import (
-    DecodedDocument,
     Decoder,
     TextSpan,
     documents,
@@ -23,159 +23,232 @@ from datamix.reporting.decode import (
     split_shards,
 )
 from datamix.reporting.gather import LENGTH_EDGES, Picture
-from datamix.reporting.verdicts import SHOWN_FATES, percent, plural, unit_words
+from datamix.reporting.verdicts import SHOWN_FATES
+from datamix.reporting.words import Words, percent, unit_words
 
 _MAX_ROWS = 6  # example rows on the page
 _MAX_TOKENS = 600  # shown of each
 _MAX_INPUTS = 40  # files listed
-_EXTERNAL = "other sets"  # the column for records of earlier sets and evals
+_MAX_PAIRS = 12  # pairs of sources with duplicates
+_MAX_PLACES = 3  # sources listed for a reason
 _AMOUNTS = ("rows", *UNITS)
+_STEPS = ("read", "rejected", "cleaned", "dropped", "removed", "validation", "unused", "used")
 
 
-@dataclass(frozen=True)
-class Table:
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    foot: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Legend:
-    name: str
-    colour: int  # of the page's series, from 1
-
-
-@dataclass(frozen=True)
-class Example:
-    """An emitted row as the page shows it."""
-
-    title: str
-    documents: Sequence[DecodedDocument]
-    more: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    id: str
-    title: str
-    lead: str = ""
-    legend: Sequence[Legend] = ()
-    charts: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    rows: Sequence[Example] = ()
-
-
-def sections(out: Path, manifest: dict[str, Any], picture: Picture) -> list[Section]:
+def sections(out: Path, manifest: dict[str, Any], picture: Picture, say: Words) -> list[Section]:
     """Every section that has something to show."""
-    several = [_duplicates(picture), _order(manifest, picture), _lengths(manifest, picture)]
-    shown = [_shares(manifest), *_records(manifest), *(section for section in several if section)]
+    several = [
+        _shares(manifest, say),
+        _funnel(manifest, say),
+        _reasons(manifest, say),
+        _duplicates(picture, say),
+        _order(manifest, picture, say),
+        _lengths(manifest, picture, say),
+    ]
+    shown = [section for section in several if section is not None]
     per_source = max(1, _MAX_ROWS // 2 // max(1, sum(map(bool, picture.first_rows.values()))))
     numbers = sorted({n for rows in picture.first_rows.values() for n in rows[:per_source]})[:_MAX_ROWS]
     if numbers and (out / "tokenizer" / "tokenizer.json").is_file():
-        lead = "The first rows of each source, decoded from their ids. What is coloured is trained."
-        rows = row_section(out, manifest, numbers, _MAX_TOKENS)
-        shown.append(replace(rows, title="A few rows", lead=lead))
-    return [*shown, _provenance(manifest)]
+        lead = say("The first rows of each source, decoded from their ids. What is coloured is trained.")
+        rows = row_section(out, manifest, numbers, say, _MAX_TOKENS)
+        shown.append(replace(rows, title=say("A few rows"), lead=lead))
+    return [*shown, *_provenance(manifest, say)]
 
 
-def _shares(manifest: dict[str, Any]) -> Section:
-    unit = manifest["mixture"]["unit"]
-    weighed = ((n, s) for n, s in manifest["sources"].items() if s["share"]["asked"] or s["emitted"]["rows"])
-    sources = dict(weighed)  # a validation file is a source that nothing is asked of
+def _members(manifest: dict[str, Any], names: Iterable[str]) -> list[tuple[str, list[str], int]]:
+    """Sources in rows: a group of several before its members, which are one deeper."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        group = manifest["recipe"]["sources"].get(name, {}).get("group")
+        groups.setdefault(f"group {group}" if group else f"source {name}", []).append(name)
     rows = []
-    for name, source in sources.items():
-        shares = (percent(source["share"][key]) for key in ("asked", *UNITS))
-        rows.append([name, *shares, *_counts(source["emitted"]), f"{source['epochs']:.2f}"])
-    total = {u: sum(s["emitted"][u] for s in sources.values()) for u in _AMOUNTS}
-    asked = [s["share"]["asked"] for s in sources.values()]
-    foot = ["all", percent(sum(asked)), *([percent(1.0)] * 3), *_counts(total), ""]
-    head = ["source", "asked", *(f"of {unit_words(u)}" for u in UNITS), *map(unit_words, _AMOUNTS), "epochs"]
-    bars = [charts.Bar(n, tuple(s["share"][u] for u in UNITS)) for n, s in sources.items()]
-    drawing = charts.share_bars(bars, asked, UNITS, unit)
-    lead = f"Weights were asked in {unit_words(unit)}; the tick marks what was asked. In another unit the shares differ."
-    return Section("shares", "Shares", lead, charts=[drawing], tables=[Table(head, rows, foot)])
+    for key, members in groups.items():
+        is_group = key.startswith("group ") and len(members) > 1
+        if is_group:
+            rows.append((key.removeprefix("group "), members, 0))
+        rows += [(name, [name], int(is_group)) for name in members]
+    return rows
 
 
-def _counts(emitted: dict[str, int]) -> list[str]:
-    return [f"{emitted[u]:,}" for u in _AMOUNTS]
+def _shares(manifest: dict[str, Any], say: Words) -> Section:
+    """Shares asked and reached, in the asked unit first."""
+    sources, unit = manifest["sources"], manifest["mixture"]["unit"]
+    units = sorted(UNITS, key=lambda u: u != unit)  # the asked one first
+    # A validation file is a source that nothing is asked of.
+    weighed = [n for n, s in sources.items() if s["share"]["asked"] or s["emitted"]["rows"]]
+    members = _members(manifest, weighed)
+
+    def total(names: Sequence[str], field: str, key: str) -> float:
+        return float(sum(sources[n][field][key] for n in names))
+
+    top = max(total(names, "share", key) for _, names, _ in members for key in ("asked", *units)) or 1.0
+    bars, rows = [], []
+    for name, names, depth in members:
+        shares = {key: total(names, "share", key) for key in ("asked", *units)}
+        cells = [
+            Cell(percent(shares[u]), [(1 if u == unit else 9, 100 * shares[u] / top)],
+                 100 * shares["asked"] / top if u == unit else None)
+            for u in units
+        ]  # fmt: skip
+        bars.append(BarRow(name, cells, depth))
+        available = total(names, "available", unit)
+        epochs = total(names, "emitted", unit) / available if available else 0.0
+        epochs = sources[names[0]]["epochs"] if len(names) == 1 else epochs
+        counts = (f"{int(total(names, 'emitted', u)):,}" for u in _AMOUNTS)
+        rows.append([name, *(percent(s) for s in shares.values()), *counts, f"{epochs:.2f}"])
+    head = [say("source"), say("asked"), *(say(f"% of {unit_words(u)}") for u in units)]
+    head += [*(say(f"{unit_words(u)} emitted") for u in _AMOUNTS), say("epochs")]
+    foot = [say("all"), percent(total(weighed, "share", "asked")), *[percent(1.0)] * 3]
+    foot += [*(f"{int(total(weighed, 'emitted', u)):,}" for u in _AMOUNTS), ""]
+    lead = say(
+        "Weights were asked in {unit}; the tick marks what was asked. In another unit the shares differ. "
+        "Records emitted count repeats."
+    ).format(
+        unit=say(unit_words(unit)),
+    )
+    names_of_units = [say(unit_words(u)) for u in units]
+    names_of_units[0] = say("{unit} (asked)").format(unit=names_of_units[0])
+    drawing = Bars(say("Share of the emitted set, by source"), names_of_units, bars)
+    depths = [depth for _, _, depth in members]
+    return Section("shares", say("Shares"), lead, bars=[drawing], tables=[Table(head, rows, foot, depths)])
 
 
-def _records(manifest: dict[str, Any]) -> Iterator[Section]:
-    """From records read to rows emitted, each step's loss taken off; then why: a line a reason, a column a source."""
-    sources = manifest["sources"]
-    steps = ("read", "rejected", "cleaned", "dropped", "removed", "validation", "unused", "used")
-    counts = [[*(s["records"][step] for step in steps), s["emitted"]["rows"]] for s in sources.values()]
-    rows = [[name, *(f"{n:,}" for n in row)] for name, row in zip(sources, counts, strict=True)]
-    head = ["source", "read", *(f"- {step}" for step in steps[1:-1]), "= used", "rows"]
-    foot = ["all", *(f"{sum(column):,}" for column in zip(*counts, strict=True))]
+def _reasons(manifest: dict[str, Any], say: Words) -> Section | None:
+    """Why records are not used, by count."""
+    reasons: Counter[tuple[str, str]] = Counter()
+    places: dict[tuple[str, str], Counter[str]] = {}
+    for name, source in manifest["sources"].items():
+        for fate in ("rejected", "cleaned", "dropped", "removed", "unused"):
+            for reason, count in source.get(f"{fate}_by", {}).items():
+                if count:
+                    reasons[fate, reason] += count
+                    places.setdefault((fate, reason), Counter())[name] += count
+    if not reasons:
+        return None
+    ordered = sorted(reasons, key=lambda key: (-reasons[key], key))
+    rows = [[*key, f"{reasons[key]:,}", _top(places[key], say)] for key in ordered]
+    lead = say(
+        "Rejected records are in rejects/ with their original bytes, file and line; the others in removed/."
+    )
+    table = Table(
+        [say("fate"), say("reason"), say("records"), say("of which sources")], rows, words=(0, 1, 3)
+    )
+    return Section("reasons", say("Why records are not used"), lead, tables=[table])
+
+
+def _top(counts: Counter[str], say: Words) -> str:
+    """The largest counts with their names: ``web 1,204, books 80, and 3 more``."""
+    parts = [f"{name} {count:,}" for name, count in counts.most_common(_MAX_PLACES)]
+    more = [say("and {n} more").format(n=len(counts) - _MAX_PLACES)] if len(counts) > _MAX_PLACES else []
+    return say.join([*parts, *more])
+
+
+def _funnel(manifest: dict[str, Any], say: Words) -> Section:
+    """From records read to rows emitted, each step's loss taken off."""
+    sources, rows, bars = manifest["sources"], [], []
+    members = _members(manifest, sources)
+    for name, names, depth in members:
+        counts = {step: sum(sources[n]["records"][step] for n in names) for step in _STEPS}
+        emitted = sum(sources[n]["emitted"]["rows"] for n in names)
+        rows.append([name, *(f"{n:,}" for n in counts.values()), f"{emitted:,}"])
+        whole = max(1, counts["read"])
+        parts = [(charts.FATE_COLOURS[fate], 100 * counts[fate] / whole) for fate in SHOWN_FATES]
+        bars.append(BarRow(name, [Cell(f"{counts['read']:,}", parts)], depth))
+    sums = [sum(s["records"][step] for s in sources.values()) for step in _STEPS]
+    foot = [say("all"), *(f"{n:,}" for n in (*sums, sum(s["emitted"]["rows"] for s in sources.values())))]
+    head = [say("source"), "read", *(f"−\u00a0{step}" for step in _STEPS[1:-1]), "=\u00a0used", say("rows")]
     fates = [f for f in SHOWN_FATES if any(s["records"][f] for s in sources.values())]
+    lead = say(
+        "Every record that was read has one fate, and those that are not used have their line in rejects/ or removed/."
+    )
+    drawing = Bars(say("Fates as a share of the records read, and their number"), [say("records read")], bars)
     legend = [Legend(fate, charts.FATE_COLOURS[fate]) for fate in fates]
-    bars = [charts.Bar(n, tuple(float(s["records"][f]) for f in SHOWN_FATES)) for n, s in sources.items()]
-    lead = "Every record that was read has one fate, and those that are not used have their line in rejects/ or removed/."
-    drawn, tables = [charts.fate_bars(bars, SHOWN_FATES)], [Table(head, rows, foot)]
-    yield Section("funnel", "From records read to rows", lead, legend, drawn, tables)
-    reasons = []
-    for fate in ("rejected", "cleaned", "dropped", "removed", "unused"):
-        by_source = [s.get(f"{fate}_by", {}) for s in sources.values()]
-        for reason in sorted({r for by in by_source for r, n in by.items() if n}):
-            numbers = [by.get(reason, 0) for by in by_source]
-            label = f"{fate}: {reason.replace('_', ' ')}"
-            reasons.append([label, *(f"{n:,}" if n else "" for n in numbers), f"{sum(numbers):,}"])
-    if reasons:
-        lead = "Rejected records are in rejects/ with their original bytes, file and line; the others in removed/."
-        table = Table(["reason", *sources, "all"], reasons)
-        yield Section("reasons", "Why records are not used", lead, tables=[table])
+    table = Table(head, rows, foot, [depth for _, _, depth in members])
+    return Section("funnel", say("From records read to rows"), lead, legend, [drawing], tables=[table])
 
 
-def _duplicates(picture: Picture) -> Section | None:
-    kinds = [k for k in ("exact", "near", "leaked") if any(r == k for r, _, _ in picture.duplicates)]
+def _duplicates(picture: Picture, say: Words) -> Section | None:
+    pairs: Counter[tuple[str, str]] = Counter()
+    kinds: Counter[str] = Counter()
+    for (kind, source, keeper), count in picture.duplicates.items():
+        if kind in ("exact", "near", "leaked"):
+            kinds[kind] += count
+            pairs[source, keeper if keeper in picture.sources else say("other sets")] += count
     if not kinds:
         return None
-    pairs: Counter[tuple[str, str]] = Counter()
-    for (kind, source, keeper), count in picture.duplicates.items():
-        if kind in kinds:
-            pairs[source, keeper if keeper in picture.sources else _EXTERNAL] += count
-    rows = [s for s in picture.sources if any(s == source for source, _ in pairs)]
-    columns = [s for s in (*picture.sources, _EXTERNAL) if any(s == keeper for _, keeper in pairs)]
-    counts = np.array([[pairs[row, column] for column in columns] for row in rows], np.int64)
-    of_kind = {k: sum(n for (r, _, _), n in picture.duplicates.items() if r == k) for k in kinds}
-    totals = ", ".join(f"{number:,} {kind}" for kind, number in of_kind.items())
-    lead = f"Removed records of the source on the left, by the source whose copy was kept ({totals})."
-    drawing = charts.duplicate_matrix(rows, columns, counts)
-    return Section("duplicates", "Duplicates between sources", lead, charts=[drawing])
+    ordered = sorted(pairs, key=lambda pair: (-pairs[pair], pair))[:_MAX_PAIRS]
+    most = pairs[ordered[0]]
+    rows = [
+        BarRow(
+            f"{source} → {keeper}",
+            [Cell(f"{pairs[source, keeper]:,}", [(1, 100 * pairs[source, keeper] / most)])],
+        )
+        for source, keeper in ordered
+    ]
+    totals = say.join([f"{number:,} {kind}" for kind, number in sorted(kinds.items())])
+    lead = say(
+        "Removed records of the source on the left, by the source whose copy was kept ({totals})."
+    ).format(
+        totals=totals,
+    )
+    if len(pairs) > len(ordered):
+        lead += " " + say("The {n} largest pairs of {total}.").format(n=len(ordered), total=len(pairs))
+    drawing = Bars(say("Records removed for a copy, by pair of sources"), [say("records")], rows)
+    return Section("duplicates", say("Duplicates between sources"), lead, bars=[drawing])
 
 
-def _order(manifest: dict[str, Any], picture: Picture) -> Section | None:
+def _order(manifest: dict[str, Any], picture: Picture, say: Words) -> Section | None:
     filled = np.flatnonzero(picture.windows.sum(axis=1) > 0)
     if len(filled) < 2:
         return None
-    mixture = manifest["mixture"]
-    groups, legend = _series(picture)
+    mixture, unit = manifest["mixture"], say(unit_words(manifest["mixture"]["unit"]))
+    groups, legend = _series(picture, say)
     windows = picture.windows[filled] @ groups
-    shares = windows / windows.sum(axis=1, keepdims=True)
+    shares = (windows / windows.sum(axis=1, keepdims=True)).T
     stages, stage = read_stages(mixture, picture.sources), picture.window_stage[filled]
     asked = np.zeros((len(stage), len(picture.sources)))  # a ramp is followed over the windows of its stage
     for index in np.unique(stage):
-        here = np.flatnonzero(stage == index)
-        part = ((np.arange(len(here)) + 0.5) / len(here))[:, None]
-        asked[here] = stages[index].first * (1 - part) + stages[index].last * part
-    num_rows = np.array([stage["rows"] for stage in mixture["stages"]])
-    begins = ((np.cumsum(num_rows) - num_rows) / max(1, num_rows.sum())).tolist()
-    places, lines = (filled + 0.5) / len(picture.windows), groups.argmax(axis=0)
-    names = [stage["name"] for stage in mixture["stages"]]
-    drawn = [
-        charts.share_lines(places, shares, asked @ groups, list(zip(names, begins, strict=True))),
-        charts.deviation_lines(places, picture.off[filled][:, lines], mixture["bound"]),
+        mask = np.flatnonzero(stage == index)
+        part = ((np.arange(len(mask)) + 0.5) / len(mask))[:, None]
+        asked[mask] = stages[index].first * (1 - part) + stages[index].last * part
+    asked = (asked @ groups).T
+    num_rows = np.array([s["rows"] for s in mixture["stages"]])
+    begins = 100 * (np.cumsum(num_rows) - num_rows) / max(1, num_rows.sum())
+    marks = [(float(b), str(n + 1)) for n, b in enumerate(begins)] if len(begins) > 1 else []
+    places, off = (filled + 0.5) / len(picture.windows), picture.off[filled][:, groups.argmax(axis=0)].T
+    top = min(1.0, 1.12 * float(max(shares.max(), asked.max())))
+    bound, along = mixture["bound"], say("of the training order")
+    high = 1.12 * max(bound, float(off.max()))
+    lines = [Curve(charts.path(places, y, top), legend[n].colour) for n, y in enumerate(shares)]
+    lines += [Curve(charts.path(places, y, top), legend[n].colour, "asked") for n, y in enumerate(asked)]
+    far = [Curve(charts.path(places, y, high), legend[n].colour) for n, y in enumerate(off)]
+    limit = [
+        (
+            100 * bound / high,
+            say("bound {bound}").format(bound=f"{bound:,.4g}" if bound < 10 else f"{bound:,.0f}"),
+        )
     ]
-    unit = unit_words(mixture["unit"])
-    lead = (
-        f"Share of {unit} in {len(filled)} windows along the training order, with what was asked dotted. Below, the farthest "
-        f"that each source is from its target at that point, in {unit}."
-    )
-    return Section("order", "Along the training order", lead, legend, drawn)
+    titles = say("Share of each source in {n} windows; what was asked is dotted").format(n=len(filled))
+    per = charts.part_ticks()
+    drawn = [
+        Plot(titles, along, say("share of {unit}").format(unit=unit), lines, per,
+             charts.round_ticks(top, charts.percent_text), marks),
+        Plot(say("The farthest that each source is from its target up to there"), along, unit, far, per,
+             charts.round_ticks(high, charts.short_number), [(at, "") for at, _ in marks], limit),
+    ]  # fmt: skip
+    tables = []
+    if len(begins) > 1:
+        head = [say("stage"), say("share"), say("rows"), say("tokens"), say("loss tokens"), say("weights")]
+        rows = [
+            [f"{n + 1} {s['name']}", percent(s["share"], 1), *(f"{s.get(u, 0):,}" for u in ("rows", "tokens", "loss_tokens")),
+             say.join([f"{name} {percent(w, 1)}" for name, w in sorted(s["weights"].items(), key=lambda i: -i[1])[:_MAX_ROWS] if w])]
+            for n, s in enumerate(mixture["stages"])
+        ]  # fmt: skip
+        tables.append(Table(head, rows, words=(0, 5)))
+    return Section("order", say("Along the training order"), "", legend, plots=drawn, tables=tables)
 
 
-def _series(picture: Picture) -> tuple[NDArray[np.float64], list[Legend]]:
+def _series(picture: Picture, say: Words) -> tuple[NDArray[np.float64], list[Legend]]:
     """Sources as lines: the largest by themselves, the others as one. ``[num_sources, num_lines]`` and their names."""
     order = np.argsort(-picture.windows.sum(axis=0), kind="stable")
     order = order[picture.windows.sum(axis=0)[order] > 0]
@@ -186,29 +259,43 @@ def _series(picture: Picture) -> tuple[NDArray[np.float64], list[Legend]]:
     legend = [Legend(picture.sources[s], i + 1) for i, s in enumerate(alone)]
     if rest:
         groups[rest, -1] = 1
-        legend.append(Legend(f"{len(rest)} others", charts.MAX_SERIES + 1))
+        legend.append(Legend(say("{n} others").format(n=len(rest)), charts.OTHERS))
     return groups, legend
 
 
-def _lengths(manifest: dict[str, Any], picture: Picture) -> Section | None:
+def _lengths(manifest: dict[str, Any], picture: Picture, say: Words) -> Section | None:
     if not picture.lengths.sum():
         return None
-    groups, legend = _series(picture)
+    groups, legend = _series(picture, say)
     packing, lengths = manifest["packing"], (picture.lengths.T @ groups).T
     limit, fill = packing["max_length"], packing["fill"]
-    drawn = [charts.length_lines(lengths, LENGTH_EDGES, limit)]
-    lead = "Tokens of each emitted record, as a share of its source's records."
+    titles = (
+        say("Tokens of each emitted record"),
+        say("tokens a record"),
+        say("share of the source's records"),
+    )
+    drawn = [charts.length_plot(titles, lengths, LENGTH_EDGES, (limit, "max_length") if limit else None)]
     if limit and picture.fills.sum() and fill is not None:
-        drawn.append(charts.fill_bars(picture.fills))
-        lead += f" Below, how full rows are: {percent(fill, 1)} in all ({packing['strategy']})."
-    return Section("lengths", "Lengths and packing", lead, legend, drawn)
+        title = say("How full rows are: {fill} in all ({strategy})").format(
+            fill=percent(fill, 1),
+            strategy=packing["strategy"],
+        )
+        shares = picture.fills / picture.fills.sum()
+        top = 1.08 * float(shares.max())
+        ticks = charts.round_ticks(top, charts.percent_text)
+        column = Curve(charts.columns(shares, top), 1, "area")
+        drawn.append(
+            Plot(title, say("of max_length used"), say("share of rows"), [column], charts.part_ticks(), ticks)
+        )
+    return Section("lengths", say("Lengths and packing"), "", legend, plots=drawn)
 
 
 def row_section(
-    out: Path, manifest: dict[str, Any], numbers: Iterable[int], max_tokens: int = 1 << 31
+    out: Path, manifest: dict[str, Any], numbers: Iterable[int], say: Words, max_tokens: int = 1 << 31
 ) -> Section:
     """Some rows decoded, at most ``max_tokens`` of each; numbers past the last row are passed over."""
-    shards, decoder, rows = split_shards(out, manifest), Decoder(out), []
+    shards, decoder = split_shards(out, manifest), Decoder(out)
+    rows: list[Example] = []
     for number in numbers:
         row = read_row(shards, number)
         if row is None:
@@ -226,12 +313,26 @@ def row_section(
                 left, hidden = left - num, hidden + span.num_tokens - num
             if spans:
                 shown.append(replace(document, spans=tuple(spans)))
-        more = f"and {plural(hidden, 'token')} more: datamix inspect shows the whole row" if hidden else ""
-        rows.append(Example(f"Row {number:,} · {row['source']} · stage {row['stage']}", shown, more))
-    return Section("rows", "Rows", "Decoded from their ids. What is coloured is trained.", rows=rows)
+        more = "{tokens} more: datamix inspect shows the whole row"
+        more = say(more).format(tokens=say.count(hidden, "token")) if hidden else ""
+        title = say("Row {n} · {source} · stage {stage}").format(
+            n=f"{number:,}", source=row["source"], stage=row["stage"]
+        )
+        rows.append(Example(title, shown, more, open=not rows or max_tokens > _MAX_TOKENS))
+    return Section(
+        "rows", say("Rows"), say("Decoded from their ids. What is coloured is trained."), rows=rows
+    )
 
 
-def _provenance(manifest: dict[str, Any]) -> Section:
+def _provenance(manifest: dict[str, Any], say: Words) -> Iterator[Section]:
+    """The commands that train from the set, then the files and versions it was made from."""
+    commands = [
+        (say("in {folder}/").format(folder=name), text) for name, text in manifest.get("commands", {}).items()
+    ]
+    commands.append((say("recount the set"), "datamix verify OUT"))
+    commands.append((say("write it for a trainer"), "datamix export OUT --to FORMAT"))
+    lead = say("OUT is the folder of this page.")
+    yield Section("train", say("Train from it"), lead, commands=commands)
     inputs = [
         [
             e["path"],
@@ -244,13 +345,22 @@ def _provenance(manifest: dict[str, Any]) -> Section:
         for e in manifest["inputs"][:_MAX_INPUTS]
     ]
     more = len(manifest["inputs"]) - len(inputs)
-    foot = [f"and {plural(more, 'file')} more in manifest.json", *[""] * 5] if more else []
+    foot = (
+        [say("and {files} more in manifest.json").format(files=say.count(more, "file")), *[""] * 5]
+        if more
+        else []
+    )
     tokenizer = manifest["tokenizer"]
-    name = f"{PurePath(tokenizer['name']).name}, {tokenizer['vocab_size']:,} ids"
+    name = say("{name}, {n} ids").format(
+        name=PurePath(tokenizer["name"]).name, n=f"{tokenizer['vocab_size']:,}"
+    )
     facts = [
-        ["tokenizer", f"{name}, sha256 {tokenizer['sha256'][:12]}"],
-        ["recipe", f"sha256 {manifest['recipe_sha256'][:12]}, seed {manifest['seed']}"],
-        ["made with", ", ".join(f"{n} {v}" for n, v in sorted(manifest["packages"].items()))],
+        *([[say("content"), f"sha256 {digest}"]] if (digest := manifest["content_sha256"]) else []),
+        [say("tokenizer"), f"{name}, sha256 {tokenizer['sha256'][:12]}"],
+        [say("recipe"), f"sha256 {manifest['recipe_sha256'][:12]}, seed {manifest['seed']}"],
+        [say("packages"), ", ".join(f"{n} {v}" for n, v in sorted(manifest["packages"].items()))],
     ]
-    files = Table(["file", "source", "records", "bytes", "encoding", "sha256"], inputs, foot)
-    return Section("origin", "Where it came from", tables=[files, Table(["", ""], facts)])
+    head = [say("input file"), say("source"), say("records"), say("bytes"), say("encoding"), "sha256"]
+    files = Table(head, inputs, foot, words=(0, 1, 4, 5))
+    tables = [files, Table([say("what"), say("which")], facts, words=(0, 1))]
+    yield Section("origin", say("Where it came from"), tables=tables)

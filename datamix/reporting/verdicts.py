@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from datamix.reporting.words import Words, percent, unit_words
+
 SHOWN_FATES = ("used", "unused", "validation", "dropped", "removed", "cleaned", "rejected")
 _NOTABLE = 0.05  # a share of a source's records above which a loss is worth a sentence of its own
 _FATE_WORDS = {
-    "rejected": "not readable or in no known shape",
-    "cleaned": "dropped by cleaning",
-    "removed": "removed",
-    "dropped": "not encodable as asked",
+    "rejected": "{records} of {source} not readable or in no known shape ({share}): {why}.",
+    "cleaned": "{records} of {source} dropped by cleaning ({share}): {why}.",
+    "removed": "{records} of {source} removed ({share}): {why}.",
+    "dropped": "{records} of {source} not encodable as asked ({share}): {why}.",
 }
 
 
@@ -25,23 +27,9 @@ class Verdict:
     sentence: str
 
 
-def percent(share: float, digits: int = 2) -> str:
-    """``0.29984`` -> ``29.98 %``."""
-    return f"{share * 100:.{digits}f} %"
-
-
-def plural(count: int, noun: str) -> str:
-    """``plural(1204, "record")`` -> ``1,204 records``."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def unit_words(unit: str) -> str:
-    """``loss_tokens`` -> ``loss tokens``."""
-    return unit.replace("_", " ")
-
-
-def verdicts(manifest: dict[str, Any]) -> list[Verdict]:
+def verdicts(manifest: dict[str, Any], say: Words | None = None) -> list[Verdict]:
     """What became of the recipe, the most important first; sources of a group count together, as the recipe weighs them."""
+    say = say or Words()
     mixture, sources = manifest["mixture"], manifest["sources"]
     unit = mixture["unit"]
     shares: dict[str, tuple[float, float]] = {}
@@ -50,63 +38,70 @@ def verdicts(manifest: dict[str, Any]) -> list[Verdict]:
         asked, reached = shares.get(group, (0.0, 0.0))
         shares[group] = (asked + source["share"]["asked"], reached + source["share"][unit])
     parts = [
-        f"{n} asked {percent(asked, 1)}, reached {percent(got)}"
-        for n, (asked, got) in shares.items()
-        if asked
+        say("{name} asked {asked}, reached {reached}").format(name=n, asked=percent(a, 1), reached=percent(r))
+        for n, (a, r) in shares.items()
+        if a
     ]
-    more = f"; and {len(parts) - 6} more below" if len(parts) > 6 else ""
+    if len(parts) > 6:
+        parts = [*parts[:6], say("and {n} more, all").format(n=len(parts) - 6)]
     worst, bound = (
         f"{value:,.2f}" if unit == "records" else f"{math.ceil(value):,}"
         for value in (mixture["max_prefix_deviation"], mixture["bound"])
     )
-    start = f"{'; '.join(parts[:6])}{more} of {unit_words(unit)}; "
-    limit = f"{bound} {unit_words(unit)}"
-    if mixture["max_prefix_deviation"] > mixture["bound"]:
-        opening = [Verdict("look", f"{start}a prefix strayed {worst}, beyond {limit}.")]
-    else:
-        opening = [Verdict("good", f"{start}no prefix strayed more than {worst} of at most {limit}.")]
-    fates = {
-        fate: sum(s["records"][fate] for s in sources.values()) for fate in ("read", "validation", "used")
-    }
-    lost = fates["read"] - sum(s["records"][fate] for s in sources.values() for fate in SHOWN_FATES)
+    holds = mixture["max_prefix_deviation"] <= mixture["bound"]
+    text = "{parts} of {unit}; a prefix strayed {worst}, beyond {bound} {unit}."
+    if holds:
+        text = "{parts} of {unit}; no prefix strayed more than {worst} of at most {bound} {unit}."
+    words = {"parts": say.join(parts, "; "), "unit": say(unit_words(unit)), "worst": worst, "bound": bound}
+    opening = [Verdict("good" if holds else "look", say(text).format(**words))]
+    read, used, held_out = (
+        sum(s["records"][fate] for s in sources.values()) for fate in ("read", "used", "validation")
+    )
+    lost = read - sum(s["records"][fate] for s in sources.values() for fate in SHOWN_FATES)
     if lost:
-        records = plural(abs(lost), "record")
-        opening.append(Verdict("look", f"{records} cannot be accounted for: the ledger does not balance."))
+        text = "{records} cannot be accounted for: the ledger does not balance."
+        opening.append(Verdict("look", say(text).format(records=say.count(abs(lost), "record"))))
     else:
-        held_out = f", {fates['validation']:,} of them in validation/" if fates["validation"] else ""
-        rest = f"each of the other {fates['read'] - fates['used']:,} is accounted for{held_out}"
-        records = f"Of {plural(fates['read'], 'record')} read, {fates['used']:,} are in train/"
-        opening.append(Verdict("good", f"{records}; {rest}."))
-    return [*opening, *_remarks(manifest)]
+        text = "Of {records} read, {used} are in train/; each of the other {rest} is accounted for."
+        if held_out:
+            text = "Of {records} read, {used} are in train/; each of the other {rest} is accounted for, {held_out} of them in validation/."
+        counts = {"used": f"{used:,}", "rest": f"{read - used:,}", "held_out": f"{held_out:,}"}
+        opening.append(Verdict("good", say(text).format(records=say.count(read, "record"), **counts)))
+    return [*opening, *_remarks(manifest, say)]
 
 
-def _remarks(manifest: dict[str, Any]) -> Iterator[Verdict]:
+def _remarks(manifest: dict[str, Any], say: Words) -> Iterator[Verdict]:
     """Sources that are repeated or left over, how full rows are, and the largest losses of records."""
     sources, binding, packing = manifest["sources"], manifest["mixture"].get("binding"), manifest["packing"]
-    spare = []
+    spare: dict[str, int] = {}
     for name, source in sources.items():
         if source["epochs"] > 1 + 1e-9:
-            times = f"each of its records is used {source['epochs']:.2f} times on average"
-            yield Verdict("look", f"{name} is repeated: {times}.")
+            text = "{name} is repeated: each of its records is used {times} times on average."
+            yield Verdict("look", say(text).format(name=name, times=f"{source['epochs']:.2f}"))
         unused, used = source.get("unused_by", {}).get("not_needed", 0), source["records"]["used"]
         if name != binding and unused > _NOTABLE * (unused + used):
-            spare.append(f"{name} {unused:,} ({percent(unused / (unused + used), 1)})")
+            spare[f"{name} {unused:,} ({percent(unused / (unused + used), 1)})"] = unused
     if binding and spare:
-        parts = ", ".join(spare[:5]) + (f" and {len(spare) - 5} more sources" if len(spare) > 5 else "")
-        yield Verdict(
-            "look",
-            f"Usable records that were not needed: {parts}. {binding} ran out first and sets the size.",
-        )
+        ordered = sorted(spare, key=lambda text: -spare[text])
+        if len(ordered) > 5:
+            ordered = [*ordered[:5], say("and {n} more sources").format(n=len(spare) - 5)]
+        text = "Usable records that were not needed: {parts}. {binding} ran out first and sets the size."
+        yield Verdict("look", say(text).format(parts=say.join(ordered), binding=binding))
     if packing["strategy"] != "none" and packing["fill"] is not None:
-        rows = f"{plural(packing['rows'], 'row')} of at most {packing['max_length']:,} tokens"
-        cut = "no record was cut"
+        text = "{rows} of at most {tokens} tokens are {fill} full; no record is split between rows."
         if packing["cut_records"]:
-            cut = f"{plural(packing['cut_records'], 'record')} had to be cut"
+            text = "{rows} of at most {tokens} tokens are {fill} full; {cut} split between rows."
+        numbers = {"tokens": f"{packing['max_length']:,}", "fill": percent(packing["fill"], 1)}
+        counts = {
+            "rows": say.count(packing["rows"], "row"),
+            "cut": say.count(packing["cut_records"], "record"),
+        }
         tone: Literal["good", "look"] = "good" if packing["fill"] > 0.9 else "look"
-        yield Verdict(tone, f"{rows} are {percent(packing['fill'], 1)} full; {cut}.")
+        yield Verdict(tone, say(text).format(**numbers, **counts))
     truncated = sum(s["truncated"] for s in sources.values())
     if truncated:
-        yield Verdict("look", f"{plural(truncated, 'record')} lost tokens to max_length but stayed.")
+        text = "{records} longer than max_length lost tokens; what is left of them can be used."
+        yield Verdict("look", say(text).format(records=say.count(truncated, "record")))
     losses = [
         (source["records"][fate] / source["records"]["read"], name, fate)
         for name, source in sources.items()
@@ -115,6 +110,7 @@ def _remarks(manifest: dict[str, Any]) -> Iterator[Verdict]:
     ]
     for share, name, fate in sorted(losses, key=lambda loss: -loss[0])[:5]:
         reasons = sorted(sources[name][f"{fate}_by"].items(), key=lambda item: -item[1])
-        why = ", ".join(f"{reason} {n:,}" for reason, n in reasons[:3] if n)
-        records = plural(sources[name]["records"][fate], "record")
-        yield Verdict("look", f"{records} of {name} {_FATE_WORDS[fate]} ({percent(share, 1)}): {why}.")
+        why = say.join([f"{reason} {n:,}" for reason, n in reasons[:3] if n])
+        records = say.count(sources[name]["records"][fate], "record")
+        text = say(_FATE_WORDS[fate]).format(records=records, source=name, share=percent(share, 1), why=why)
+        yield Verdict("look", text)

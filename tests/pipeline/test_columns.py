@@ -32,7 +32,9 @@ def refusal(folder: Path, rows: list[Any], columns: dict[str, str], **source: An
     with pytest.raises(RecipeError) as caught:
         build(read, Options(folder / "refused", folder / "cache", workers=1))
     with pytest.raises(RecipeError):
-        make_plan(read, Options(folder / "refused", folder / "cache", workers=1), False, None, Screen(quiet=True))
+        make_plan(
+            read, Options(folder / "refused", folder / "cache", workers=1), False, None, Screen(quiet=True)
+        )
     return str(caught.value)
 
 

@@ -1,0 +1,25 @@
+"""``datamix report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from datamix.commands.options import PATH
+
+
+@click.command()
+@click.argument("out", type=PATH)
+@click.option(
+    "--language",
+    type=click.Choice(["en", "zh"]),
+    default="en",
+    show_default=True,
+    help="Language of the page.",
+)
+def report(out: Path, language: str) -> None:
+    """Write the report page of a built set again, in English or Chinese; the manifest lists the new page."""
+    from datamix.jobs.report import write_report
+
+    click.echo(write_report(out, language, lambda text: click.echo(text, err=True)))
