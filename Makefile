@@ -40,7 +40,7 @@ schemas: .venv/ready  ## write the recipe's schema and the reference pages from 
 
 docs: .venv/ready-dev  ## build the documentation in English and Chinese into site/, links checked
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "Open site/index.html"
+	@echo "Open site/index.html; for the search: python3 -m http.server --directory site"
 
 package: .venv/ready-dev  ## build wheel and sdist into dist/, and try the wheel in a fresh environment
 	@rm -rf dist && $(BIN)/python -m hatchling build -d dist

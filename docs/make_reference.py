@@ -90,7 +90,8 @@ def type_of(prop: dict[str, Any], language: int) -> str:
         options = [type_of(option, language) for option in prop["anyOf"] if option.get("type") != "null"]
         return " \\| ".join(dict.fromkeys(options))
     if prop.get("type") == "array":
-        return ("list of " if language == EN else "列表：") + type_of(prop.get("items", {}), language)
+        item = type_of(prop.get("items", {}), language)
+        return (f"list of {item}".replace("of map", "of maps"), f"{item}列表")[language]
     names = {
         "string": ("text", "文字"),
         "integer": ("whole number", "整数"),
@@ -160,7 +161,7 @@ def recipe_page(language: int) -> str:
         examples = [plain_example(e) for e in prop.get("examples", [])[:1]] or words()["recipe"].get(
             path, []
         )[2:3]
-        example = f"`{key}: {examples[0]}`" if examples else ""
+        example = f"`{examples[0]}`" if examples else ""
         meaning = describe("recipe", path, prop.get("description", ""), language)
         cells = [f"`{key}`", type_of(prop, language), default_of(prop, required, language), meaning, example]
         lines.append("| " + " | ".join(cells) + " |")
@@ -231,7 +232,7 @@ def option_row(command: str, option: click.Option, context: click.Context, langu
     longest = max(option.opts, key=len)
     key = f"{command} {longest}" if f"{command} {longest}" in words()["options"] else longest
     meaning = describe("options", key, (option.help or "").split("  [")[0], language)
-    value = "" if option.is_flag else option.make_metavar(context).replace("|", "\\|")
+    value = "" if option.is_flag else option.make_metavar(context).replace(" RANGE", "").replace("|", "\\|")
     shown = option.default if option.show_default and option.default is not None else ""
     cells = [
         ", ".join(f"`{o}`" for o in option.opts),
