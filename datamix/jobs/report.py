@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from datamix.pipeline import outputs
+from datamix.pipeline import write_shards
 from datamix.pipeline.building import hold_folder, remove_building, staging
 from datamix.pipeline.exporting import finished_manifest
 from datamix.pipeline.out_folder import owned_files, switch
@@ -26,7 +26,7 @@ def write_report(out: Path, language: str = "en", warn: Callable[[str], None] = 
         staged = staging(out)
         (staged / PAGE).write_text(render_report(out, manifest, language=language), encoding="utf-8")
         rest = [entry for entry in manifest["outputs"] if entry["path"] != PAGE]
-        new = [*rest, outputs.output(staged, staged / PAGE, "report", "report", 0)]
+        new = [*rest, write_shards.output(staged, staged / PAGE, "report", "report", 0)]
         new.sort(key=lambda entry: str(entry["path"]))
         replaced = {name: digests for name, digests in owned_files(out).items() if name == PAGE}
         manifests = (manifest | {"outputs": rest}, manifest | {"outputs": new})
