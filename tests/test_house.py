@@ -87,6 +87,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
         "traceback",
         "pathlib",
         "typing",
+        "collections",
         "collections.abc",
         "click",
         "gc",

@@ -6,7 +6,6 @@ are copied by the kernel that fills a loader's batches. Memory: one batch of abo
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,16 +18,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from datamix.core.arrays import offsets_from_lengths, open_batch
-from datamix.core.errors import DataError
-from datamix.core.records import PIECE, SCHEMAS, TURN_FIELDS
+from datamix.core.records import PIECE, TURN_FIELDS
 from datamix.exporters import SetInfo, Weighing
 from datamix.pipeline.gather_tokens import AddressTable
 from datamix.pipeline.shards import RecordStore, SourceShards, TokenStore, take
-from datamix.tokenize import EncodeSpec, load
+from datamix.tokenize import EncodeSpec
 
 _BATCH_TOKENS = 1 << 21
 _BATCH_ROWS = 4096
-_MAX_PLACES = 1 << 24  # of tokens in documents, 4 bytes each
 
 
 @dataclass(frozen=True)
@@ -89,114 +86,10 @@ class SourceColumns:
                 yield batch.column("messages"), pa.array(rows), places
 
 
-def _by_source(source_of: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def by_source(source_of: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each source among ``source_of``, and its places there."""
     for number in np.unique(source_of):
         yield int(number), np.flatnonzero(source_of == number)
-
-
-class RecordTexts:
-    """The text of emitted records, for formats that hold text, by (file, record).
-
-    The text of a piece of a cut document costs one more tokenization of the document, whose places are stored for the
-    pieces to come (``_MAX_PLACES``); everything else costs a read.
-    """
-
-    def __init__(self, rows: RowSet) -> None:
-        self._sources = [SourceColumns(s) for s in rows.sources]
-        self._encode = rows.encode
-        self._starts: OrderedDict[tuple[int, int], NDArray[np.int32]] = OrderedDict()
-
-    @cached_property
-    def _places(self) -> dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """Of each file: its source, its records in order, and their rows in that source."""
-        places: dict[int, tuple[int, NDArray[np.int64], NDArray[np.int64]]] = {}
-        for number, source in enumerate(self._sources):
-            files, records = source.identities
-            for name, rows in _by_source(files):
-                places[name] = (number, records[rows], rows)
-        return places
-
-    def _rows(
-        self, files: NDArray[np.int64], records: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The source of each record, and its row there."""
-        source_of, rows = np.empty((2, len(files)), np.int64)
-        for file, at in _by_source(files):
-            source_of[at], known, known_rows = self._places[file]
-            rows[at] = known_rows[np.searchsorted(known, records[at])]
-        return source_of, rows
-
-    def fetch_many(self, files: NDArray[np.int64], records: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Records as their rows of ``records.SCHEMAS``, in the order asked; of truncated ones the messages that are left."""
-        texts: list[dict[str, Any]] = [{}] * len(files)
-        source_of, rows = self._rows(files, records)
-        for number, at in _by_source(source_of):
-            source = self._sources[number]
-            table = take(source.records, rows[at], SCHEMAS[source.kind].names)
-            for place, record in zip(at.tolist(), table.to_pylist(), strict=True):
-                texts[place] = record
-            for batch, fitted, places in source.fitted(rows[at]):
-                for place, turns in zip(at[places].tolist(), batch.take(fitted).to_pylist(), strict=True):
-                    texts[place] |= {
-                        "messages": turns,
-                        "chosen": None,
-                    }  # of a pair's answer too: it was rendered whole
-        return texts
-
-    def piece_texts(
-        self,
-        files: NDArray[np.int64],
-        records: NDArray[np.int64],
-        starts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-    ) -> list[str | None]:
-        """The text of pieces, tokens ``start..start + length`` of a document each; None of a conversation."""
-        texts: list[str | None] = [None] * len(files)
-        source_of, rows = self._rows(files, records)
-        for number, at in _by_source(source_of):
-            source = self._sources[number]
-            if source.kind != "text":
-                continue
-            num_tokens = take(source.tokens, rows[at], ["length"]).column(0).to_numpy()
-            is_whole = (starts[at] == 0) & (lengths[at] == num_tokens)
-            if is_whole.any():
-                whole = take(source.records, rows[at[is_whole]], ["text"]).column(0).to_pylist()
-                for place, text in zip(at[is_whole].tolist(), whole, strict=True):
-                    texts[place] = text
-            for row, cut in _by_source(np.where(is_whole, -1, rows[at])):  # one document in memory at a time
-                if row >= 0:
-                    text = take(source.records, np.array([row]), ["text"]).column(0)[0].as_py()
-                    borders = self._borders(number, row, text, int(num_tokens[cut[0]]))
-                    for place in at[cut].tolist():
-                        start, stop = starts[place], starts[place] + lengths[place]
-                        texts[place] = text[borders[start] : borders[stop]]
-        return texts
-
-    def _borders(self, number: int, row: int, text: str, num_tokens: int) -> NDArray[np.int32]:
-        """Where each token of a document begins, in characters, and where the last ends. Raises DataError: unknown."""
-        if (number, row) in self._starts:
-            self._starts.move_to_end((number, row))
-            return self._starts[number, row]
-        if self._encode is None:
-            raise DataError(
-                "this format holds text, and a document is cut over rows of a set that an older datamix built; build the set "
-                "again, or write a format of tokens"
-            )
-        borders = load(self._encode).document_starts(text)
-        if borders is None or len(borders) != num_tokens + 1:
-            why = (
-                "is cut for fill in the middle"
-                if borders is None
-                else "has other tokens than its text gives now"
-            )
-            raise DataError(
-                f"this format holds text, and a document that is cut over rows {why}; write a format of tokens instead"
-            )
-        self._starts[number, row] = borders.astype(np.int32)
-        while sum(map(len, self._starts.values())) > _MAX_PLACES and len(self._starts) > 1:
-            self._starts.popitem(last=False)
-        return self._starts[number, row]
 
 
 class RowView:
@@ -207,14 +100,14 @@ class RowView:
     ) -> None:
         self._sources = sources
         counts = np.zeros(len(row_of), np.int64)
-        for number, at in _by_source(source_of):
+        for number, at in by_source(source_of):
             offsets, rows = sources[number].offsets, row_of[at]
             counts[at] = offsets[rows + 1] - offsets[rows]
         self.row_pieces = offsets_from_lengths(counts)  # [num_rows + 1]
         self.piece_source = np.repeat(source_of, counts)
         self.record = np.empty(len(self.piece_source), np.int64)
         self.start, self.length = np.empty((2, len(self.piece_source)), np.int32)
-        for number, at in _by_source(source_of):
+        for number, at in by_source(source_of):
             rows = _ranges(sources[number].offsets[row_of[at]], counts[at])
             pieces = sources[number].bins.column("rows").values
             of_source = self.piece_source == number
@@ -225,7 +118,7 @@ class RowView:
     def records(self) -> pa.Array:
         """The ``records`` column: which pieces of which records each row holds."""
         file, record = np.empty(len(self.record), np.int32), np.empty(len(self.record), np.int64)
-        for number, at in _by_source(self.piece_source):
+        for number, at in by_source(self.piece_source):
             files, ordinals = self._sources[number].identities
             file[at], record[at] = files[self.record[at]], ordinals[self.record[at]]
         flat = pa.StructArray.from_arrays([file, record, self.start, self.length], fields=list(PIECE))
@@ -235,7 +128,7 @@ class RowView:
         """A column of the prepared records of these pieces, or of their ``tokens``; one value a piece."""
         parts: list[pa.Array] = []
         places: list[NDArray[np.int64]] = []
-        for number, at in _by_source(self.piece_source):
+        for number, at in by_source(self.piece_source):
             source = self._sources[number]
             table = take(source.tokens if tokens else source.records, self.record[at], [name])
             parts.append(table.column(0).combine_chunks())
@@ -245,7 +138,7 @@ class RowView:
     def prompts(self) -> pa.Array:
         """The messages of these records, of truncated ones those that are left."""
         pool, index = [self.column("messages")], np.arange(len(self.record))
-        for number, at in _by_source(self.piece_source):
+        for number, at in by_source(self.piece_source):
             for batch, rows, places in self._sources[number].fitted(self.record[at]):
                 index[at[places]] = sum(map(len, pool)) + np.arange(len(rows))
                 pool.append(batch.take(rows))
@@ -253,7 +146,7 @@ class RowView:
         if all(source.kind != "sft" for source in self._sources):
             return messages
         lists = messages.to_pylist()  # conversations give the turns before their last answer
-        for number, at in _by_source(self.piece_source):
+        for number, at in by_source(self.piece_source):
             for i in at.tolist() if self._sources[number].kind == "sft" else ():
                 answers = [n for n, turn in enumerate(lists[i]) if turn["role"] == "assistant"]
                 lists[i] = lists[i][: answers[-1]] if answers else lists[i]
@@ -435,7 +328,7 @@ def weights(
 
     assert how is not None, "the schema has a weight only where rows are weighed"
     trained = np.zeros(len(row_of), np.int64)
-    for number, at in _by_source(source_of):
+    for number, at in by_source(source_of):
         trained[at] = loss_tokens[number][row_of[at]]
     target: mix.LossNorm = "example" if how.trainer == "token" else "token"
     return pa.array(mix.row_weights(trained, how.trainer, target, how.mean_loss_tokens))

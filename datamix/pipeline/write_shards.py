@@ -25,7 +25,8 @@ from datamix.core.contracts import Receipt, Task
 from datamix.core.hashing import digest, file_sha256
 from datamix.exporters import SetInfo, command, keeps, needs_records, open_sink
 from datamix.pipeline.order_rows import shard_ends
-from datamix.pipeline.rows import RecordTexts, RowReader, RowSet
+from datamix.pipeline.record_texts import RecordTexts
+from datamix.pipeline.rows import RowReader, RowSet
 
 _VERSION = 5
 FormatChoice = tuple[str, tuple[tuple[str, Any], ...]]  # name, options
