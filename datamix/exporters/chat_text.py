@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from datamix.core.errors import DataError
-from datamix.exporters.export_format import LeftOut, RecordSource
+from datamix.exporters.export_format import LeftOut, RecordSource, SetInfo
 
 Message = dict[str, Any]
 _FETCH_RECORDS = 1024  # records in memory as Python objects at once
@@ -41,11 +41,11 @@ class Talk(NamedTuple):
         return any(turn.get("train") is False for turn in self.turns if turn["role"] == "assistant")
 
 
-def talks(batch: pa.RecordBatch, records: RecordSource | None, loss_on: str) -> Iterator[Talk | LeftOut]:
+def talks(batch: pa.RecordBatch, records: RecordSource | None, info: SetInfo) -> Iterator[Talk | LeftOut]:
     """The conversations in these rows, in order; of a pair, its prompt and what was chosen.
 
-    ``loss_on`` of the set: with ``last_assistant`` the earlier answers are marked as not to be trained. Raises DataError
-    where there is nothing to read the records from.
+    Answers that ``loss_on`` of the set leaves out are marked as not to be trained; a call of which a part is masked cannot
+    be told from a whole one. Raises DataError where there is nothing to read the records from.
     """
     pieces = batch.column("records").flatten()
     files, numbers, starts = (
@@ -60,10 +60,19 @@ def talks(batch: pa.RecordBatch, records: RecordSource | None, loss_on: str) -> 
                 yield LeftOut(file, number, "cut")
                 continue
             turns = [*record["messages"], *(record.get("chosen") or [])]
-            if loss_on == "last_assistant":
-                answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-                turns = [t | {"train": False} if i in answers[:-1] else t for i, t in enumerate(turns)]
-            yield Talk(file, number, turns, tools_of(record))
+            if info.mask and any(turn.get("tool_calls") and turn.get("train") is not False for turn in turns):
+                yield LeftOut(file, number, "masked_calls")
+                continue
+            yield Talk(file, number, _flagged(turns, info.loss_on), tools_of(record))
+
+
+def _flagged(turns: list[Message], loss_on: str) -> list[Message]:
+    """Turns with the answers marked that ``loss_on`` does not train."""
+    if loss_on not in ("last_assistant", "final_answer"):
+        return turns
+    answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+    finals = [i for i in answers if loss_on == "last_assistant" or not turns[i].get("tool_calls")]
+    return [t | {"train": False} if i in answers and i not in finals[-1:] else t for i, t in enumerate(turns)]
 
 
 def piece_texts(batch: pa.RecordBatch, records: RecordSource | None) -> Iterator[str]:

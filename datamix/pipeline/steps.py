@@ -145,6 +145,7 @@ def set_info(
         meta=any(s.keep_meta for s in recipe.sources.values()),
         tools=tools,
         loss_on=recipe.encode.loss_on,
+        mask=tuple(recipe.encode.mask),
     )
 
 

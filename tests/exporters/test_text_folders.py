@@ -417,3 +417,21 @@ def test_trl_takes_self_distillation_and_process_reward_records(fields_of_prompt
     assert yaml.safe_load((tmp_path / "grpo.yaml").read_text())["datasets"][0]["data_files"]["train"] == [
         names[0]
     ]
+
+
+def test_final_answers_and_masked_calls_leave_no_other_answer_to_train(make_info, make_rows, tmp_path):
+    acts = [
+        message("user", "a"),
+        calls(CALL, ""),
+        message("tool", "1"),
+        message("assistant", "so", None),
+        calls(CALL, ""),
+    ]
+    info = make_info("sft", loss_on="final_answer")
+    (name,), _ = write("openai", info, make_rows(info, 1), tmp_path / "final", Talks(acts))
+    (example,) = lines(tmp_path / "final" / name)
+    assert [m.get("weight") for m in example["messages"] if m["role"] == "assistant"] == [0, None, 0]
+    masked = make_info("sft", mask=("tool_args",))
+    for name in ("openai", "ms-swift", "llamafactory", "medicalgpt"):
+        names, _ = write(name, masked, make_rows(masked, 2), tmp_path / name, Talks(acts, PLAIN))
+        assert [line["reason"] for line in lines(tmp_path / name / names[-1])] == ["masked_calls"]

@@ -125,7 +125,7 @@ class LlamaFactory(ExportFormat):
         elif self.info.kind == "preference":
             yield from (self._answer(talk, row) for talk, row in answers(batch))
         else:
-            for talk in talks(batch, self.records, self.info.loss_on):
+            for talk in talks(batch, self.records, self.info):
                 if isinstance(talk, LeftOut):
                     yield talk
                 elif (
@@ -195,9 +195,9 @@ class LlamaFactory(ExportFormat):
         }
         if self.info.packed:
             settings |= {"packing": True, "neat_packing": stage == "sft"}
-        if self.info.kind == "sft" and self.info.loss_on != "assistant":
-            key = "mask_history" if self.info.loss_on == "last_assistant" else "train_on_prompt"
-            settings |= {key: True}
+        key = {"last_assistant": "mask_history", "all": "train_on_prompt"}.get(self.info.loss_on)
+        if self.info.kind == "sft" and key is not None:
+            settings[key] = True
         return settings
 
     def _notes(self) -> list[str]:

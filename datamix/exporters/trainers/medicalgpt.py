@@ -90,7 +90,7 @@ class MedicalGpt(StagedLines):
         elif self.info.kind == "preference":
             yield from (_pair(talk, row) for talk, row in answers(batch))
         else:
-            for talk in talks(batch, self.records, self.info.loss_on):
+            for talk in talks(batch, self.records, self.info):
                 yield talk if isinstance(talk, LeftOut) else _conversation(talk)
 
 

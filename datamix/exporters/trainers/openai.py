@@ -54,7 +54,7 @@ class OpenAi(StagedLines):
                     "non_preferred_output": rejected,
                 }
             return
-        for talk in talks(batch, self.records, self.info.loss_on):
+        for talk in talks(batch, self.records, self.info):
             if isinstance(talk, LeftOut):
                 yield talk
             else:

@@ -77,7 +77,7 @@ class Swift(StagedLines):
             for text in piece_texts(batch, self.records):
                 yield {"messages": [{"role": "assistant", "content": text}]}
         elif self.info.kind == "sft":
-            for talk in talks(batch, self.records, self.info.loss_on):
+            for talk in talks(batch, self.records, self.info):
                 yield (
                     talk
                     if isinstance(talk, LeftOut)
