@@ -30,6 +30,7 @@ class Talk(NamedTuple):
     record: int
     turns: list[Message]
     tools: list[Any]
+    media: dict[str, list[Any]]  # images, videos, audios, where there are some
 
     def left_out(self, reason: str) -> LeftOut:
         """What is noted instead of it."""
@@ -63,7 +64,7 @@ def talks(batch: pa.RecordBatch, records: RecordSource | None, info: SetInfo) ->
             if info.mask and any(turn.get("tool_calls") and turn.get("train") is not False for turn in turns):
                 yield LeftOut(file, number, "masked_calls")
                 continue
-            yield Talk(file, number, _flagged(turns, info.loss_on), tools_of(record))
+            yield Talk(file, number, _flagged(turns, info.loss_on), tools_of(record), _media(record))
 
 
 def _flagged(turns: list[Message], loss_on: str) -> list[Message]:
@@ -106,7 +107,7 @@ def answers(batch: pa.RecordBatch) -> Iterator[tuple[Talk, dict[str, Any]]]:
     names = [n for n in batch.schema.names if not n.endswith("_ids")]
     for row in batch.select(names).to_pylist():
         place = row["records"][0]
-        yield Talk(place["file"], place["record"], row["prompt"], tools_of(row)), row
+        yield Talk(place["file"], place["record"], row["prompt"], tools_of(row), _media(row)), row
 
 
 def meta_column(batch: pa.RecordBatch, name: str) -> pa.Array:
@@ -127,6 +128,24 @@ def tools_of(record: dict[str, Any]) -> list[Any]:
     """Tool definitions of a record, empty where it has none."""
     tools: list[Any] = json.loads(record["tools"]) if record.get("tools") else []
     return tools
+
+
+def _media(record: dict[str, Any]) -> dict[str, list[Any]]:
+    """``{"image": "a.jpg"}`` in ``meta`` -> ``{"images": ["a.jpg"]}``."""
+    fields = meta_of(record.get("meta"))
+    media: dict[str, list[Any]] = {}
+    for name in ("image", "video", "audio"):
+        for value in (fields.get(name), fields.get(f"{name}s")):
+            if value:
+                media.setdefault(f"{name}s", []).extend(value if isinstance(value, list) else [value])
+    return media
+
+
+def with_media(batch: pa.RecordBatch, info: SetInfo) -> dict[int, LeftOut]:
+    """Rows of pairs and prompts whose records carry images, videos or audios, for formats that cannot hold them."""
+    if not info.media or info.kind not in ("preference", "prompt"):
+        return {}
+    return {i: talk.left_out("media") for i, (talk, _) in enumerate(answers(batch)) if talk.media}
 
 
 def has_calls(turns: list[Message]) -> bool:

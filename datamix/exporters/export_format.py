@@ -46,6 +46,7 @@ REASONS = {  # why a record is left out of a folder
     "turn_order": "the trainer drops conversations whose turns are not question and answer in turn",
     "several_turns": "a completion has several turns, and the format holds one",
     "masked_calls": "a part of a call is not to be trained, and the format cannot say so",
+    "media": "the format cannot hold the images, videos or audios of the record",
     "calls": "the format cannot hold the tool calls of a turn",
     "tools": "the format cannot hold tool definitions",
     "cut": "a later piece of a conversation that is cut over rows",
@@ -89,6 +90,7 @@ class SetInfo:
     tools: bool = False  # preference, prompt: turns have reasoning and calls, rows their tools
     loss_on: str = "assistant"  # sft
     mask: tuple[str, ...] = ()  # sft: parts of calls that are not trained
+    media: bool = False  # records may carry images, videos and audios in ``meta``
 
     @property
     def schema(self) -> pa.Schema:

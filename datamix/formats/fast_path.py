@@ -26,7 +26,7 @@ from datamix.core.arrays import offsets_from_lengths
 from datamix.core.records import MESSAGE, ROLES, SCHEMAS
 from datamix.formats.drafts import Draft, Unfit
 from datamix.formats.registry import RECORD_FORMATS
-from datamix.formats.to_records import ShapeSpec, row_reader
+from datamix.formats.to_records import MEDIA, ShapeSpec, row_reader
 
 OPAQUE = frozenset({"sharegpt", "messages", "alpaca", "magpie", "prompt_completion", "question_answer"})
 _MAX_BRACKETS = (
@@ -79,14 +79,14 @@ class FastPath:
         self._spec = spec
         self._read = row_reader(spec)
         format = RECORD_FORMATS[spec.format]
-        self._fields = sorted(format.fields | {theirs for _, theirs in spec.columns})
+        self._fields = sorted(format.fields | {theirs for _, theirs in spec.columns} | set(MEDIA))
         names = dict(spec.columns)
         self._role_keys = [names["turn.role"]] if "turn.role" in names else ["role", "from"]
         self._content_keys = [names["turn.content"]] if "turn.content" in names else ["content", "value"]
         self._words: dict[tuple[str, str, str], int] = {}  # role key, word, content key
         self._plans: dict[bytes, FieldPlan | None] = {}  # None: left to ``shape``
         self._constants = ("", spec.system or "")
-        plain = spec.format in OPAQUE and spec.kind == "sft"
+        plain = spec.format in OPAQUE and spec.kind == "sft" and spec.media == "reject"
         self._patience = _PATIENCE if plain and not spec.keep_meta and spec.kwargs is None else 0
 
     def __call__(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from datamix.core import contracts
 from datamix.core.errors import RecipeError
@@ -31,6 +31,7 @@ from datamix.formats.drafts import (
 from datamix.formats.registry import RECORD_FORMATS, Reader, RecordFormat, can_become
 from datamix.formats.turns import last_answer, turn_names
 
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 EVERYTHING = "*"  # in keep_meta: every field that the format does not read
 
 
@@ -44,6 +45,7 @@ class ShapeSpec:
     system: str | None = None  # for records without a system turn
     keep_meta: tuple[str, ...] = ()  # fields carried along, by the file's names
     kwargs: str | None = None  # JSON object: chat_template_kwargs of the source
+    media: Literal["reject", "keep"] = "reject"  # images, videos, audios beside the text: keep them in meta
 
 
 def shape(rows: contracts.Rows, slice_index: int, spec: ShapeSpec) -> contracts.Shaped:
@@ -97,23 +99,30 @@ def _reader(spec: ShapeSpec) -> Reader:
             f"format: {spec.format!r} is not a known format. Known: auto, {', '.join(RECORD_FORMATS)}."
         )
     if spec.kind in format.readers:
-        return _checked(format.readers[spec.kind], spec.kind)
+        return _checked(format.readers[spec.kind], spec.kind, spec.media)
     native = format.kinds[0]
     if not can_become(native, spec.kind):
         raise RecipeError(
             f"format: {spec.format} gives {native} records, which cannot be used as {spec.kind} records. "
             "Name the right format, or use the file in a recipe of that kind."
         )
-    read = _checked(format.readers[native], native)
+    read = _checked(format.readers[native], native, spec.media)
     return _checked(lambda row, names: _become(read(row, names), spec.kind), spec.kind)
 
 
-def _checked(read: Reader, kind: RecordKind) -> Reader:
-    """The reader, refusing conversations without an answer and prompts without a question."""
+def _checked(read: Reader, kind: RecordKind, media: str = "keep") -> Reader:
+    """The reader, refusing conversations without an answer, prompts without a question, and what is about an image."""
     if kind == "text":
         return read
 
     def checked(row: ForeignRow, names: TurnNames) -> list[Draft]:
+        for field in MEDIA if media == "reject" else ():
+            if row.get(field):
+                raise Unfit(
+                    "media",
+                    field,
+                    "is beside the text, and only text is trained; `media: keep` keeps it for text exports that hold it",
+                )
         drafts = read(row, names)
         for draft in drafts:
             turns = draft.turns
@@ -159,9 +168,9 @@ def _reject(rows: contracts.Rows, index: int, unfit: Unfit, spec: ShapeSpec) -> 
 
 def _meta_reader(spec: ShapeSpec, format: RecordFormat) -> Callable[[ForeignRow], str | None] | None:
     """A function from a row to the JSON object of the fields in ``keep_meta``; None where there are none."""
-    if not spec.keep_meta:
+    keep = spec.keep_meta + (MEDIA if spec.media == "keep" and spec.kind != "text" else ())
+    if not keep:
         return None
-    keep = spec.keep_meta
     named = dict(spec.columns)
     read = {named.get(field, field) for field in format.fields}
     everything = EVERYTHING in keep

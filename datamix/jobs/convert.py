@@ -100,7 +100,7 @@ def convert(source: str, target: str, to: str, lossy: bool = False, overwrite: b
         )
     native = seen.detection.format
     kind, lost_by_kind = _target_kind(native, to)
-    spec = ShapeSpec(native, kind, seen.detection.columns, keep_meta=(EVERYTHING,))
+    spec = ShapeSpec(native, kind, seen.detection.columns, keep_meta=(EVERYTHING,), media="keep")
     num_records, lost = 0, Counter[str]()
     rejects: list[Reject] = []  # the first few
     with complete_files([Path(target)], overwrite) as (draft,):

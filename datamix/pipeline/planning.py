@@ -165,7 +165,7 @@ def _sample_sources(
     kinds = [prepare_sources.record_kind(work, files) for work, files in zip(works, found, strict=True)]
     heads: list[list[Task]] = []
     for work, files, kind in zip(works, found, kinds, strict=True):
-        shape = ShapeSpec("", kind, (), work.system, work.keep_meta, work.kwargs)
+        shape = ShapeSpec("", kind, (), work.system, work.keep_meta, work.kwargs, work.media)
         chosen = [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})] if files else []
         heads.append(
             [prepare.parts([f], shape, work.steps, _SAMPLE_RECORDS, context.home)[0].task for f in chosen]

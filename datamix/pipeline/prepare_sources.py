@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from datamix.clean import Step
 from datamix.core.contracts import Engine, Receipt, Task
@@ -51,6 +52,7 @@ class SourceWork:
     system: str | None = None
     keep_meta: tuple[str, ...] = ()
     kwargs: str | None = None
+    media: Literal["reject", "keep"] = "reject"
     steps: tuple[Step, ...] = ()
     max_reject_share: float = 1.0
     encode: EncodeSpec | None = None
@@ -185,7 +187,7 @@ def _without_lines(
 
 
 def _parts(work: SourceWork, files: Sequence[InputFile], home: Path) -> list[prepare.PreparedSlices]:
-    shape = ShapeSpec("", record_kind(work, files), (), work.system, work.keep_meta, work.kwargs)
+    shape = ShapeSpec("", record_kind(work, files), (), work.system, work.keep_meta, work.kwargs, work.media)
     return prepare.parts(files, shape, work.steps, work.limit, home)
 
 

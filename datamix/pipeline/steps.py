@@ -142,10 +142,11 @@ def set_info(
         tokenizer_folder="tokenizer",
         shares=tuple(zip(recipe.sources, shares, strict=True)),
         paired=paired,
-        meta=any(s.keep_meta for s in recipe.sources.values()),
+        meta=any(s.keep_meta or s.media == "keep" for s in recipe.sources.values()),
         tools=tools,
         loss_on=recipe.encode.loss_on,
         mask=tuple(recipe.encode.mask),
+        media=any(s.media == "keep" for s in recipe.sources.values()),
     )
 
 

@@ -48,6 +48,7 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
                 source.system,
                 tuple(dict.fromkeys((*source.keep_meta, *fields))),
                 canonical(kwargs) if source.chat_template_kwargs else None,
+                source.media,
                 cleaning_steps(recipe, name),
                 recipe.max_reject_share,
                 encode,

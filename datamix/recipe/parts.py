@@ -67,6 +67,7 @@ class Source(Model):
     max_records: Count | None = None
     system: str | None = None
     keep_meta: tuple[str, ...] = ()
+    media: Literal["reject", "keep"] = "reject"  # images, videos, audios beside the text
     chat_template_kwargs: dict[str, Any] = {}
 
 

@@ -435,3 +435,34 @@ def test_final_answers_and_masked_calls_leave_no_other_answer_to_train(make_info
     for name in ("openai", "ms-swift", "llamafactory", "medicalgpt"):
         names, _ = write(name, masked, make_rows(masked, 2), tmp_path / name, Talks(acts, PLAIN))
         assert [line["reason"] for line in lines(tmp_path / name / names[-1])] == ["masked_calls"]
+
+
+class Seen(Talks):
+    """Conversations about an image."""
+
+    def fetch_many(self, files, records):
+        meta = json.dumps({"image": "a.jpg", "videos": ["b.mp4", "c.mp4"]})
+        return [record | {"meta": meta} for record in super().fetch_many(files, records)]
+
+
+def test_media_that_was_kept_is_held_or_leaves_its_record_out(make_info, make_rows, tmp_path):
+    info = make_info("sft", media=True, meta=True)
+    rows = make_rows(info, 1)
+    write("llamafactory", info, rows, tmp_path / "llamafactory", Seen(PLAIN))
+    (example,) = lines(tmp_path / "llamafactory/text/train/00000.jsonl")
+    assert (example["images"], example["videos"], example["audios"]) == (["a.jpg"], ["b.mp4", "c.mp4"], [])
+    (entry,) = json.loads((tmp_path / "llamafactory/dataset_info.json").read_text()).values()
+    assert {"images", "videos", "audios"} < entry["columns"].keys()
+    write("ms-swift", info, rows, tmp_path / "swift", Seen(PLAIN))
+    (example,) = lines(tmp_path / "swift/train/00000.jsonl")
+    assert (example["images"], example["videos"]) == (["a.jpg"], ["b.mp4", "c.mp4"])
+    for name in ("openai", "medicalgpt"):
+        names, _ = write(name, info, rows, tmp_path / name, Seen(PLAIN))
+        assert [line["reason"] for line in lines(tmp_path / name / names[-1])] == ["media"]
+    pairs = make_info("preference", media=True, meta=True)
+    batch = make_rows(pairs, 2)
+    place = batch.schema.get_field_index("meta")
+    batch = batch.set_column(place, "meta", pa.array([json.dumps({"images": ["a.jpg"]}), None]))
+    for name in ("trl", "axolotl", "openai", "medicalgpt"):
+        names, _ = write(name, pairs, batch, tmp_path / f"pairs-{name}")
+        assert [line["reason"] for line in lines(tmp_path / f"pairs-{name}" / names[-1])] == ["media"]

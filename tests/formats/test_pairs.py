@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from datamix.core.contracts import Rows
+from datamix.core.records import RecordKind
 from datamix.formats import ShapeSpec, detect, shape
 from datamix.formats.write_rows import unshape
 
@@ -97,3 +98,23 @@ def test_openai_pairs_have_arguments_as_text_and_an_id_for_every_call() -> None:
     assert lost == []
     (again,) = read(written).batch.to_pylist()
     assert json.loads(again["chosen"][0]["tool_calls"])[0]["function"] == call["function"]
+
+
+@pytest.mark.parametrize(
+    "media", [{"images": ["a.jpg"]}, {"image": "000.jpg"}, {"videos": ["b.mp4"]}, {"audios": "c.wav"}]
+)
+@pytest.mark.parametrize("kind", ["sft", "preference", "prompt"])
+def test_media_beside_the_text_is_rejected_or_carried_in_meta(media: Message, kind: RecordKind) -> None:
+    row: Message = {"prompt": "<image>what?", "chosen": "a", "rejected": "b", **media}
+    if kind == "sft":
+        row = {"messages": [user("<image>what?"), answer("a cat")], **media}
+    elif kind == "prompt":
+        row = {"prompt": "<image>what?", **media}
+    found = detect([row])
+    assert found is not None
+    rows = Rows([row, row | dict.fromkeys(media)], [0, 1], [None, None], [b"", b""])
+    refused = shape(rows, 0, ShapeSpec(found.format, kind, found.columns))
+    assert [(reject.record, reject.reason) for reject in refused.rejects] == [(0, "media")]
+    assert refused.batch.num_rows == 1
+    kept = shape(rows, 0, ShapeSpec(found.format, kind, found.columns, media="keep"))
+    assert [meta and json.loads(meta) for meta in kept.batch.column("meta").to_pylist()] == [media, None]

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from datamix.core.records import Kind
-from datamix.exporters.chat_text import answers, has_calls, text_turns
+from datamix.exporters.chat_text import answers, has_calls, text_turns, with_media
 from datamix.exporters.columns import documents
 from datamix.exporters.export_format import LeftOut
 from datamix.exporters.folder import StagedParquet, split_names, write_yaml
@@ -41,7 +41,7 @@ class Axolotl(StagedParquet):
         """Pairs with calls, which it does not read, or with several turns an answer, of which it takes the last."""
         if self.info.kind != "preference":
             return {}
-        reasons: dict[int, LeftOut] = {}
+        reasons = with_media(batch, self.info)
         for i, (talk, row) in enumerate(answers(batch)):
             if len(row["chosen"]) != 1 or len(row["rejected"]) != 1:
                 reasons[i] = talk.left_out("several_turns")

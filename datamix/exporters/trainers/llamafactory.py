@@ -35,6 +35,7 @@ from datamix.exporters.folder import (
 )
 from datamix.exporters.formats.row_files import ArrowFolder
 
+_MEDIA = ("images", "videos", "audios")
 _ALIGN = 8  # its collator pads to multiples of this, and leaves positions behind
 
 
@@ -151,13 +152,14 @@ class LlamaFactory(ExportFormat):
 
     def _example(self, talk: Talk, turns: list[dict[str, str]]) -> dict[str, Any]:
         tools = orjson.dumps(talk.tools).decode() if talk.tools else ""
-        return {"conversations": turns} | (
-            {"tools": tools} if self.info.kind == "sft" or self.info.tools else {}
-        )
+        example: dict[str, Any] = {"conversations": turns}
+        if self.info.kind == "sft" or self.info.tools:
+            example["tools"] = tools
+        return example | ({n: talk.media.get(n, []) for n in _MEDIA} if self.info.media else {})
 
     def _answers(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Pairs, or labelled completions with another row's completion beside each prompt, for the KL term."""
-        images = {name: pa.nulls(len(batch)) for name in ("images", "videos", "audios")}
+        images = {name: pa.nulls(len(batch)) for name in _MEDIA}
         if self.info.paired:
             return pa.RecordBatch.from_pydict(pairs(batch) | images)
         other = batch.column("completion_ids").take(pa.array(np.roll(np.arange(len(batch)), 1)))
@@ -173,6 +175,8 @@ class LlamaFactory(ExportFormat):
         columns = {"messages": "conversations"}
         if self.info.kind == "sft" or self.info.tools:
             columns |= {"tools": "tools"}
+        if self.info.media:
+            columns |= {name: name for name in _MEDIA}
         if self.info.kind == "sft":
             return {"formatting": "sharegpt", "columns": columns}
         if self.info.paired:
@@ -208,6 +212,11 @@ class LlamaFactory(ExportFormat):
             "`disable_shuffling: true` and one epoch keep our order. Splits `validation_SOURCE` give one loss each: `eval_strategy` "
             "is set where there are some.",
         ]
+        if self.info.media:
+            notes.append(
+                "Records carry images, videos or audios: `text/` names them as the data does (`media_dir` is where they are); `tokenized/` "
+                "holds the text alone."
+            )
         if self.info.kind == "pretrain":
             notes.append(CUT_TEXTS)
         if self.info.kind == "pretrain" and self.info.packed:

@@ -110,8 +110,8 @@ def _pair(talk: Talk, row: dict[str, Any]) -> dict[str, Any] | LeftOut:
 
 
 def _example(talk: Talk, turns: list[dict[str, str]] | None) -> dict[str, Any] | LeftOut:
-    if turns is None:
-        return talk.left_out("turn_order")
+    if turns is None or talk.media:
+        return talk.left_out("media" if talk.media else "turn_order")
     if not all(turn["value"].startswith("{") for turn in turns if turn["from"] == "function_call"):
         return talk.left_out("calls")  # it reads a call as one object: not several, and no thought before it
     functions = [tool.get("function", tool) for tool in talk.tools]

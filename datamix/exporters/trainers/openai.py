@@ -45,6 +45,9 @@ class OpenAi(StagedLines):
         """An example a line."""
         if self.info.kind == "preference":
             for prompt, row in answers(batch):
+                if prompt.media:
+                    yield prompt.left_out("media")
+                    continue
                 tools = {"tools": prompt.tools} if prompt.tools else {}
                 sides = [self._messages(prompt.turns + row[side]) for side in ("chosen", "rejected")]
                 chosen, rejected = (side[len(prompt.turns) :] for side in sides)
@@ -55,8 +58,8 @@ class OpenAi(StagedLines):
                 }
             return
         for talk in talks(batch, self.records, self.info):
-            if isinstance(talk, LeftOut):
-                yield talk
+            if isinstance(talk, LeftOut) or talk.media:
+                yield talk if isinstance(talk, LeftOut) else talk.left_out("media")
             else:
                 yield {"messages": openai_messages(talk.turns)} | (
                     {"tools": talk.tools} if talk.tools else {}

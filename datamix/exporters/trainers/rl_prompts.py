@@ -15,7 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamix.core.records import Kind
-from datamix.exporters.chat_text import answers, message_column, meta_column, meta_of, template_messages
+from datamix.exporters.chat_text import (
+    answers,
+    message_column,
+    meta_column,
+    meta_of,
+    template_messages,
+    with_media,
+)
 from datamix.exporters.export_format import LeftOut, read_by_hand
 from datamix.exporters.folder import StagedLines, StagedParquet
 
@@ -25,6 +32,10 @@ class Verl(StagedParquet):
     """``train/00000.parquet``: ``data_source``, ``prompt``, ``ability``, ``reward_model``, ``extra_info``."""
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("prompt",)
+
+    def left_out(self, batch: pa.RecordBatch) -> dict[int, LeftOut]:
+        """Prompts with images, which need a processor."""
+        return with_media(batch, self.info)
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The columns of its RL dataset."""
@@ -88,8 +99,8 @@ class OpenRlhf(StagedLines):
     def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any] | LeftOut]:
         """A prompt a line."""
         for talk, row in answers(batch):
-            if talk.tools:
-                yield talk.left_out("tools")
+            if talk.tools or talk.media:
+                yield talk.left_out("tools" if talk.tools else "media")
             else:
                 fields = meta_of(row["meta"])
                 yield {

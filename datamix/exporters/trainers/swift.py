@@ -98,7 +98,7 @@ class Swift(StagedLines):
 
 
 def _with_tools(example: dict[str, Any], talk: Talk) -> dict[str, Any]:
-    return example | ({"tools": orjson.dumps(talk.tools).decode()} if talk.tools else {})
+    return example | ({"tools": orjson.dumps(talk.tools).decode()} if talk.tools else {}) | talk.media
 
 
 def _messages(turns: list[Message]) -> list[Message]:

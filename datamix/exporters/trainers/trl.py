@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamix.core.records import Kind
-from datamix.exporters.chat_text import message_column, meta_column, meta_of
+from datamix.exporters.chat_text import message_column, meta_column, meta_of, with_media
 from datamix.exporters.columns import pairs
+from datamix.exporters.export_format import LeftOut
 from datamix.exporters.folder import (
     StagedParquet,
     make_room,
@@ -61,6 +62,10 @@ class Trl(StagedParquet):
         ids = pairs(batch)
         both = {"chosen_ids": ids["chosen_input_ids"], "rejected_ids": ids["rejected_input_ids"]}
         return pa.RecordBatch.from_pydict(text | both | {"margin": batch.column("margin").fill_null(0.0)})
+
+    def left_out(self, batch: pa.RecordBatch) -> dict[int, LeftOut]:
+        """Records with images, which its text trainers do not read."""
+        return with_media(batch, self.info)
 
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard, a file a stage; of prompts with judged steps their own file too; return the names."""
