@@ -104,6 +104,26 @@ def test_entries_of_a_dataset_info_become_sources(tmp_path: Path) -> None:
     assert "d/gone.json: its file does not exist" in text
 
 
+def test_entries_with_ranked_answers_are_pairs_and_one_that_cannot_be_read_is_listed(tmp_path: Path) -> None:
+    ranked = [{"instruction": f"q{i}", "input": "", "output": ["best", "good", "bad"]} for i in range(20)]
+    lines(tmp_path / "d" / "ranked.jsonl", ranked)
+    lines(tmp_path / "d" / "odd.jsonl", [{"foo": 1}] * 20)
+    columns = {"prompt": "instruction", "query": "input", "response": "output"}
+    entries = {
+        "mapped": {"file_name": "ranked.jsonl", "ranking": True, "columns": columns},
+        "bare": {"file_name": "ranked.jsonl", "ranking": True},
+        "silent": {"file_name": "ranked.jsonl"},
+        "odd": {"file_name": "odd.jsonl", "ranking": True, "columns": columns},
+    }
+    (tmp_path / "d" / "dataset_info.json").write_text(json.dumps(entries))
+    loaded, text = recipe([tmp_path / "d"], None, tmp_path)
+    assert loaded["kind"] == "preference"
+    assert {name: source["format"] for name, source in loaded["sources"].items()} == dict.fromkeys(
+        ("mapped", "bare", "silent"), "caregpt"
+    )
+    assert "odd.jsonl: 20 of the first 20 records do not fit caregpt (missing_field 20)" in text
+
+
 def test_nothing_usable_is_an_error_that_says_what_was_found(tmp_path: Path) -> None:
     lines(tmp_path / "odd.jsonl", [{"foo": 1}])
     with pytest.raises(RecipeError, match=r"No file can be a source .*fields foo"):

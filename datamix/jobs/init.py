@@ -139,6 +139,8 @@ def _from_entry(entry: DatasetEntry, folder: Path) -> SourcePart:
     if problem is not None:
         return SourcePart(entry.name, (path,), entry.format, None, entry.columns, problem=problem)
     part = _look(path, entry.columns, entry.format)
+    if part.problem and not entry.columns:  # the entry says nothing of its rows: what they are decides
+        part = other if not (other := _look(path)).problem else part
     return replace(part, name=entry.name, columns=entry.columns or part.columns)
 
 
