@@ -201,6 +201,13 @@ FORMATS: tuple[
     ...,
 ] = (
     (
+        "swe_agent",
+        "SWE-agent: trajectory and history",
+        {"history", "trajectory"},
+        swe_agent,
+        lambda row: _is_list(row, "history", "role") and isinstance(row.get("trajectory"), list),
+    ),
+    (
         "openhands",
         "OpenHands: history, trajectory or events of actions and observations",
         {*_EVENTS},
@@ -210,13 +217,6 @@ FORMATS: tuple[
             and not _is_list(row, field, "role", "state")
             for field in _EVENTS
         ),
-    ),
-    (
-        "swe_agent",
-        "SWE-agent: trajectory and history",
-        {"history", "trajectory"},
-        swe_agent,
-        lambda row: _is_list(row, "history", "role") and isinstance(row.get("trajectory"), list),
     ),
     (
         "smolagents",
