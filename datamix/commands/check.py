@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 
 import click
 
@@ -20,12 +19,14 @@ def check(files: tuple[str, ...], kind: str | None) -> None:
     """Validate records: which line, which field, why. Exit 1 if one does not fit."""
     from datamix.jobs.check import check as validate
 
-    reasons: Counter[str] = Counter()
+    reasons: dict[str, int] = {}
     for problem in validate(list(files), kind):
-        reasons[problem.code or "whole file"] += 1
+        reason = problem.code or "whole file"
+        reasons[reason] = reasons.get(reason, 0) + 1
         click.echo(str(problem))
-    if total := reasons.total():
-        by_reason = ", ".join(f"{reason} {num:,}" for reason, num in reasons.most_common())
+    if total := sum(reasons.values()):
+        ranked = sorted(reasons.items(), key=lambda item: -item[1])
+        by_reason = ", ".join(f"{reason} {num:,}" for reason, num in ranked)
         click.echo(f"{total:,} problem{'s' * (total != 1)}: {by_reason}.", err=True)
         sys.exit(1)
     click.echo("Every record fits.")
