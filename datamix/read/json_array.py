@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from datamix.core.contracts import Reject, Rows, Slice
@@ -250,6 +251,9 @@ def read_json(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     Raises DataError where an element is never closed, unless the file just ends inside it, and where an object
     holds two arrays of records.
     """
+    if ("whole", "events") in piece.options:
+        yield from _read_events(piece)
+        return
     record, chunk, num_bytes = 0, list[Element](), 0
     field = dict(piece.options).get("array")
     for element in split_elements(utf8_blocks(piece), field=field.encode() if field else None):
@@ -272,6 +276,26 @@ def read_json(piece: Slice, chunk_records: int) -> Iterator[Rows]:
             record, chunk, num_bytes = record + len(chunk), [], 0
     if chunk:
         yield _rows(chunk, record)
+
+
+def _read_events(piece: Slice) -> Iterator[Rows]:
+    """A stream of events, as an array or one a line, is one record: ``{"events": [...]}``."""
+    content = b""
+    for block in utf8_blocks(piece):
+        content += block
+        if len(content) > MAX_RECORD_BYTES:
+            overflow = Overflow()
+            overflow.add(content)
+            long = overflow.close()
+            yield Rows([], [], [], [], [Reject(0, 1, "too_long", long.detail, long.head)])
+            return
+    events = content.strip(b" \t\r\n")
+    if not events.startswith(b"["):
+        events = b"[" + b",".join(line for line in events.split(b"\n") if line.strip()) + b"]"
+    rows = parsed_rows([b'{"events":' + events + b"}"], [0], [1], parse_clean, parse_one)
+    rows.raws[:] = [content for _ in rows.raws]
+    rows.rejects[:] = [replace(reject, raw=content) for reject in rows.rejects]
+    yield rows
 
 
 def _rows(chunk: list[Element], record: int) -> Rows:

@@ -72,6 +72,7 @@ _CANNOT = (
 _PAGE = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype html|<html)", re.IGNORECASE | re.DOTALL)
 _FIELD = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*+)"\s*:\s*')
 _FIRST_OBJECT = re.compile(r"\[\s*\{")
+_FIRST_EVENT = re.compile(r'\s*\[?\s*\{\s*"(id|timestamp|source|kind|action|observation|message|cause)"')
 _RECORD_FIELDS = {
     *(
         "text",
@@ -87,6 +88,7 @@ _RECORD_FIELDS = {
     ),
     *("chosen", "rejected", "completions", "responses", "choices", "tools", "functions", "tool_calls"),
     *("preferred_output", "non_preferred_output", "chosen_messages", "rejected_messages"),
+    *("history", "trajectory", "events", "steps", "contents"),
 }
 _CONTROL = bytes(b for b in range(32) if b not in b"\t\n\r\f\x1b\x08")
 
@@ -148,6 +150,8 @@ def sniff(path: str, declared: str | None = None, state: State = ()) -> Sniff:
     if container == "csv":
         prefer = "\t" if _suffix(path) in ("tsv", "tab") else ","
         options = detect_dialect(text, is_whole, prefer).options
+    elif container in ("json", "jsonl") and _FIRST_EVENT.match(text) and _holds_events(text):
+        container, options = "json", (("whole", "events"),)
     elif container == "json" and (field := _array_field(text)) is not None:
         options = (("array", field),)
     return Sniff(container, compression, encoding, options, num_bytes)
@@ -260,6 +264,17 @@ def _array_field(text: str) -> str | None:
                 field = name
             _, position = decoder.raw_decode(text, position)
     return field
+
+
+def _holds_events(text: str) -> bool:
+    """Whether an array or lines hold events of an agent's run: its actions and what was observed, or their kinds."""
+    try:
+        event, _ = json.JSONDecoder().raw_decode(text, text.index("{"))
+    except (ValueError, RecursionError):
+        return False
+    kind = event.get("kind")
+    is_kind = isinstance(kind, str) and kind.endswith("Event")
+    return "source" in event and (is_kind or isinstance(event.get("action", event.get("observation")), str))
 
 
 def _any_object(lines: list[str]) -> bool:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from reading import SHARED, as_container, only, reasons, rows_of
 
 from datamix.core.errors import DataError
+from datamix.read import cut, read, sniff
 from datamix.read.json_array import split_elements
 
 VALUES = st.recursive(
@@ -287,3 +288,34 @@ def _is_accepted(path: Path) -> bool:
         return all(reason == "not_object" for reason in reasons(rows_of(path)))
     except DataError:
         return False
+
+
+@pytest.mark.parametrize("layout", ["array", "indented", "lines"])
+def test_a_stream_of_an_agents_events_is_one_record(tmp_path: Path, layout: str) -> None:
+    events = [
+        {"id": 0, "source": "user", "action": "message", "args": {"content": "列出文件"}},
+        {"id": 1, "source": "agent", "action": "run", "args": {"command": "ls"}},
+        {"id": 2, "source": "agent", "cause": 1, "observation": "run", "content": "a.py"},
+    ]
+    path = tmp_path / ("events.jsonl" if layout == "lines" else "trajectory.json")
+    lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events)
+    text = lines if layout == "lines" else json.dumps(events, indent=2 if layout == "indented" else None)
+    path.write_text(text, encoding="utf-8")
+    seen = sniff(str(path))
+    (piece,) = cut(str(path), "", seen)
+    (rows,) = read(piece)
+    assert rows.values == [{"events": events}]
+    assert rows.raws == [text.encode()]
+    path.write_text(text + "{", encoding="utf-8")
+    (rows,) = read(piece)
+    assert [(r.record, r.reason, r.raw) for r in rows.rejects] == [(0, "json_syntax", (text + "{").encode())]
+
+
+@pytest.mark.parametrize("field", ["history", "trajectory", "events", "steps", "contents"])
+def test_a_list_of_an_agents_steps_is_part_of_its_record(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "run.json"
+    record = {"id": 1, field: [{"kind": "x", "action": "run"}, {"observation": "run"}]}
+    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    seen = sniff(str(path))
+    (rows,) = read(cut(str(path), "", seen)[0])
+    assert rows.values == [record]
