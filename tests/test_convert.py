@@ -179,10 +179,6 @@ def test_naughty_strings_come_through_tables(tmp_path: Path) -> None:
 
 
 def test_a_file_of_which_nothing_can_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
-    rows = [
-        '{"instruction": "问题", "output": "回答"}\n'.encode("gbk" if i < 400 else "utf-8")
-        for i in range(800)
-    ]
-    (tmp_path / "mixed.jsonl").write_bytes(b"".join(rows))
-    with pytest.raises(DataError, match=r"none of its first records can be read; its first record: byte 0x"):
-        convert(str(tmp_path / "mixed.jsonl"), str(tmp_path / "out.jsonl"), "messages")
+    (tmp_path / "broken.jsonl").write_bytes(b'{"instruction": "q", "output": \n' * 3)
+    with pytest.raises(DataError, match=r"none of its first records can be read; its first record: "):
+        convert(str(tmp_path / "broken.jsonl"), str(tmp_path / "out.jsonl"), "messages")
