@@ -28,6 +28,7 @@ from datamix.mix.quota import (
     quantity,
     rounded,
     stage_plans,
+    sure_total,
 )
 
 LADDER_EPOCHS = (1, 2, 4, 8)
@@ -130,10 +131,9 @@ def check_rows(sources: Sequence[Available], plans: Sequence[StagePlan], taken: 
     for i, source in enumerate(sources):
         if taken[i] >= source.smallest_row - ROUNDING:
             continue
-        # Rows end at the latest half a row after they are due; where all are alike, totals are whole rows.
-        sizes = {s.largest_row for s in sources} | {s.smallest_row for s in sources}
-        margin = max(sizes) / 2 if len(sizes) > 1 else 0
-        enough = rounded(source.largest_row / float(taken[i] / total) + margin, up=True)
+        largest = max(s.largest_row for s in sources)
+        alike = all(s.smallest_row == largest for s in sources)  # totals are whole rows then
+        enough = rounded(sure_total(plans, i, source.largest_row, 0 if alike else largest / 2), up=True)
         need, most = taken / total * enough, allowed(sources, plans)
         raised = [
             f"max_epochs of {s.name} at {math.ceil((need[j] + s.most - most[j] - ROUNDING) / s.cost)}"
@@ -143,7 +143,7 @@ def check_rows(sources: Sequence[Available], plans: Sequence[StagePlan], taken: 
         raise RecipeError(
             f"mix: source {source.name} is asked for {taken[i] / total:.3g} of {quantity(total)} {unit}; "
             f"that is {in_full(taken[i])}, less than its smallest row ({source.smallest_row:,}), so that it would "
-            "stay out. The smallest size that works is "
+            f"stay out. {'The smallest size that works' if alike else 'A size that surely works'} is "
             f"{quantity(enough)}{' with ' + ' and '.join(raised) if raised else ''}; or give {source.name} a "
             f"larger weight, or remove it."
         )

@@ -238,15 +238,35 @@ def stage_runs(stages: Sequence[StagePlan]) -> tuple[StageRun, ...]:
     return tuple(StageRun(a, b, present[a]) for a, b in pairwise(edges))
 
 
-def allowed(sources: Sequence[Available], plans: Sequence[StagePlan]) -> Floats:
-    """Cost each source may give, less one row for each later stage run that it has a part in.
+def sure_total(plans: Sequence[StagePlan], source: int, row: int, half: float) -> float:
+    """A total that surely gives the source a row of this size, the stages scaled alike.
 
-    Deficits are not carried over a place where a source enters or leaves, so that a source can be one row
-    over its quota after each; the room keeps it under its cap to the end.
+    In some run of stages its quota holds the row at ``half`` of the largest row before the end: rows end at the latest
+    half a row after they are due.
     """
-    largest = max(s.largest_row for s in sources)
-    parts = np.zeros(len(sources))
+    total, best = sum(p.length for p in plans), np.inf
+    for run in stage_runs(plans):
+        stages = plans[run.first : run.last]
+        part = sum(s.length for s in stages) / total * float(mean_shares(stages)[source])
+        steepest = max(max(s.weights[source], (s.ramp_to or s.weights)[source]) for s in stages)
+        if source in run.active and part > 0:
+            best = min(best, (row + steepest * half) / part)
+    return float(best)
+
+
+def allowed(sources: Sequence[Available], plans: Sequence[StagePlan]) -> Floats:
+    """Cost each source may give: its cap less its ``reserve``, at least half its cap."""
+    most = np.array([s.most for s in sources])
+    return np.maximum(most - reserve([s.largest_row for s in sources], plans), most / 2)
+
+
+def reserve(largest_rows: Sequence[int], plans: Sequence[StagePlan]) -> Floats:
+    """What each source leaves below its cap: one row for each later stage run that it has a part in.
+
+    Deficits are not carried over a place where a source enters or leaves, so that a source can be one row over its
+    quota after each; the room keeps it under its cap to the end.
+    """
+    parts = np.zeros(len(largest_rows))
     for run in stage_runs(plans):
         parts[list(run.active)] += 1
-    room = [max(0.0, n - 1) * max(s.largest_row, largest / 2) for n, s in zip(parts, sources, strict=True)]
-    return np.array([max(s.most - r, s.most / 2) for s, r in zip(sources, room, strict=True)])
+    return np.maximum(parts - 1, 0) * np.maximum(largest_rows, max(largest_rows) / 2)

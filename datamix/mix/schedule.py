@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from datamix.core.contracts import Schedule
 from datamix.core.errors import RecipeError
 from datamix.core.kernels import Kernel
-from datamix.mix.passes import Costs, Passes, rows_allowed
-from datamix.mix.quota import Quota, StagePlan, in_full, mean_shares, quantity, rounded, stage_runs
+from datamix.mix.passes import Costs, Passes, caps, rows_allowed
+from datamix.mix.quota import Quota, StagePlan, in_full, quantity, reserve, rounded, stage_runs, sure_total
 from datamix.mix.rule import PassRows, StageRunner, Track
 
 _MAX_SOURCES = 1 << 16
@@ -68,7 +68,8 @@ def schedule(
         total, stage_ends = _run_stages(quota.stages, passes, out, (largest / 2, slack))
         if total > quota.total - largest:
             break
-    _check_none_at_zero(passes, quota, max_epochs, used or [0] * len(costs))
+    if message := _no_row(passes, quota, max_epochs, used or [0] * len(costs)):
+        raise RecipeError(message)
     return Schedule(*out.arrays(), np.array(stage_ends, np.int64))
 
 
@@ -132,45 +133,56 @@ def _check(costs: Sequence[Costs], quota: Quota, max_epochs: Sequence[float], na
             raise ValueError(f"source {name} has {len(cost)} rows: at most 2,147,483,647 can be mixed")
 
 
-def _check_none_at_zero(
-    passes: Passes, quota: Quota, max_epochs: Sequence[float], used: Sequence[int]
-) -> None:
-    half = max(int(c.max()) for c in passes.costs if len(c)) / 2
-    for i, name in enumerate(passes.names):
-        if quota.shares[i] > 0 and passes.num_used(i) <= used[i]:
-            largest = int(passes.costs[i].max())
-            enough = _enough(quota, i, largest, half)
-            raise RecipeError(
-                f"mix: source {name} would get no row: its share of {quantity(quota.total)} {quota.unit} is "
-                f"{in_full(quota.taken[i])} and its rows hold up to {largest:,}. A size that works is "
-                f"{quantity(enough, up=True)}{_raised(passes, quota, max_epochs, rounded(enough, up=True))}; "
-                f"or give {name} a larger weight, or remove it."
-            )
+def _no_row(passes: Passes, quota: Quota, max_epochs: Sequence[float], used: Sequence[int]) -> str | None:
+    """The error for a source with a share that got no row; its advice was tried on the rows themselves."""
+    costs, names, weighed = passes.costs, passes.names, [w > 0 for w in quota.shares]
+    missing = [i for i in range(len(costs)) if weighed[i] and passes.num_used(i) <= used[i]]
+    if not missing:
+        return None
+    most = caps(costs, max_epochs, passes.seed, names)
+    largest_rows = [int(c.max()) if w else 0 for c, w in zip(costs, weighed, strict=True)]
+    half = max(largest_rows) / 2
 
+    def epochs_for(total: int) -> list[float]:
+        needs = np.array(quota.shares) * total + reserve(largest_rows, quota.stages)
+        return [
+            math.ceil(need / int(c.sum(dtype=np.int64))) if w and need > cap else asked
+            for need, c, cap, asked, w in zip(needs, costs, most, max_epochs, weighed, strict=True)
+        ]
 
-def _raised(passes: Passes, quota: Quota, max_epochs: Sequence[float], total: float) -> str:
-    """The caps that a larger total needs raised."""
-    needs = [
-        (name, share * total / int(cost.sum(dtype=np.int64)), cap)
-        for name, share, cost, cap in zip(passes.names, quota.shares, passes.costs, max_epochs, strict=True)
-        if share > 0
+    def works(total: int) -> bool:
+        plans = [replace(p, length=p.length * total / quota.total) for p in quota.stages]
+        left = [
+            (rows_allowed(len(c), e) + u) * w
+            for c, e, u, w in zip(costs, epochs_for(total), used, weighed, strict=True)
+        ]
+        tried = Passes(costs, left, passes.seed, names)
+        for i, num_rows in enumerate(used):
+            tried.skip(i, num_rows)
+        _run_stages(plans, tried, PassRows(1024), (half, 0.0))
+        return all(tried.num_used(i) > used[i] for i, w in enumerate(weighed) if w)
+
+    # A larger total is a longer schedule of the same rows: bisect, in steps of the three digits that sizes have.
+    low = quota.total
+    high = rounded(max(sure_total(quota.stages, i, largest_rows[i], half) for i in missing), up=True)
+    while rounded(low + 1, up=True) < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if works(middle) else (middle, high)
+    total = rounded(max(high, low + 1), up=True)
+    while not works(total):
+        total = rounded(total + 1, up=True)
+    raised = [
+        f"max_epochs of {name} at {epochs}"
+        for name, epochs, asked in zip(names, epochs_for(total), max_epochs, strict=True)
+        if epochs > asked
     ]
-    short = [f"max_epochs of {name} at {math.ceil(need)}" for name, need, cap in needs if need > cap]
-    return f" with {' and '.join(short)}" if short else ""
-
-
-def _enough(quota: Quota, source: int, row: int, half: float) -> float:
-    """A total that surely gives the source a row: in some run its quota, half a row before the end, holds
-    one.
-    """
-    best = np.inf
-    for run in stage_runs(quota.stages):
-        if source in run.active:
-            stages = quota.stages[run.first : run.last]
-            part = sum(s.length for s in stages) / quota.total * float(mean_shares(stages)[source])
-            steepest = max(max(s.weights[source], (s.ramp_to or s.weights)[source]) for s in stages)
-            best = min(best, (row + steepest * half) / part)
-    return float(best)
+    first = missing[0]
+    return (
+        f"mix: source {names[first]} would get no row: its share of {quantity(quota.total)} {quota.unit} is "
+        f"{in_full(quota.taken[first])} and its rows hold {int(costs[first].min()):,} to {largest_rows[first]:,}. The smallest "
+        f"size that works is {quantity(total)}{' with ' * bool(raised)}{' and '.join(raised)}; or give {names[first]} "
+        f"a larger weight, or remove it."
+    )
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def solve(
     unit: str,
     size: int | Mapping[str, float] | None,
     on_short: str,
+    rows_known: bool = False,
 ) -> Quota:
     """Settle how much each source gives to each stage.
 
@@ -44,6 +45,8 @@ def solve(
     often); or None for the most that breaks no cap. Where the caps cannot give the size, ``on_short``
     decides: ``error``, ``shrink`` (a smaller total, same shares) or ``reweigh`` (same total, the others take
     what the short source lacks).
+
+    ``rows_known``: a schedule follows, which tries on the rows themselves whether each source gets one.
 
     Raises RecipeError: sources or stages that do not fit, a size that the caps cannot give, a source too small
     for one row.
@@ -68,7 +71,8 @@ def solve(
             plans = _reweighed(plans, sources, asked)
     total = round(sum(p.length for p in plans))
     taken = mean_shares(plans) * total
-    check_rows(sources, plans, taken, unit)
+    if not rows_known:
+        check_rows(sources, plans, taken, unit)
     epochs = tuple(float(t / s.cost) for t, s in zip(taken, sources, strict=True))
     notes = tuple(_notes(sources, epochs, None if asked is None else total))
     scarce = scarcity(sources, stages, epochs) if binding else None

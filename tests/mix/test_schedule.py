@@ -40,6 +40,10 @@ def run(
     return schedule(costs, quota, max_epochs, seed, names or [f"s{i}" for i in range(len(costs))])
 
 
+def parsed(size: str) -> int:
+    return round(float(size.rstrip("KMB")) * {"K": 1e3, "M": 1e6, "B": 1e9}.get(size[-1], 1))
+
+
 def one_stage(weights: Sequence[float]) -> list[MixStage]:
     return [MixStage("all", 1.0, None, tuple(weights))]
 
@@ -400,18 +404,42 @@ def test_a_fractional_cap_is_kept() -> None:
     assert np.bincount(made.source).tolist() == [150, 150]
 
 
-def test_a_source_that_would_stay_out_is_an_error_with_a_size_that_works() -> None:
+def test_a_source_that_would_stay_out_is_an_error_with_the_smallest_size_that_works() -> None:
     costs = [np.full(500, 10, np.int32), np.array([2, 900], np.int32)]  # its first row is the large one
     weights = (0.99, 0.01)
     small = solve(available(costs, [100, 1]), one_stage(weights), "tokens", 2000, "error")
     seed = next(
         s for s in range(20) if run(costs[1:], plan([(1.0, (1.0,), None)]), [1], s, ["s1"]).row[0] == 1
     )
-    with pytest.raises(RecipeError, match=r"s1 would get no row.*size that works is 90\.5K") as caught:
+    with pytest.raises(RecipeError, match=r"s1 would get no row.*size that works is 44\.6K;") as caught:
         run(costs, small, [100, 1], seed)
     assert caught.value.exit_code == 2
-    made = run(costs, plan([(90_500.0, weights, None)]), [100, 1], seed)
-    assert 1 in made.source
+    assert 1 in run(costs, plan([(44_600.0, weights, None)]), [100, 1], seed).source
+    with pytest.raises(RecipeError, match=r"44\.6K"):
+        run(costs, plan([(44_500.0, weights, None)]), [100, 1], seed)
+
+
+@given(seeds)
+@settings(max_examples=40, deadline=None)
+def test_the_smallest_size_works_when_followed_and_names_the_caps_it_needs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    costs = random_costs(rng, 3, 40, 60)
+    weights = rng.dirichlet(np.ones(3)) + 1e-3
+    caps = [1.0] * 3
+    for _ in range(2):
+        try:
+            quota = solve(available(costs, caps), one_stage(weights), "tokens", 60, "shrink", rows_known=True)
+            run(costs, quota, caps, seed)
+        except RecipeError as error:
+            message = str(error)
+        else:
+            return
+        size = parsed(message.split("works is ")[1].split(";")[0].split(" ")[0])
+        for i in range(3):
+            if f"max_epochs of s{i} at " in message:
+                caps[i] = float(message.split(f"max_epochs of s{i} at ")[1].split(";")[0].split(" ")[0])
+        quota = solve(available(costs, caps), one_stage(weights), "tokens", size, "error", rows_known=True)
+        assert set(run(costs, quota, caps, seed).source.tolist()) == {0, 1, 2}
 
 
 def test_the_same_call_gives_the_same_order_and_another_seed_another() -> None:
