@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["Recipe", "__version__", "build", "dedupe", "open", "plan", "report", "verify"]
+__all__ = ["Recipe", "__version__", "build", "dedupe", "diff", "open", "plan", "report", "verify"]
 
 _PLACES = {  # imported when they are first asked for, so that `datamix --help` is instant
     "Recipe": ("datamix.recipe", "Recipe"),
     "build": ("datamix.commands.api", "build"),
     "dedupe": ("datamix.dedup", "dedupe"),
+    "diff": ("datamix.commands.api", "diff"),
     "open": ("datamix.pipeline.built_sets", "open_any"),
     "plan": ("datamix.commands.api", "plan"),
     "report": ("datamix.commands.api", "report"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datamix.audit import Check
 from datamix.audit import verify as recount
@@ -12,6 +12,9 @@ from datamix.pipeline import planning
 from datamix.pipeline.built_sets import default_cache
 from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
+
+if TYPE_CHECKING:
+    from datamix.reporting.differences import SetDiff
 
 
 def build(
@@ -35,6 +38,13 @@ def plan(
 
     read = _recipe(recipe)
     return planning.make_plan(read, _options(read, out, cache, 0, False), exact, None, Screen(quiet=True))
+
+
+def diff(out1: str | Path, out2: str | Path) -> SetDiff:
+    """What changed from one finished set to another; ``print`` shows it, ``.html()`` is a page. Raises DatamixError."""
+    from datamix.reporting.differences import compare
+
+    return compare(Path(out1), Path(out2))
 
 
 def report(out: str | Path, language: str = "en") -> Path:

@@ -15,6 +15,7 @@ from datamix.commands.cache import cache
 from datamix.commands.check import check
 from datamix.commands.convert import convert
 from datamix.commands.dedupe import dedupe
+from datamix.commands.diff import diff
 from datamix.commands.export import export
 from datamix.commands.init import init
 from datamix.commands.inspect import inspect
@@ -69,6 +70,7 @@ for _command in (
     verify,
     inspect,
     report,
+    diff,
     check,
     convert,
     dedupe,

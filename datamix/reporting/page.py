@@ -35,18 +35,18 @@ def render_report(
     """
     manifest, say = manifest or read_manifest(out), Words(language)
     shown = sections(out, manifest, gather(out, manifest, costs), say)
-    return _page(manifest, verdicts(manifest, say), shown, say)
+    return _set_page(manifest, verdicts(manifest, say), shown, say)
 
 
 def render_rows(out: Path, manifest: dict[str, Any], first: int, num_rows: int) -> str:
     """A page of ``num_rows`` whole rows from row ``first`` on, decoded."""
     say = Words()
-    return _page(manifest, [], [row_section(out, manifest, range(first, first + num_rows), say)], say)
+    return _set_page(manifest, [], [row_section(out, manifest, range(first, first + num_rows), say)], say)
 
 
-def _page(manifest: dict[str, Any], opening: Sequence[Verdict], shown: Sequence[Section], say: Words) -> str:
-    import jinja2  # not at start-up
-
+def _set_page(
+    manifest: dict[str, Any], opening: Sequence[Verdict], shown: Sequence[Section], say: Words
+) -> str:
     emitted = [s["emitted"] for s in manifest["sources"].values()]
     packing, asked = manifest["packing"], manifest["mixture"]["unit"]
     limit = [say.count(packing["max_length"], "token")] if packing["max_length"] else []
@@ -68,6 +68,24 @@ def _page(manifest: dict[str, Any], opening: Sequence[Verdict], shown: Sequence[
         (say("content sha256"), (manifest["content_sha256"] or "")[:12]),
         (say("seed"), str(manifest["seed"])),
     ]
+    made_by = "made by datamix {version}; `datamix verify` recounts every number on this page from the files."
+    footer = [say(made_by).format(version=manifest["datamix_version"])]
+    if manifest["content_sha256"]:
+        footer.insert(0, f"{say('content')} {manifest['content_sha256']}")
+    return render_page(manifest["name"], facts, opening, shown, footer, say)
+
+
+def render_page(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    opening: Sequence[Verdict],
+    shown: Sequence[Section],
+    footer: Sequence[str],
+    say: Words,
+) -> str:
+    """Sections as one page that opens offline: ``facts`` below the title, then the opening sentences."""
+    import jinja2  # not at start-up
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -76,5 +94,5 @@ def _page(manifest: dict[str, Any], opening: Sequence[Verdict], shown: Sequence[
         lstrip_blocks=True,
     )
     style = environment.get_template("page.css").render()
-    values = {"manifest": manifest, "facts": facts, "verdicts": opening, "sections": shown}
+    values = {"title": title, "facts": facts, "verdicts": opening, "sections": shown, "footer": footer}
     return environment.get_template("page.html").render(style=style, say=say, **values)

@@ -27,6 +27,9 @@ inspect {tmp}/set --row 0
 inspect {tmp}/set --stats
 inspect {tmp}/set --removed
 inspect {tmp}/set --html
+report {tmp}/set --language zh
+diff {tmp}/set {tmp}/trial
+diff {tmp}/set {tmp}/trial --html
 check data.jsonl --as sft
 convert data.jsonl {tmp}/out.jsonl --to sharegpt
 convert pairs.jsonl {tmp}/out.jsonl --to alpaca --lossy --overwrite
