@@ -21,7 +21,7 @@ import yaml
 import datamix
 from datamix.clean import STEPS
 from datamix.commands.cli import cli
-from datamix.exporters.catalog import EXPORT_FORMATS
+from datamix.exporters import catalog
 from datamix.load import TrainingSet
 from datamix.recipe.schemas import recipe_schema
 
@@ -197,9 +197,8 @@ def format_rows(language: int) -> list[str]:
         ("| format | kinds | options and defaults |", "| 格式 | 种类 | 选项与默认值 |")[language],
         "| --- | --- | --- |",
     ]
-    for name, place in EXPORT_FORMATS.items():
-        module, _, attribute = place.partition(":")
-        sink = getattr(importlib.import_module(module), attribute)
+    for name in catalog.EXPORT_FORMATS:
+        sink = catalog._load(name)
         fields = [
             f
             for f in dataclasses.fields(sink)
