@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from datamix.core.errors import RecipeError
+from datamix.recipe import Recipe
+from datamix.recipe.schemas import recipe_schema
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -114,3 +119,19 @@ def test_headings_go_down_one_level_at_a_time() -> None:
         levels = [n for what, n in structure(path) if what == "heading"]
         assert levels[0] == 1, path
         assert all(next_ <= level + 1 for level, next_ in pairwise(levels)), path
+
+
+def test_the_recipe_keys_named_for_other_tools_exist() -> None:
+    text = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    keys = json.dumps(recipe_schema())
+    for section, name in re.findall(r"`(encode|mix)\.(\w+)", text):
+        assert f'"{name}"' in keys, f"{section}.{name}"
+    for word, hint in re.findall(
+        r"^\| `(cutoff_len|sequence_len|val_size|train_on_inputs|interleave_probs)`[^|]*\| ([^|]*)\|",
+        text,
+        re.M,
+    ):
+        with pytest.raises(RecipeError) as error:
+            Recipe.of({word: 1})
+        place = re.findall(r"`(?:encode\.)?(\w+)", hint)[0]
+        assert place in str(error.value), (word, hint)
