@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import click
 import pytest
@@ -22,6 +23,8 @@ from pydantic import TypeAdapter
 from datamix.clean import STEPS
 from datamix.commands.cli import cli
 from datamix.core import errors
+from datamix.core.records import Kind
+from datamix.exporters import catalog
 from datamix.recipe import Recipe, parts
 
 ROOT = Path(__file__).parent.parent
@@ -192,3 +195,38 @@ def test_the_site_builds_without_a_warning_in_both_languages(tmp_path: Path) -> 
     )  # no backslash in a table
     assert "Not run by the tests: it trains a model." in (tmp_path / "start.html").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+
+
+@pytest.mark.parametrize("page", ["exports.md", "exports.zh.md"])
+def test_the_table_of_formats_names_the_kinds_that_each_format_holds(page: str) -> None:
+    words = {
+        "all": set(get_args(Kind)),
+        "全部": set(get_args(Kind)),
+        "pairs": {"preference"},
+        "成对偏好": {"preference"},
+    }
+    rows = re.findall(
+        r"^\| `([\w-]+)`[^|]*\| ([^|]*) \|", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE
+    )
+    table = {
+        name: cell for name, cell in reversed(rows) if name in catalog.EXPORT_FORMATS
+    }  # the first of each
+    assert set(table) == set(catalog.EXPORT_FORMATS)
+    for name, cell in table.items():
+        names = re.split(r", |、", re.sub(r" ?[(（].*?[)）]", "", cell))
+        assert set().union(*(words.get(word, {word}) for word in names)) == set(catalog._load(name).KINDS), (
+            name
+        )
+
+
+@pytest.mark.parametrize("page", ["reasons.md", "reasons.zh.md"])
+def test_every_reason_that_encoding_gives_or_counts_is_explained(page: str) -> None:
+    source = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "datamix" / "tokenize").rglob("*.py"))
+    given = set(
+        re.findall(
+            r'reasons\[\w+\] = "(\w+)"|counts\["(\w+)"\]|return "(template)"|"(overlong|no_loss)"', source
+        )
+    )
+    reasons = {reason for groups in given for reason in groups if reason}
+    assert len(reasons) >= 5
+    assert reasons - listed(REFERENCE / page) == set()
