@@ -242,6 +242,20 @@ def option_row(command: str, option: click.Option, context: click.Context, langu
     return "| " + " | ".join(cells) + " |"
 
 
+EXAMPLE = """
+import datamix
+
+recipe = datamix.Recipe.read("samples/sft.yaml")
+manifest = datamix.build(recipe, "set")
+assert all(check.ok for check in datamix.verify("set") if check.name != "not checked")
+
+ts = datamix.open("set")
+print(len(ts), ts.source_of(0), ts[0]["input_ids"][:8])
+for batch in ts.batches(8):  # numpy; ts.torch(8) gives tensors, ts.datasets() a dataset
+    break
+"""
+
+
 def python_page(language: int) -> str:
     """The public functions, the training set that `open` gives, and the errors."""
     title, intro = (
@@ -254,10 +268,14 @@ def python_page(language: int) -> str:
             "`import datamix` 把命令变成函数：返回值而不是文字，同样的错误以异常给出。说明取自代码，为英文。",
         ),
     )[language]
-    lines = [f"# {title}", "", intro]
+    lines = [f"# {title}", "", intro, "", "```python", EXAMPLE.strip(), "```"]
     for name in datamix.__all__:
+        value = getattr(datamix, name)
         if name != "__version__":
-            lines += signature(f"datamix.{name}", getattr(datamix, name))
+            lines += signature(f"datamix.{name}", value)
+        for method in vars(value) if inspect.isclass(value) else ():
+            if isinstance(vars(value)[method], classmethod) and not method.startswith("_"):
+                lines += signature(f"datamix.{name}.{method}", getattr(value, method), "###")
     lines += ["", f"## {('The training set', '训练集')[language]}", "", doc(TrainingSet)]
     for name, value in inspect.getmembers(TrainingSet):
         if (
@@ -283,12 +301,8 @@ def python_page(language: int) -> str:
 def signature(name: str, value: Any, heading: str = "##") -> list[str]:
     """A heading, the call and the docstring's first paragraph of a function, class or property."""
     lines = ["", f"{heading} {name}", ""]
-    if not isinstance(value, property):
-        text = (
-            re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(value)))
-            if not inspect.isclass(value)
-            else "(...)"
-        )
+    if not isinstance(value, property) and not inspect.isclass(value):
+        text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(value)))
         lines += ["```text", f"{name}{text}".replace("(self, ", "(").replace("(self)", "()"), "```", ""]
     return [*lines, doc(value)]
 
