@@ -28,8 +28,9 @@ from datamix.tokenize import EncodeSpec, load
 from datamix.tokenize import fit as truncate_records
 
 _VERSION = 1
+_FIT_VERSION = 3
 _SIGN_VERSION = 2
-_FIT_VERSION = 2
+_FIT_VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,21 @@
-"""Make over-long records fit: drop the oldest turns, else cut the prompt, else refuse the record.
+"""Make over-long records fit: drop the oldest exchanges, cut the front of a question, else refuse the record.
 
-A conversation loses its oldest exchanges first (the system turn stays) and is rendered anew, so that it is a
-conversation the template could have written. If the last exchange alone is too long, the text of its question
-is cut from the front, so that the part next to the answer stays. An answer is never cut. The prompt of a pair is
-made to fit beside the longer of its completions, the same for both. The messages that are left come with the
-tokens, for formats that hold text. Cost: one more encoding of the records that are too long; texts that their
-shorter forms share are encoded once.
+A conversation loses its oldest exchanges first (the system turn stays) and is rendered anew, so that it is a conversation the
+template could have written. A question is cut from the front, so that the part next to its answer stays, and never away: its
+last word stays, or the exchange goes with it. So no answer is trained to a question that is not there; an answer is never cut.
+``truncate`` cuts the question of the oldest exchange that is left, where dropping it would free more than needed; the other
+ways cut only that of the last exchange, where it alone is too long. The prompt of a pair is made to fit beside the longer of its
+completions, the same for both. The messages that are left come with the tokens, for formats that hold text. Cost: one more
+encoding of the records that are too long; texts that their shorter forms share are encoded once.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +29,7 @@ from datamix.tokenize.tokenizer import CachedEncoder
 
 # Tokens more than the excess that are cut in turn: cutting a text may change its first tokens.
 _SLACK = (0, 8, 64, 512)
+_MIN_QUESTION = 4  # tokens that stay at least of a question that is cut
 
 
 class FittedRecords(NamedTuple):
@@ -53,11 +57,10 @@ def fit_rows(encoder: Encoder, rows: TokenRows, max_length: int, overlong: str) 
     fitter = _Fitter(encoder, rows, max_length)
     fitter.try_whole()
     whole = [fitted is not None for fitted in fitter.fitted]
-    if overlong == "truncate":  # prompts are cut before turns are dropped
-        fitter.cut(rows.prompts)
     if overlong != "drop":
-        fitter.drop_exchanges(rows.prompts)
-        fitter.cut([_without_oldest(prompt, len(_exchanges(prompt)) - 1) for prompt in rows.prompts])
+        dropped = fitter.drop_exchanges(rows.prompts)
+        rest = {row: _without_oldest(rows.prompts[row], n - 1) for row, n in dropped.items()}
+        fitter.cut({r: c for r, c in rest.items() if overlong == "truncate" or fitter.fitted[r] is None})
     reasons = [
         reason or ("overlong" if fitted is None else None)
         for reason, fitted in zip(rows.reasons, fitter.fitted, strict=True)
@@ -88,8 +91,8 @@ class _Fitter:
             pending = self._pending()
             self._try(pending, [self._rows.prompts[row] for row in pending])
 
-    def drop_exchanges(self, conversations: list[Conversation]) -> None:
-        """Drop as few of the oldest exchanges as needed, by bisection over all rows at once."""
+    def drop_exchanges(self, conversations: list[Conversation]) -> dict[int, int]:
+        """Drop as few of the oldest exchanges as needed, by bisection over all rows at once; how many, by row."""
         pending = self._pending()
         low = dict.fromkeys(pending, 1)
         high = {row: len(_exchanges(conversations[row])) for row in pending}  # all dropped: nothing fits
@@ -101,19 +104,22 @@ class _Fitter:
                     high[row] = middle[row]
                 else:
                     low[row] = middle[row] + 1
+        return high
 
-    def cut(self, conversations: list[Conversation]) -> None:
-        """Cut the texts of prompts from the front by the excess, oldest first."""
+    def cut(self, conversations: dict[int, Conversation]) -> None:
+        """Cut the question of each first exchange from the front by the excess, where enough of it stays."""
+        pending = list(conversations)
         for slack in _SLACK:
-            pending = self._pending()
+            lengths = self._lengths(pending, [conversations[row] for row in pending])
+            candidates: dict[int, Conversation] = {}
+            for row, length in zip(pending, lengths, strict=True):
+                excess = max(length - self._max_length, 0) + slack
+                if cut := _cut_question(self._encoder, conversations[row], excess):
+                    candidates[row] = cut
+            fits = self._try(list(candidates), list(candidates.values()))
+            pending = [row for row, is_short in zip(candidates, fits, strict=True) if not is_short]
             if not pending:
                 return
-            whole = [conversations[row] for row in pending]
-            candidates = [
-                _cut_prompt(self._encoder, conversation, max(length - self._max_length, 0) + slack)
-                for conversation, length in zip(whole, self._lengths(pending, whole), strict=True)
-            ]
-            self._try(pending, candidates)
 
     def _pending(self) -> list[int]:
         return [
@@ -186,15 +192,28 @@ def _without_oldest(conversation: Conversation, num_dropped: int) -> Conversatio
     return conversation.with_turns([*system, *(turn for exchange in exchanges for turn in exchange)])
 
 
-def _cut_prompt(encoder: Encoder, conversation: Conversation, excess: int) -> Conversation:
-    """Remove ``excess`` tokens from the front of user and tool turns, oldest first; each keeps a token."""
-    turns = []
-    for turn in conversation.turns:
+def _cut_question(encoder: Encoder, conversation: Conversation, excess: int) -> Conversation | None:
+    """Remove ``excess`` tokens from the front of the user and tool turns of the first exchange, oldest first.
+
+    None where that would cut one of them away.
+    """
+    turns = list(conversation.turns)
+    first, exchanges = _num_system(conversation), _exchanges(conversation)
+    for at in range(first, first + len(exchanges[0]) if exchanges else first):
+        turn = turns[at]
         if excess > 0 and turn.role in ("user", "tool") and turn.content:
             starts = encoder.plain.character_starts(turn.content)
-            num_cut = min(excess, len(starts) - 1)
+            num_cut = min(excess, len(starts) - max(_last_word(turn.content, starts), _MIN_QUESTION))
             if num_cut > 0:
-                turn = turn._replace(content=turn.content[starts[num_cut] :])
+                turns[at] = turn._replace(content=turn.content[starts[num_cut] :])
                 excess -= num_cut
-        turns.append(turn)
-    return conversation.with_turns(turns)
+    return conversation.with_turns(turns) if excess <= 0 else None
+
+
+def _last_word(text: str, starts: Sequence[int]) -> int:
+    """Tokens from the last word of a text (its last 16 letters) to its end; ``starts``: where each token begins."""
+    end = next((at for at in reversed(range(len(text))) if text[at].isalnum()), len(text.rstrip()) - 1)
+    start = max(end, 0)
+    while start > max(end - 15, 0) and text[start - 1].isalnum():
+        start -= 1
+    return len(starts) - max(bisect_right(starts, start) - 1, 0)

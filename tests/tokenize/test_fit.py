@@ -175,3 +175,73 @@ def test_the_messages_that_are_left_render_to_the_tokens_that_are_left(tokenizer
         if row["reason"] is None:
             again = [{**m, "tool_calls": m["tool_calls"] and json.loads(m["tool_calls"])} for m in messages]
             assert encoder.encode(make.sft([again]), "sft")[0].to_pylist()[0]["ids"] == row["ids"]
+
+
+def exchanges_of(messages: list[Message]) -> list[tuple[str, str]]:
+    """Questions with their answers."""
+    asked = [m["content"] for m in messages if m["role"] == "user"]
+    return list(zip(asked, (m["content"] for m in messages if m["role"] == "assistant"), strict=True))
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen3", "mistral-v3", "chatglm4"])
+@pytest.mark.parametrize("overlong", ["truncate", "drop_turns"])
+def test_no_answer_is_trained_to_a_question_that_was_cut_away(
+    overlong: str, name: str, tokenizers: dict[str, Path]
+) -> None:
+    talk = []
+    for number in range(8):
+        talk += [make.user(f"q{number} " + "w " * 40), make.assistant(f"a{number} " + "x " * 10)]
+    encoder = make.encoder(tokenizers[name])
+    full = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    seen = set()
+    for max_length in range(30, full["length"], 7):
+        fitted = fit(encoder, make.sft([talk]), "sft", max_length, overlong)
+        if fitted.tokens.to_pylist()[0]["reason"]:
+            continue
+        exchanges = exchanges_of(fitted.messages.to_pylist()[0])
+        assert [answer[:2] for _, answer in exchanges] == [f"a{n}" for n in range(8 - len(exchanges), 8)]
+        assert all(question.count("w") >= 2 for question, _ in exchanges)
+        assert all(question.startswith("q") for question, _ in exchanges[1:])  # only the oldest is cut
+        seen.add((len(exchanges), exchanges[0][0].startswith("q")))
+    assert (1, False) in seen  # the last question is cut before the record is given up
+    assert ((8, False) in seen) == (overlong == "truncate")
+
+
+def test_a_pair_whose_question_would_be_cut_away_is_refused(tokenizers: dict[str, Path]) -> None:
+    for name in ("chatml", "qwen3", "mistral-v3", "chatglm4"):
+        encoder = make.encoder(tokenizers[name], kind="preference")
+        talk = [make.user("first " * 9), make.assistant("so " * 5), make.user("why 为什么 " * 9)]
+        batch = make.pairs([(talk, [make.assistant("yes")], [make.assistant("no, not at all")])])
+        full = encoder.encode(batch, "preference")[0].to_pylist()[0]
+        for max_length in range(4, full["length"]):
+            fitted = fit(encoder, batch, "preference", max_length, "truncate_prompt")
+            messages = fitted.messages.to_pylist()[0]
+            assert messages is None or messages[-1]["content"].endswith("为什么 ")
+
+
+def test_a_tool_result_that_would_be_cut_away_takes_its_exchange_along(tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["chatml"])
+    old = [
+        make.user("look it up"),
+        make.assistant("wait"),
+        make.tool("result " * 30),
+        make.assistant("the old answer"),
+    ]
+    talk = [*old, make.user("and now"), make.assistant("the new answer")]
+    full = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    alone = encoder.encode(make.sft([talk[4:]]), "sft")[0].to_pylist()[0]
+    for max_length in range(alone["length"], full["length"]):
+        row = fit(encoder, make.sft([talk]), "sft", max_length, "truncate").tokens.to_pylist()[0]
+        text = encoder.decode(row["ids"])
+        assert ("the old answer" in text) == (text.count("result") >= 1)
+        assert "the new answer" in text
+
+
+@pytest.mark.parametrize("end", ["\n" * 40, " " * 60, "？？？" * 12])
+def test_the_last_word_of_a_question_stays(end: str, tokenizers: dict[str, Path]) -> None:
+    encoder = make.encoder(tokenizers["chatml"])
+    talk = [make.user("words " * 20 + "why" + end), make.assistant("so.")]
+    full = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
+    for max_length in range(12, full["length"]):
+        row = fit(encoder, make.sft([talk]), "sft", max_length, "truncate").tokens.to_pylist()[0]
+        assert row["reason"] == "overlong" or "why" in encoder.decode(row["ids"])
