@@ -78,14 +78,17 @@ def _check_fates(
         if count and not recipe.get(key):
             text = f"{name}: {count:,} records are {' or '.join(reasons)}, and the recipe has no {key}"
             findings.add(text)
-    if records["cleaned"] and not recipe["clean"]:
+    keep = recipe["sources"].get(name, {}).get("keep")
+    if records["cleaned"] and not recipe["clean"] and not keep:
         count = records["cleaned"]
         findings.add(f"{name}: {count:,} records were cleaned away, and the recipe cleans nothing")
     held_out = records["validation"]
     if rule is None:
         what = f"{name}: records of a validation that the recipe does not ask for"
         findings.expect(what, held_out, 0)
-    elif not rule["path"] and not several:  # not a file of its own, nor siblings that stay together
+    elif not (
+        rule["path"] or rule.get("group_by") or several
+    ):  # no file of its own, nor records that stay together
         live = held_out + removed.get("leaked", 0) + live_records(source)
         asked = rule["records"] if rule["records"] is not None else round((rule["share"] or 0.0) * live)
         expected = min(max(1, asked), live - 1) if live > 1 else 0

@@ -94,7 +94,9 @@ def convert(source: str, target: str, to: str, lossy: bool = False, overwrite: b
     if not seen.values and not seen.rejects:
         raise DataError(f"{source}: it holds no records, so there is nothing to convert.")
     if not seen.values:
-        raise DataError(f"{source}: none of its first records can be read; {seen.fields()}. Fix the file first.")
+        raise DataError(
+            f"{source}: none of its first records can be read; {seen.fields()}. Fix the file first."
+        )
     if seen.detection is None:
         raise DataError(
             f"{source}: its records are in no known format: {seen.fields()}. Rename its fields to those of a known "

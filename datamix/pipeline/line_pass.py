@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from datamix.core.contracts import Receipt, Task
 from datamix.core.hashing import content_keys, digest
 from datamix.dedup import LineCounts, LineSpec, count_lines, cut_lines, repeated
-from datamix.pipeline.prepare import CLEANED, Window, open_ipc, prepared_schema, read_batches
+from datamix.pipeline.prepare import CLEANED, Window, open_ipc, read_batches
 
 _VERSION = 2
 REASON = "repeated_lines"
@@ -106,7 +106,8 @@ def common(spec: CommonSpec, folder: Path) -> dict[str, Any]:
 def cut(spec: CutSpec, folder: Path) -> dict[str, Any]:
     """Write a prepared file again without the common lines."""
     keys = np.load(spec.common)
-    schema = prepared_schema("text")
+    with pa.memory_map(str(spec.prepared.folder / "records.arrow")) as source:
+        schema = pa.ipc.open_file(source).schema
     batches: list[list[int]] = []
     mended = dropped = 0
     shutil.copyfile(spec.prepared.folder / "rejects.arrow", folder / "rejects.arrow")

@@ -172,6 +172,9 @@ def _source(
     noticed: Counter[str] = Counter()
     for receipt in source.encoded:
         noticed.update(receipt.counts["found"])
+    thinking = sum(receipt.counts.get("thinking", 0) for receipt in source.prepared)
+    if thinking:
+        noticed["thinking"] = thinking
     return {
         "records": records | {fate: settled.counts.get(fate, 0) for fate in _FATES},
         "rejected_by": dict(sorted(rejected.items())),

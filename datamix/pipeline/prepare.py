@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from datamix.clean import Step, clean
@@ -22,6 +23,7 @@ from datamix.core.contracts import Receipt, Reject, Rows, Shaped, Slice, Task
 from datamix.core.hashing import content_keys, digest
 from datamix.core.records import SCHEMAS, RecordKind, identity_texts
 from datamix.formats import RECORD_FORMATS, FastPath, ShapeSpec, shape, together
+from datamix.pipeline.record_rules import NO_RULES, RecordRules, apply_rules, count_thinking
 from datamix.pipeline.scan import InputFile, group_files
 from datamix.read import read
 
@@ -43,9 +45,12 @@ REJECTS = pa.schema(
 )
 
 
-def prepared_schema(kind: RecordKind) -> pa.Schema:
-    """Records as the cache stores them: the kind's schema and a 128-bit content key."""
-    return SCHEMAS[kind].append(pa.field("key", pa.binary(16), False))
+def prepared_schema(kind: RecordKind, grouped: bool = False) -> pa.Schema:
+    """Records as the cache stores them: the kind's schema, a hash of their group where asked, a 128-bit content key."""
+    schema = SCHEMAS[kind]
+    if grouped:
+        schema = schema.append(pa.field("group", pa.uint64(), False))
+    return schema.append(pa.field("key", pa.binary(16), False))
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,18 @@ class PrepareSpec:
     shape: ShapeSpec
     steps: tuple[Step, ...]
     limit: int | None = None  # at most this many records of each slice
+    rules: RecordRules = NO_RULES
 
     def key(self) -> str:
         """Content decides, never the place: the same file elsewhere is the same work."""
-        names = "path" in self.shape.keep_meta
+        shape = self.rules.shape(self.shape)
+        names = "path" in shape.keep_meta
         slices = [
             replace(s, path="", state=(), options=tuple(p for p in s.options if names or p[0] != "name"))
             for s in self.slices
         ]
-        return digest("prepare", _VERSION, slices, self.shape, self.steps, self.limit)
+        asked = [self.shape, self.steps, self.limit, *([self.rules] if self.rules != NO_RULES else [])]
+        return digest("prepare", _VERSION, slices, *asked)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,12 @@ class PreparedSlices:
 
 
 def parts(
-    files: Sequence[InputFile], asked: ShapeSpec, steps: tuple[Step, ...], limit: int | None, home: Path
+    files: Sequence[InputFile],
+    asked: ShapeSpec,
+    steps: tuple[Step, ...],
+    limit: int | None,
+    home: Path,
+    rules: RecordRules = NO_RULES,
 ) -> list[PreparedSlices]:
     """The prepare tasks of one source, in file order; files of equal format that are small share a task.
 
@@ -98,7 +111,7 @@ def parts(
             shared = [pieces] if len(group) > 1 else [[piece] for piece in pieces]
             weight = sum(sizes[i] for i in group) // len(shared) // cheapness + 1
             for part in shared:
-                work = PrepareSpec(tuple(piece for _, piece in part), shape, steps, limit)
+                work = PrepareSpec(tuple(piece for _, piece in part), shape, steps, limit, rules)
                 task = Task(f"prepare {run[0].source}", work.key(), prepare, work, home, weight)
                 made.append(PreparedSlices(task, tuple(file for file, _ in part)))
         first += len(run)
@@ -109,7 +122,7 @@ def prepare(spec: PrepareSpec, folder: Path) -> dict[str, Any]:
     """Carry one task out; counts say what became of every record of every slice."""
     kind = spec.shape.kind
     tally = _Tally(len(spec.slices))
-    schema = prepared_schema(kind)
+    schema = prepared_schema(kind, spec.rules.group_by is not None)
     with (
         open_ipc(folder / "records.arrow", schema) as records,
         open_ipc(folder / "cleaned.arrow", CLEANED) as cleaned,
@@ -122,13 +135,17 @@ def prepare(spec: PrepareSpec, folder: Path) -> dict[str, Any]:
                 )
                 columns = [pa.array(column, field.type) for column, field in zip(rows, REJECTS, strict=True)]
                 rejects.write_batch(pa.RecordBatch.from_arrays(columns, schema=REJECTS))
-            result = clean(batch, kind, spec.steps)
-            tally.cleaned.update(result.dropped.values())
+            batch, outside = apply_rules(batch, spec.rules, spec.shape.keep_meta)
+            stays = np.setdiff1d(np.arange(batch.num_rows), list(outside))
+            result = clean(batch.take(pa.array(stays)) if outside else batch, kind, spec.steps)
+            dropped = outside | {int(stays[row]): reason for row, reason in result.dropped.items()}
+            tally.cleaned.update(dropped.values())
             tally.fixed.update(result.fixed)
-            if result.dropped:
-                at = sorted(result.dropped)
+            tally.thinking += count_thinking(result.batch) if kind != "text" else 0
+            if dropped:
+                at = sorted(dropped)
                 ids = [batch.column(name).take(pa.array(at, pa.int64())) for name in ("slice", "record")]
-                reasons = pa.array([result.dropped[i] for i in at], pa.string())
+                reasons = pa.array([dropped[i] for i in at], pa.string())
                 cleaned.write_batch(pa.RecordBatch.from_arrays([*ids, reasons], schema=CLEANED))
             if result.batch.num_rows:
                 keys = content_keys(identity_texts(result.batch, kind))
@@ -155,6 +172,7 @@ class _Tally:
         self.cleaned: Counter[str] = Counter()
         self.fixed: Counter[str] = Counter()
         self.batches: list[list[int]] = []
+        self.thinking = 0  # records with reasoning
         self.raw_bytes = 0  # of the records as they stood, where the container has them
 
     def see(self, index: int, rows: Rows) -> None:
@@ -177,15 +195,17 @@ class _Tally:
             "lines": self.lines,
             "batches": self.batches,
             "raw_bytes": self.raw_bytes,
+            "thinking": self.thinking,
             **{k: dict(sorted(v.items())) for k, v in plain.items()},
         }
 
 
 def _shaped(spec: PrepareSpec, tally: _Tally) -> Iterator[tuple[int, pa.RecordBatch, list[Reject]]]:
-    quick = FastPath(spec.shape)
+    asked = spec.rules.shape(spec.shape)
+    quick = FastPath(asked)
     for index, piece in enumerate(spec.slices):
         for rows in read(piece, limit=spec.limit, take=partial(quick, index)):
-            shaped = shape(rows, index, spec.shape)
+            shaped = shape(rows, index, asked)
             if rows.taken is not None:
                 shaped = Shaped(together(rows.taken.batch, shaped.batch), shaped.rejects)
             rejected = [*rows.rejects, *shaped.rejects]

@@ -22,6 +22,7 @@ from datamix.pipeline import encode_pass as encode
 from datamix.pipeline import line_pass as lines
 from datamix.pipeline import prepare, scan
 from datamix.pipeline.progress import Screen, run_tasks
+from datamix.pipeline.record_rules import KEEP_MISSING, NO_RULES, RecordRules
 from datamix.pipeline.scan import InputFile, SourceRequest
 from datamix.pipeline.shards import PreparedPart, SlicePlace, SourceShards, TokenShard
 from datamix.pipeline.store import Store
@@ -61,6 +62,7 @@ class SourceWork:
     dedupe: DedupeSpec | None = None
     lines: LineSpec | None = None  # repeated lines to cut, of all sources together
     limit: int | None = None
+    rules: RecordRules = NO_RULES
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def _without_lines(
 
 def _parts(work: SourceWork, files: Sequence[InputFile], home: Path) -> list[prepare.PreparedSlices]:
     shape = ShapeSpec("", record_kind(work, files), (), work.system, work.keep_meta, work.kwargs, work.media)
-    return prepare.parts(files, shape, work.steps, work.limit, home)
+    return prepare.parts(files, shape, work.steps, work.limit, home, work.rules)
 
 
 def preload_tokenizer(
@@ -243,6 +245,16 @@ def check_source(work: SourceWork, files: Sequence[InputFile], receipts: Sequenc
     for receipt in receipts:
         why.update(receipt.counts["rejected_by"])
     rejected = why.total()
+    cleaned: Counter[str] = Counter()
+    for receipt in receipts:
+        cleaned.update(receipt.counts["cleaned_by"])
+    missing, is_left = cleaned[KEEP_MISSING], any(receipt.counts["batches"] for receipt in receipts)
+    if missing and missing == cleaned.total() and not is_left:
+        fields = ", ".join(band.field for band in work.rules.keep)
+        raise RecipeError(
+            f"sources.{source}.keep: none of its {missing:,} records has a number in the field {fields}. Name a field of "
+            "the files, by its path if it is inside another (`field: extra_info.pass_rate`)."
+        )
     if not read:
         raise DataError(
             f"Source {source} is empty: {len(files)} file{'s' * (len(files) != 1)} "

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from datamix.core.arrays import write_batch
 from datamix.core.contracts import Task
 from datamix.core.errors import DataError
-from datamix.core.hashing import digest, key_ranks, salt
+from datamix.core.hashing import digest, salt
 from datamix.core.records import texts
 from datamix.dedup import ContaminationSpec, Decision, DedupeSpec, Signed, decide, leaked, overlap
 from datamix.pipeline.contradictions import contradictory, pairs
+from datamix.pipeline.held_out import Split, begin_alike, hold_out, sample_records
 from datamix.pipeline.prepare import read_batches
-from datamix.pipeline.shards import Identities, SourceShards, identities, measure, used_records
+from datamix.pipeline.shards import SourceShards, identities, measure, used_records
 
 _VERSION = 2
 
@@ -32,14 +33,6 @@ _VERSION = 2
 FATES = ("cleaned", "removed", "dropped", "unused", "validation", "used")
 REMOVED, DROPPED, UNUSED, VALIDATION, POOL = 1, 2, 3, 4, 5
 _METHODS = ("", "exact", "near")
-
-
-@dataclass(frozen=True)
-class Split:
-    """How many records of each source are held out."""
-
-    share: float | None = None
-    records: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,8 +154,9 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
         for code, reason in enumerate(encoded.reasons):
             source.set(np.flatnonzero(encoded.reason == code), DROPPED, reason)
         if limit is not None:
-            rows = _smallest(source.alive, known.key, salt(spec.seed, "sample", shards.name), limit)
-            source.set(np.setdiff1d(np.flatnonzero(source.alive), rows), UNUSED, "max_records")
+            live = np.flatnonzero(source.alive)
+            rows = sample_records(live, known, salt(spec.seed, "sample", shards.name), limit)
+            source.set(np.setdiff1d(live, rows), UNUSED, "max_records")
         fates.append(source)
     if spec.held_out is not None:
         source = fates[spec.held_out]
@@ -174,8 +168,10 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
     if spec.contamination is not None:
         _remove_contaminated(spec, fates)
     if spec.split is not None:
-        for known, source in zip(ids, fates, strict=True):
-            source.set(_held_out(spec, source, known), VALIDATION, "validation")
+        for source, rows in zip(
+            fates, hold_out(spec.split, spec.seed, [f.alive for f in fates], ids), strict=True
+        ):
+            source.set(rows, VALIDATION, "validation")
     if spec.leak is not None:
         train = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
         held_out = [
@@ -186,29 +182,13 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
             source.apply(decision, "leaked")
     for number, (known, source) in enumerate(zip(ids, fates, strict=True)):
         source.write(folder / f"fates-{number}.arrow", known.file, known.record)
-    return {"sources": {source.name: source.counts() for source in fates}}
-
-
-def _smallest(
-    alive: NDArray[np.bool_], keys: NDArray[np.uint8], seed: np.uint64, count: int
-) -> NDArray[np.int64]:
-    """The ``count`` live records with the smallest seeded rank of content; equal content falls by ordinal."""
-    rows = np.flatnonzero(alive)
-    order = np.argsort(key_ranks(keys[rows], seed), kind="stable")
-    return np.sort(rows[order[:count]])
-
-
-def _held_out(spec: SelectSpec, source: _Fates, known: Identities) -> NDArray[np.int64]:
-    """The records of one source that go to validation, with all that come from the same input records."""
-    alive, split = int(source.alive.sum()), spec.split or Split()
-    target = split.records if split.records is not None else round((split.share or 0.0) * alive)
-    count = min(max(1, target), alive - 1) if alive > 1 else 0
-    rows = _smallest(source.alive, known.key, salt(spec.seed, "validation"), count)
-    if not len(rows):
-        return rows
-    changes = (np.diff(known.file) != 0) | (np.diff(known.record) != 0)
-    group = np.concatenate([[0], np.cumsum(changes)])
-    return np.flatnonzero(np.isin(group, group[rows]) & source.alive)
+    counts: dict[str, Any] = {"sources": {source.name: source.counts() for source in fates}}
+    if spec.split is not None and spec.split.group_by is None:
+        counts["alike"] = {
+            source.name: begin_alike(shards, source.fate == VALIDATION, source.alive)
+            for shards, source in zip(spec.sources, fates, strict=True)
+        }
+    return counts
 
 
 def signed(

@@ -74,11 +74,15 @@ class Identities:
     file: NDArray[np.int32]  # index into the manifest's inputs
     record: NDArray[np.int64]  # ordinal in that file
     key: NDArray[np.uint8]  # [num_records, 16] content key
+    group: NDArray[np.uint64] | None = (
+        None  # hash of what ``validation.group_by`` names, 0 where it is absent
+    )
 
 
 def identities(parts: Sequence[PreparedPart]) -> Identities:
     """Read the id columns of prepared files."""
     files, records, keys = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [np.empty((0, 16), np.uint8)]
+    groups: list[NDArray[np.uint64]] = []
     for part in parts:
         with pa.memory_map(str(part.records)) as source, pa.ipc.open_file(source) as reader:
             for index in range(reader.num_record_batches):
@@ -89,7 +93,12 @@ def identities(parts: Sequence[PreparedPart]) -> Identities:
                 key = batch.column("key")
                 view = np.frombuffer(key.buffers()[1], np.uint8, len(key) * 16, key.offset * 16)
                 keys.append(view.reshape(-1, 16).copy())
-    return Identities(np.concatenate(files), np.concatenate(records), np.concatenate(keys))
+                if "group" in batch.schema.names:
+                    groups.append(
+                        np.frombuffer(batch.column("group").buffers()[1], np.uint64, len(batch)).copy()
+                    )
+    group = np.concatenate(groups) if groups else None
+    return Identities(np.concatenate(files), np.concatenate(records), np.concatenate(keys), group)
 
 
 def used_records(order: Path, bins: Path, number: int, num_records: int) -> NDArray[np.bool_]:

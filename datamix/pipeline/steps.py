@@ -7,7 +7,7 @@ and makes rows, ``mix_rows`` takes the quota of each source and orders them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from datamix.exporters import SetInfo, open_sink
 from datamix.pipeline import order_rows, pack_sources, references, select, translate
 from datamix.pipeline.built_sets import mark_format
 from datamix.pipeline.engine import LocalEngine, default_workers
+from datamix.pipeline.held_out import Split
 from datamix.pipeline.out_folder import is_own_file
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
 from datamix.pipeline.progress import Screen
@@ -54,6 +55,7 @@ class Decided:
     fates: Receipt
     packed: tuple[Receipt, ...]
     references: tuple[str, ...] = ()  # names of what else records were compared with
+    notes: tuple[str, ...] = ()  # what a person should know of it
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def decide_and_pack(
         against=references.against(recipe, context),
         contamination=ContaminationSpec(evals.ngram, evals.min_overlap, evals.fields) if evals else None,
         evals=references.evals(recipe, context),
-        split=None if split is None or split.path else select.Split(split.share, split.records),
+        split=None if split is None or split.path else Split(split.share, split.records, split.group_by),
         held_out=len(recipe.sources) if split is not None and split.path else None,
         leak=(translate.signing_spec(recipe) if split else None),
         contradictions=tuple(
@@ -199,7 +201,34 @@ def decide_and_pack(
                 f"Nothing of source {source.name} is left to train on: {reasons or 'none was read'}. "
                 "Relax the steps that removed them, or remove the source."
             )
-    return Decided(tuple(sources), fates, tuple(packed), tuple(r.source.name for r in spec.against))
+    names = tuple(r.source.name for r in spec.against)
+    notes = tuple(_validation_notes(recipe, sources, fates, packed))
+    for note in notes:
+        context.screen.say(note)
+    return Decided(tuple(sources), fates, tuple(packed), names, notes)
+
+
+def _validation_notes(
+    recipe: Recipe, sources: Sequence[PreparedSource], fates: Receipt, packed: Sequence[Receipt]
+) -> Iterator[str]:
+    """Where what is held out is not what was meant: another share of the tokens, or parts of what is trained."""
+    split = recipe.validation
+    for source, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
+        train, held = receipt.counts["train"], receipt.counts["validation"]
+        if split and (alike := fates.counts.get("alike", {}).get(source.name)):
+            yield (
+                f"Validation: {alike:,} of the {held['records']:,} records held out of {source.name} begin with the question of "
+                "a training record, such as another part of the same conversation. `validation: {group_by: FIELD}` keeps the "
+                "records with equal FIELD on one side."
+            )
+        share = held["tokens"] / max(1, held["tokens"] + train["tokens"])
+        if split and split.share and share >= max(2 * split.share, split.share + 0.01):
+            total = held["records"] + train["records"]
+            yield (
+                f"Validation: {held['records']:,} of the {total:,} records of {source.name} hold {share:.0%} of its tokens, where "
+                f"{100 * split.share:.3g}% was asked: its records are few, or of unequal length. Split them before, or hold out a file "
+                "of their kind: `validation: {path: FILE}`."
+            )
 
 
 def mix_rows(recipe: Recipe, context: BuildContext, decided: Decided, scale: float = 1.0) -> Arranged:

@@ -21,6 +21,7 @@ from datamix.core.hashing import canonical
 from datamix.dedup import DedupeSpec, DuplicateFields, LineSpec, NearSpec
 from datamix.pipeline.order_rows import dealt_rows, row_costs
 from datamix.pipeline.prepare_sources import SourceWork
+from datamix.pipeline.record_rules import Band, RecordRules
 from datamix.pipeline.scan import SourceRequest
 from datamix.recipe.mistakes import describe
 from datamix.recipe.model import Recipe
@@ -57,13 +58,27 @@ def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list
                 signing_spec(recipe),
                 line_spec(recipe),
                 limit=sample,
+                rules=RecordRules(
+                    tuple(Band(band.field, band.min, band.max) for band in source.keep),
+                    recipe.validation.group_by if recipe.validation else None,
+                    recipe.encode.thinking,
+                    recipe.encode.thinking == "keep" or recipe.encode.inline_tags == "parse",
+                ),
             )
         )
     if recipe.validation is not None and recipe.validation.path:
         request = SourceRequest(HELD_OUT, recipe.validation.path, recipe.base)
         steps = cleaning_steps(recipe, HELD_OUT)
         works.append(
-            replace(works[0], request=request, system=None, keep_meta=fields, kwargs=None, steps=steps)
+            replace(
+                works[0],
+                request=request,
+                system=None,
+                keep_meta=fields,
+                kwargs=None,
+                steps=steps,
+                rules=replace(works[0].rules, keep=()),
+            )
         )
     return works
 

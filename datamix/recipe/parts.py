@@ -54,6 +54,22 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
+class Keep(Model):
+    """Records whose number in a field is inside a band."""
+
+    field: str
+    min: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    max: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+    @model_validator(mode="after")
+    def _is_a_band(self) -> Keep:
+        if self.min is None and self.max is None:
+            raise ValueError("takes min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: no number is between them")
+        return self
+
+
 class Source(Model):
     """One corpus: where it is, what it holds, how much of it is used."""
 
@@ -66,6 +82,7 @@ class Source(Model):
     max_epochs: Weight = 1.0
     max_records: Count | None = None
     system: str | None = None
+    keep: Annotated[tuple[Keep, ...], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = ()
     keep_meta: tuple[str, ...] = ()
     media: Literal["reject", "keep"] = "reject"  # images, videos, audios beside the text
     chat_template_kwargs: dict[str, Any] = {}
@@ -164,12 +181,15 @@ class Decontaminate(Model):
 class Validation(Model):
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
     records: Count | None = None
+    group_by: str | None = None
     path: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
 
     @model_validator(mode="after")
     def _one_of_three(self) -> Validation:
         if sum((self.share is not None, self.records is not None, bool(self.path))) != 1:
             raise ValueError("takes exactly one of share, records, path")
+        if self.group_by is not None and self.path:
+            raise ValueError("group_by goes with share or records: a file of its own is held out whole")
         return self
 
 
@@ -187,6 +207,9 @@ class Encode(Model):
     overlong: Literal["split", "drop_turns", "truncate", "truncate_prompt", "drop"] | None = None
     special_text: Literal["text", "reject", "allow"] = "text"
     inline_tags: Literal["parse", "text"] = "parse"
+    thinking: Literal["keep", "drop", "last"] = (
+        "keep"  # reasoning in answers: of all, of none, behind the last question
+    )
     fim: FillInTheMiddle | None = None
 
 
