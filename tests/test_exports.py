@@ -273,3 +273,57 @@ def test_fields_for_verifiers_reach_the_folders_without_being_named(tmp_path: Pa
     assert table == [{"prompt": "3?", "completions": ["one", "two"], "labels": [True, False]}]
     contexts = pq.read_table(out / "trl/train/00000.parquet")["privileged_context"].to_pylist()
     assert sorted(filter(None, contexts)) == ["it is even"]
+
+
+@pytest.mark.parametrize("pack", ["none", "concat"])
+def test_pieces_of_every_packing_are_stretches_of_their_documents(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, pack: str
+) -> None:
+    documents = [{"text": document(i, 5 + 31 * (i % 4))} for i in range(12)]
+    out = build(
+        tmp_path,
+        {"a": documents},
+        kind="pretrain",
+        encode={"max_length": 64, "pack": pack},
+        mix={"unit": "tokens", "size": 4000},
+        write=["parquet", "medicalgpt"],
+    )
+    written = iter(texts(out, "medicalgpt"))
+    stretches: dict[int, dict[int, str]] = {}
+    for row in rows_of(out):
+        ends = np.cumsum([0, *(piece["length"] for piece in row["records"])]).tolist()
+        for piece, (a, b) in zip(row["records"], pairwise(ends), strict=True):
+            if tokenizer.decode(row["input_ids"][a:b], skip_special_tokens=True):  # not an end token alone
+                stretches.setdefault(piece["record"], {})[piece["start"]] = next(written)
+    assert next(written, None) is None
+    assert any(min(parts) for parts in stretches.values()) or any(
+        len(parts) > 1 for parts in stretches.values()
+    )
+    for record, parts in stretches.items():
+        at = 0
+        for start in sorted(parts):
+            at = documents[record]["text"].index(parts[start], at) + len(parts[start])
+
+
+def test_a_folder_that_leaves_records_out_claims_no_ratio_in_the_manifest(tmp_path: Path) -> None:
+    flagged = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "WRONG", "weight": 0}]
+    rows = [
+        {"messages": [*flagged, *talk(i, 1)[1:]]} if i % 3 == 0 else {"messages": talk(i, 1)}
+        for i in range(9)
+    ]
+    out = build(
+        tmp_path,
+        {"a": rows},
+        kind="sft",
+        encode={"max_length": 200},
+        write=["parquet", "llamafactory", "medicalgpt", "openai"],
+    )
+    manifest = json.loads((out / "manifest.json").read_text())
+    claims = {entry["path"]: entry["keeps"] for entry in manifest["outputs"]}
+    assert "ratio" not in claims["medicalgpt/train/00000.jsonl"]
+    assert "ratio" not in claims["llamafactory/text/train/00000.jsonl"]
+    assert "ratio" in claims["llamafactory/tokenized/train/data-00000.arrow"]
+    assert "ratio" in claims["openai/train/00000.jsonl"]
+    left = lines(out, "medicalgpt/left_out/train-00000.jsonl")
+    assert sorted(line["record"] for line in left) == [0, 3, 6]
+    assert not any("WRONG" in path.read_text() for path in out.glob("medicalgpt/train/*"))

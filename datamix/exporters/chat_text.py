@@ -79,6 +79,8 @@ def _flagged(turns: list[Message], loss_on: str) -> list[Message]:
 def piece_texts(batch: pa.RecordBatch, records: RecordSource | None) -> Iterator[str]:
     """The text of every piece in these rows, in order: of a cut document the stretch that the piece holds.
 
+    A piece that is nothing but an end token has no text.
+
     Raises DataError where there is nothing to read it from, or a record is a conversation, which is no plain text.
     """
     pieces = batch.column("records").flatten()
@@ -90,7 +92,8 @@ def piece_texts(batch: pa.RecordBatch, records: RecordSource | None) -> Iterator
                     "this format holds plain text, and a source of the set holds conversations, which a chat template made "
                     "into tokens; write a format of tokens (parquet, arrow, megatron, ...), or leave that source out"
                 )
-            yield text
+            if text:
+                yield text
 
 
 def _source(records: RecordSource | None) -> RecordSource:

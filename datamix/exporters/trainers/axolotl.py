@@ -20,6 +20,8 @@ from datamix.exporters.columns import documents
 from datamix.exporters.export_format import LeftOut
 from datamix.exporters.folder import StagedParquet, split_names, write_yaml
 
+_ROOM = 16  # tokens
+
 
 @dataclass(frozen=True)
 class Axolotl(StagedParquet):
@@ -72,6 +74,8 @@ class Axolotl(StagedParquet):
         }
         if pairs:
             settings |= {"rl": "dpo", "chat_template": "tokenizer_default"}
+            # a template may end a turn with more than the token that a completion ends with
+            settings["sequence_len"] = None if self.info.max_length is None else self.info.max_length + _ROOM
         elif self.info.packed:
             settings |= {
                 "sample_packing": True,
