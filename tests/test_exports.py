@@ -327,3 +327,37 @@ def test_a_folder_that_leaves_records_out_claims_no_ratio_in_the_manifest(tmp_pa
     left = lines(out, "medicalgpt/left_out/train-00000.jsonl")
     assert sorted(line["record"] for line in left) == [0, 3, 6]
     assert not any("WRONG" in path.read_text() for path in out.glob("medicalgpt/train/*"))
+
+
+@pytest.mark.parametrize("place", ["recipe", "record"])
+def test_template_arguments_reach_the_trainer_that_takes_them_and_are_named_to_others(
+    tmp_path: Path, place: str
+) -> None:
+    template = "{% if shout %}LOUD {% endif %}" + (TOKENIZER / "chat_template.jinja").read_text()
+    (tmp_path / "loud.jinja").write_text(template)
+    row: Row = {"prompt": "hello", "chosen": "hi", "rejected": "no"}
+    quiet = row | {"prompt": "bye"}
+    given: Row = {"chat_template_kwargs": {"shout": True}} if place == "recipe" else {}
+    if place == "record":
+        row |= {"chat_template_kwargs": {"shout": True}}
+    out = build(
+        tmp_path,
+        {"a": [row, quiet]},
+        kind="preference",
+        chat_template=str(tmp_path / "loud.jinja"),
+        encode={"max_length": 99},
+        write=["parquet", "trl", "axolotl", "ms-swift"],
+        **given,
+    )
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(out / "trl/train/*.parquet"), split="train", cache_dir=str(tmp_path)
+    )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(TOKENIZER, chat_template=template)
+    for example, ids in zip(loaded, rows_of(out), strict=True):
+        text = tokenizer.apply_chat_template(
+            example["prompt"], add_generation_prompt=True, tokenize=False, **example["chat_template_kwargs"]
+        )
+        assert text.startswith("LOUD") is (place == "recipe" or "hello" in text)
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids["prompt_ids"]
+    for name in ("axolotl", "ms-swift"):
+        assert "chat_template_kwargs" in (out / name / "README.md").read_text()

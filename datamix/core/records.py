@@ -188,10 +188,12 @@ def row_schema(
     meta: bool = False,
     weighed: bool = False,
     tools: bool = False,
+    kwargs: bool = False,
 ) -> pa.Schema:
     """The columns of ``train/``. ``packed``: documents of one row kept apart by positions (``best_fit``).
 
-    ``tools``: turns of pairs and prompts hold reasoning and calls, and rows the tool definitions, as records do.
+    ``tools``: turns of pairs and prompts hold reasoning and calls, and rows the tool definitions, as records do;
+    ``kwargs``: rows of pairs and prompts name what the chat template was given beside them.
     """
     fields = [
         pa.field("source", pa.string()),
@@ -222,6 +224,8 @@ def row_schema(
         fields += [pa.field("prompt_ids", _IDS), pa.field("prompt", turn), pa.field("reference", pa.string())]
     if tools and kind in ("preference", "prompt"):
         fields += [pa.field("tools", pa.string())]
+    if kwargs and kind in ("preference", "prompt"):
+        fields += [pa.field("chat_template_kwargs", pa.string())]
     if meta or kind == "prompt":
         fields += [pa.field("meta", pa.string())]
     return pa.schema(fields)

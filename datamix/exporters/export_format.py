@@ -88,6 +88,7 @@ class SetInfo:
     meta: bool = False
     weighing: Weighing | None = None  # None: no column ``weight``
     tools: bool = False  # preference, prompt: turns have reasoning and calls, rows their tools
+    chat_kwargs: str | None = None  # JSON object: chat_template_kwargs of the recipe; None: no record has any
     loss_on: str = "assistant"  # sft
     mask: tuple[str, ...] = ()  # sft: parts of calls that are not trained
     media: bool = False  # records may carry images, videos and audios in ``meta``
@@ -96,7 +97,8 @@ class SetInfo:
     def schema(self) -> pa.Schema:
         """Columns of the rows, used where a shard holds none."""
         weighed = self.weighing is not None
-        return row_schema(self.kind, self.packed, self.paired, self.meta, weighed, self.tools)
+        kwargs = self.chat_kwargs is not None
+        return row_schema(self.kind, self.packed, self.paired, self.meta, weighed, self.tools, kwargs)
 
     @property
     def empty(self) -> pa.RecordBatch:
@@ -143,6 +145,7 @@ class ExportFormat(ABC):
     KINDS: ClassVar[tuple[Kind, ...]]
     LABELLED: ClassVar[bool] = True  # holds labelled completions too, where it holds pairs
     KEEPS: ClassVar[tuple[str, ...]] = ("ratio", "order", "isolation")
+    RENDERS: ClassVar[bool] = False  # its trainer renders conversations itself
 
     @abstractmethod
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
@@ -176,6 +179,12 @@ class ExportFormat(ABC):
             notes = [
                 *notes,
                 f"**Left out** of the text here, named in `left_out/` with the reason: {counted}.",
+            ]
+        if self.info.chat_kwargs is not None and self.RENDERS:
+            given = f": {self.info.chat_kwargs}" if self.info.chat_kwargs != "{}" else " of their records"
+            notes = [
+                *notes,
+                f"The tokens were rendered with `chat_template_kwargs`{given}. Give the trainer's template the same.",
             ]
         command, keeps = command or self.command(), self.keeps_of(names)
         promises = [

@@ -136,8 +136,8 @@ def _keys(made: ResolvedBuild) -> tuple[str, ...]:
 def row_sets(made: ResolvedBuild) -> dict[str, RowSet]:
     """Every split as integers and names of files."""
     decided, order = made.decided, made.arranged.order
-    paired, tools = _is_paired(decided), _has_tools(made.recipe, decided)
-    info = set_info(made.recipe, made.tokenizer, made.arranged.quota, paired, tools)
+    paired, (tools, kwargs) = _is_paired(decided), _has_tools_and_kwargs(decided)
+    info = set_info(made.recipe, made.tokenizer, made.arranged.quota, paired, tools, kwargs)
     encode = translate.encode_spec(made.recipe, made.tokenizer) if info.kind == "pretrain" else None
 
     def rows(split: str) -> tuple[SourceRows, ...]:
@@ -187,20 +187,19 @@ def _is_paired(decided: Decided) -> bool:
     return True in kinds or not kinds
 
 
-def _has_tools(recipe: Recipe, decided: Decided) -> bool:
-    """Whether turns of pairs or prompts hold more than role and content, or records tools."""
-    if recipe.kind not in ("preference", "prompt"):
-        return False
+def _has_tools_and_kwargs(decided: Decided) -> tuple[bool, bool]:
+    """Whether turns hold more than role and content, or records tools; whether records have template arguments."""
+    tools = kwargs = False
     for source in decided.sources:
-        for part in source.shards.parts:
+        for part in source.shards.parts if source.kind != "text" else ():
             for batch in read_batches(str(part.records)):
                 columns = [
                     batch.column(n) for n in ("messages", "chosen", "rejected") if n in batch.schema.names
                 ]
                 fields = [c.values.field(name) for c in columns for name in TURN_FIELDS[2:]]
-                if any(field.null_count < len(field) for field in [*fields, batch.column("tools")]):
-                    return True
-    return False
+                tools |= any(field.null_count < len(field) for field in [*fields, batch.column("tools")])
+                kwargs |= batch.column("kwargs").null_count < len(batch)
+    return tools, kwargs
 
 
 def _row_costs(train: RowSet, unit: str) -> NDArray[np.int64]:

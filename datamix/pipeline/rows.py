@@ -6,6 +6,7 @@ are copied by the kernel that fills a loader's batches. Memory: one batch of abo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from datamix.core.arrays import offsets_from_lengths, open_batch
+from datamix.core.hashing import canonical
 from datamix.core.records import PIECE, TURN_FIELDS
 from datamix.exporters import SetInfo, Weighing
 from datamix.pipeline.gather_tokens import AddressTable
@@ -284,6 +286,10 @@ def _text_columns(info: SetInfo, view: RowView) -> dict[str, pa.Array]:
         "prompt": _turns(view.prompts(), info),
         "tools": view.column("tools"),
     }
+    if info.chat_kwargs is not None:
+        common = json.loads(info.chat_kwargs)
+        merged = [common | json.loads(text or "{}") for text in view.column("kwargs").to_pylist()]
+        prompt["chat_template_kwargs"] = pa.array([canonical(kwargs) for kwargs in merged], pa.string())
     if info.kind == "prompt":
         return {**prompt, "reference": view.column("reference")}
     if not info.paired:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from datamix import mix
 from datamix.core.contracts import Receipt
 from datamix.core.errors import DataError, DatamixError, RecipeError
+from datamix.core.hashing import canonical
 from datamix.dedup import ContaminationSpec
 from datamix.exporters import SetInfo, open_sink
 from datamix.pipeline import order_rows, pack_sources, references, select, translate
@@ -127,6 +128,7 @@ def set_info(
     quota: mix.Quota | None = None,
     paired: bool = True,
     tools: bool = False,
+    kwargs: bool = False,
 ) -> SetInfo:
     """What every format must know of the set; before a build, without tokenizer and quota, enough to check options."""
     planned = [s.name for s in quota.stages] if quota else [s.name for s in recipe.mix.stages] or ["main"]
@@ -146,6 +148,7 @@ def set_info(
         paired=paired,
         meta=any(s.keep_meta or s.media == "keep" for s in recipe.sources.values()),
         tools=tools,
+        chat_kwargs=canonical(recipe.chat_template_kwargs) if kwargs or recipe.chat_template_kwargs else None,
         loss_on=recipe.encode.loss_on,
         mask=tuple(recipe.encode.mask),
         media=any(s.media == "keep" for s in recipe.sources.values()),

@@ -29,6 +29,7 @@ class Axolotl(StagedParquet):
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference")
     LABELLED: ClassVar[bool] = False
+    RENDERS: ClassVar[bool] = True
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Documents, or ``messages`` (the prompt's) with ``chosen`` and ``rejected`` of one turn each."""

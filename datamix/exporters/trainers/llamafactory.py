@@ -46,6 +46,7 @@ class LlamaFactory(ExportFormat):
     records: RecordSource | None = None
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference")
+    RENDERS: ClassVar[bool] = True
 
     def write(self, batches: Iterable[pa.RecordBatch], index: int, folder: Path) -> list[str]:
         """Write one shard as tokens and as text, a file a stage; return the names."""

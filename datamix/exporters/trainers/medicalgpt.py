@@ -40,6 +40,7 @@ class MedicalGpt(StagedLines):
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference")
     LABELLED: ClassVar[bool] = False
+    RENDERS: ClassVar[bool] = True
     KEEPS: ClassVar[tuple[str, ...]] = ("ratio",)  # it shuffles, and packs pretraining text across documents
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ class OpenAi(StagedLines):
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("sft", "preference")
     LABELLED: ClassVar[bool] = False
+    RENDERS: ClassVar[bool] = True
     KEEPS: ClassVar[tuple[str, ...]] = ("ratio",)  # the service shuffles
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:

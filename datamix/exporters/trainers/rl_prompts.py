@@ -32,6 +32,7 @@ class Verl(StagedParquet):
     """``train/00000.parquet``: ``data_source``, ``prompt``, ``ability``, ``reward_model``, ``extra_info``."""
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("prompt",)
+    RENDERS: ClassVar[bool] = True
 
     def left_out(self, batch: pa.RecordBatch) -> dict[int, LeftOut]:
         """Prompts with images, which need a processor."""
@@ -94,6 +95,7 @@ class OpenRlhf(StagedLines):
     """``train/00000.jsonl``: ``prompt`` (messages), ``label`` (the reference, null where none), ``datasource``."""
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("prompt",)
+    RENDERS: ClassVar[bool] = True
     KEEPS: ClassVar[tuple[str, ...]] = ("ratio", "isolation")  # it shuffles; one prompt a row
 
     def lines(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any] | LeftOut]:

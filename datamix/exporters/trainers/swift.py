@@ -27,6 +27,7 @@ class Swift(StagedLines):
     records: RecordSource | None = None
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference", "prompt")
+    RENDERS: ClassVar[bool] = True
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Write the README."""

@@ -42,10 +42,14 @@ class Trl(StagedParquet):
     """``train/00000.parquet``, ``sft.yaml`` and its like, ``README.md``."""
 
     KINDS: ClassVar[tuple[Kind, ...]] = ("pretrain", "sft", "preference", "prompt")
+    RENDERS: ClassVar[bool] = True
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """What each trainer takes; of a pair, a margin of 0 is what one without a margin counts as."""
         tools = {"tools": batch.column("tools")} if self.info.tools else {}
+        if self.info.chat_kwargs is not None:  # its trainers hand each row's to the template
+            texts = batch.column("chat_template_kwargs").fill_null("{}")
+            tools["chat_template_kwargs"] = pa.ExtensionArray.from_storage(pa.json_(), texts)
         if self.info.kind == "prompt":
             columns = {
                 "prompt": message_column(batch.column("prompt")),
