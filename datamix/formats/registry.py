@@ -78,15 +78,6 @@ def _any_chat(row: ForeignRow) -> bool:
     return _is_chat(row.get("messages")) or _is_chat(row.get("conversations"))
 
 
-def _has_items(value: Any) -> bool:
-    """Whether a list holds items of OpenAI's Responses."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(i, dict) and ({"type", "role"} & i.keys()) for i in value)
-    )
-
-
 def _is_ranked(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 1 and all(isinstance(answer, str) for answer in value)
 
@@ -285,7 +276,8 @@ _SFT = (
         lambda row: (
             (isinstance(row.get("output"), list) or is_turns(row.get("input")))
             and all(
-                isinstance(row.get(name), str) or _has_items(row.get(name)) for name in ("input", "output")
+                isinstance(row.get(name), str) or traces.holds_objects(row, name, "type", "role")
+                for name in ("input", "output")
             )
         ),
     ),

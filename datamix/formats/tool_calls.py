@@ -124,6 +124,8 @@ def _arguments(value: Any, field: str) -> dict[str, Any]:
             return value
         if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             return {}
+        if isinstance(value, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+            return dict(value)  # a map column of Arrow
         if not isinstance(value, str):
             break
         value = parsed(value, field, "tool_call")

@@ -188,7 +188,7 @@ def _step(step: ForeignRow, field: str) -> list[Any]:
     return turns
 
 
-def _is_list(row: ForeignRow, field: str, *keys: str) -> bool:
+def holds_objects(row: ForeignRow, field: str, *keys: str) -> bool:
     """Whether a field is a list in which an object has one of the keys."""
     value = row.get(field)
     return isinstance(value, list) and any(
@@ -205,7 +205,7 @@ FORMATS: tuple[
         "SWE-agent: trajectory and history",
         {"history", "trajectory"},
         swe_agent,
-        lambda row: _is_list(row, "history", "role") and isinstance(row.get("trajectory"), list),
+        lambda row: holds_objects(row, "history", "role") and isinstance(row.get("trajectory"), list),
     ),
     (
         "openhands",
@@ -213,8 +213,8 @@ FORMATS: tuple[
         {*_EVENTS},
         openhands,
         lambda row: any(
-            _is_list(row, field, "action", "observation", "kind")
-            and not _is_list(row, field, "role", "state")
+            holds_objects(row, field, "action", "observation", "kind")
+            and not holds_objects(row, field, "role", "state")
             for field in _EVENTS
         ),
     ),
@@ -223,6 +223,8 @@ FORMATS: tuple[
         "smolagents: steps of a run",
         {"steps"},
         smolagents,
-        lambda row: _is_list(row, "steps", "step_number", "task") and _is_list(row, "steps", "step_number"),
+        lambda row: (
+            holds_objects(row, "steps", "step_number", "task") and holds_objects(row, "steps", "step_number")
+        ),
     ),
 )

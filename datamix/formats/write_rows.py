@@ -128,13 +128,6 @@ def _question_answer(question: str, answer: str) -> Callable[[list[Turn], list[T
     }
 
 
-def _responses(draft: Draft, lost: Lost) -> list[ForeignRow]:
-    """The conversation up to the last answer as input, the rest as output."""
-    cut = next((i for i in range(len(draft.turns), 0, -1) if draft.turns[i - 1][0] != "assistant"), 0)
-    items, output = (response_items(turns, lost) for turns in (draft.turns[:cut], draft.turns[cut:]))
-    return [{"input": items, "output": output}]
-
-
 def _xlam(prompt: list[Turn], answer: list[Turn], lost: Lost) -> ForeignRow:
     _, content, reasoning, calls, _, _, train = single(answer)
     if content is not None or reasoning is not None or train is False:
@@ -314,7 +307,12 @@ WRITERS: Mapping[tuple[str, RecordKind], Writer] = MappingProxyType(
         ("question_answer", "sft"): _answered(_question_answer("question", "answer")),
         ("magpie", "sft"): _answered(_question_answer("instruction", "response")),
         ("self_instruct", "sft"): _self_instruct,
-        ("responses", "sft"): _responses,
+        ("responses", "sft"): _answered(
+            lambda prompt, answer, lost: {
+                "input": response_items(prompt, lost),
+                "output": response_items(answer, lost),
+            }
+        ),
         ("xlam", "sft"): _answered(_xlam),
         ("openhands", "sft"): lambda draft, lost: [
             {

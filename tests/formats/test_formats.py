@@ -397,6 +397,11 @@ def test_empty_arguments_are_none(value: Any) -> None:
     assert only(called({"name": "f"}), "messages")[0]["messages"][1] == record["messages"][1]
 
 
+def test_a_map_column_of_arrow_is_arguments() -> None:
+    (record,) = only(called({"name": "f", "arguments": [("x", "1"), ("y", "2")]}), "messages")
+    assert json.loads(record["messages"][1]["tool_calls"])[0]["function"]["arguments"] == {"x": "1", "y": "2"}
+
+
 @pytest.mark.parametrize(
     ("call", "detail"),
     [
