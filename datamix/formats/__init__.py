@@ -1,7 +1,7 @@
 """Foreign rows to our record kinds and back: formats, detection, column maps, rejects with their reasons."""
 
 from datamix.formats.dataset_info import DatasetEntry, dataset_info, is_dataset_info
-from datamix.formats.detect import Detection, detect
+from datamix.formats.detect import Detection, detect, unknown_roles
 from datamix.formats.fast_path import FastPath, together
 from datamix.formats.registry import RECORD_FORMATS, RecordFormat, can_become, native_kinds
 from datamix.formats.to_records import EVERYTHING, ShapeSpec, shape
@@ -25,6 +25,7 @@ __all__ = [
     "native_kinds",
     "shape",
     "together",
+    "unknown_roles",
     "unshape",
     "unshape_counted",
 ]

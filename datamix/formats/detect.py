@@ -16,7 +16,7 @@ from datamix.core.records import RecordKind
 from datamix.formats import instruct
 from datamix.formats.drafts import ForeignRow, TurnNames
 from datamix.formats.registry import LAST, RECORD_FORMATS
-from datamix.formats.turns import role_of, turn_names
+from datamix.formats.turns import PLAIN, ROLE_KEYS, role_of, turn_names
 
 Columns = tuple[tuple[str, str], ...]
 
@@ -36,6 +36,8 @@ _NAMES: tuple[Columns, ...] = (  # our fields and those of widely used sets
     (("instruction", "content"), ("output", "summary")),  # ADGEN
     (("instruction", "input"), ("output", "output")),
     (("instruction", "inputs"), ("output", "targets")),  # FLAN
+    (("output", "completion"),),
+    (("question", "query"),),
     (("chosen", "chosen_response"), ("rejected", "rejected_response")),  # Argilla
     (("chosen", "response_j"), ("rejected", "response_k")),  # Stack Exchange pairs
     (("question", "问"), ("answer", "答")),
@@ -91,6 +93,20 @@ def _maps(rows: list[ForeignRow]) -> Iterator[Columns]:
     keys = {key for row in rows[:20] for key in row if isinstance(key, str)}
     yield tuple(sorted((k.lower(), k) for k in keys if k.lower() in known - keys))
     yield from _NAMES
+
+
+def unknown_roles(rows: Sequence[Any]) -> tuple[str, list[str]] | None:
+    """The first field of conversations whose role words are not known, and these words in their order."""
+    words: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for field, value in row.items() if isinstance(row, dict) else ():
+            for turn in value if isinstance(value, list) else ():
+                key = next(
+                    (k for k in ROLE_KEYS if isinstance(turn, dict) and isinstance(turn.get(k), str)), None
+                )
+                if key is not None and role_of(turn, PLAIN) is None:
+                    words.setdefault(str(field), {})[turn[key]] = None
+    return next(((field, list(found)) for field, found in words.items()), None)
 
 
 def _best(rows: list[ForeignRow], columns: Columns, formats: Sequence[str]) -> Detection | None:

@@ -74,6 +74,14 @@ def _is_answered(value: Any) -> bool:
     )
 
 
+def _is_asked(value: Any) -> bool:
+    """Whether a conversation ends with a question, as far as its text or roles show."""
+    if isinstance(value, str):
+        return _is_chat(value) and not _is_answered(value)
+    last = value[-1] if is_turns(value) else None
+    return isinstance(last, dict) and role_of(last, PLAIN) in ("user", "system", "tool")
+
+
 def _any_chat(row: ForeignRow) -> bool:
     return _is_chat(row.get("messages")) or _is_chat(row.get("conversations"))
 
@@ -354,7 +362,7 @@ _LAST = (
             and (
                 _is_chat(row.get("prompt"))
                 or _ends_asking(row)
-                or (_is_chat(row.get("messages")) and not _is_answered(row["messages"]))
+                or _is_asked(row.get("messages"))
                 or any(isinstance(row.get(name), str) for name in instruct.PROMPTS)
             )
         ),

@@ -22,7 +22,7 @@ import xxhash
 from datamix.core.contracts import Receipt, Reject, Slice, Task
 from datamix.core.errors import DataError, RecipeError, mask_url
 from datamix.core.hashing import digest
-from datamix.formats import RECORD_FORMATS, TURN_PARTS, Detection, detect
+from datamix.formats import RECORD_FORMATS, TURN_PARTS, Detection, detect, unknown_roles
 from datamix.read import DOCUMENTS, Sniff, cut, file_state, find, read, sha256_of, sniff
 
 _VERSION = 4
@@ -155,7 +155,15 @@ class Recognised:
         first = self.values[0]
         if not isinstance(first, dict):
             return f"its first record is a {type(first).__name__}"
-        return f"its first record has the fields {', '.join(map(str, first))}"[:200]
+        fields = f"its first record has the fields {', '.join(map(str, first))}"[:200]
+        if (turns := unknown_roles(self.values)) is None:
+            return fields
+        field, words = turns
+        roles = ", ".join(map(repr, words[:6]))
+        mapping = f"messages: {field}, turn.user: ROLE, turn.assistant: ROLE"
+        return (
+            f"{fields}; turns in {field} have the unknown roles {roles} (map them: `columns: {{{mapping}}}`)"
+        )
 
 
 def recognise(

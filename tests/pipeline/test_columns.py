@@ -9,7 +9,7 @@ import pytest
 from small import recipe, write_jsonl
 
 from datamix.core.contracts import Rows
-from datamix.core.errors import RecipeError
+from datamix.core.errors import DataError, RecipeError
 from datamix.formats import ShapeSpec, shape
 from datamix.jobs.build import build
 from datamix.pipeline.planning import make_plan
@@ -115,3 +115,17 @@ def test_a_mapped_field_is_read_from_there_and_nowhere_else(
     ).batch.to_pylist()
     assert sum(text == "good" for text in texts) == 1
     assert plain is not None
+
+
+def test_unknown_roles_are_named_with_the_map_that_reads_them(tmp_path: Path) -> None:
+    turns = [{"role": "seller", "content": "q"}, {"role": "buyer", "content": "a"}]
+    for field in ("messages", "talk"):
+        read = mapped(tmp_path, [{field: turns}] * 20, {})
+        with pytest.raises(DataError) as caught:
+            build(read, Options(tmp_path / "out", tmp_path / "cache", workers=1))
+        assert f"turns in {field} have the unknown roles 'seller', 'buyer'" in str(caught.value)
+        assert f"columns: {{messages: {field}, turn.user: ROLE, turn.assistant: ROLE}}" in str(caught.value)
+        columns = {"messages": field, "turn.user": "seller", "turn.assistant": "buyer"}
+        rows = [{field: [{**turns[0], "content": f"q{i}"}, turns[1]]} for i in range(20)]
+        out = Options(tmp_path / field, tmp_path / "cache", workers=1)
+        assert build(mapped(tmp_path, rows, columns), out)["sources"]["s"]["records"]["used"] == 20
