@@ -77,12 +77,12 @@ def detect(values: Sequence[Any], columns: Columns = ()) -> Detection | None:
     specific = [name for name in RECORD_FORMATS if name not in LAST]
     if columns:
         return _best(rows, columns, specific) or _best(rows, columns, LAST)
-    maps = (
-        names for names in _maps(rows) if all(any(row.get(f) is not None for row in rows) for _, f in names)
-    )
-    for names in maps:
-        if (detection := _best(rows, names, specific)) is not None:
+    for names in _maps(rows):
+        served = all(any(row.get(theirs) is not None for row in rows) for _, theirs in names)
+        if served and (detection := _best(rows, names, specific)) is not None:
             return detection
+        if not names and (detection := _best(rows, names, ("text",))) is not None:
+            return detection  # before names that are only likely: a text beside them is the text
     return _best(rows, (), LAST) or _best(rows, next(islice(_maps(rows), 1, None)), LAST)
 
 

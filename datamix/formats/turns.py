@@ -38,7 +38,7 @@ _PAIRED = ROLES | dict.fromkeys(
 )
 _PAIRED |= dict.fromkeys(["answer", "response", "a", "output", "答", "回答"], "assistant")
 _SPEAKER = re.compile(r"\s*([^\W\d_]{1,12})\s*[:：]\s*")
-ROLE_KEYS = ("role", "from", "speaker")
+ROLE_KEYS = ("role", "from", "speaker", "author")
 CONTENT_KEYS = ("content", "value", "parts", "text", "utterance")
 PLAIN = TurnNames(None, None, ROLES)
 TURN_PARTS = ("role", "content", "train", "user", "assistant", "system", "tool", "call")  # in a column map
@@ -93,7 +93,7 @@ def is_turns(value: Any) -> bool:
 def _speakers(texts: list[Any]) -> list[Any]:
     """``["病人：a", "医生：b"]`` or ``["a", "b"]`` -> an object for each text with its role word as key."""
     heads = [_SPEAKER.match(text) if isinstance(text, str) else None for text in texts]
-    words = [ROLES.get(head[1].lower()) for head in heads if head is not None]
+    words = [_PAIRED.get(head[1].lower()) for head in heads if head is not None]
     if len(words) == len(texts) and {"user", "assistant"} == set(words):
         return [
             {word: text[head.end() :]} for word, text, head in zip(words, texts, heads, strict=True) if head

@@ -59,6 +59,9 @@ CONVERSATIONS: list[tuple[str, Row, list[Row]]] = [
     ("患者 and 医生", {"dialogue": [{"speaker": "患者", "text": "q"}, {"speaker": "医生", "text": "a"}]}, [Q, A]),
     ("speakers in the text", {"utterances": ["病人：q", "医生：a", "病人：q2", "医生：a2"]}, [Q, A, Q2, A2]),
     ("speakers in english", {"utterances": ["Patient: q", "Doctor: a"]}, [Q, A]),
+    ("huatuo", {"data": ["问：q", "答：a"]}, [Q, A]),
+    ("authors", {"messages": [{"author": "user", "content": "q"}, {"author": "bot", "content": "a"}]}, [Q, A]),
+    ("query and answer", {"query": "q", "answer": "a"}, [Q, A]),
     ("roles in capitals", {"messages": [{"role": "USER", "content": "q"}, {"role": "Assistant", "content": "a"}]}, [Q, A]),
     (
         "gemini",
@@ -106,6 +109,16 @@ def test_a_conversation_of_a_known_set_is_read(row: Row, turns: list[Row]) -> No
 def test_a_pair_of_a_known_set_is_read(row: Row) -> None:
     record = read(row)
     assert (record["messages"], record["chosen"], record["rejected"]) == ([Q], [A], [turn("assistant", "b")])
+
+
+def test_a_text_stays_a_text_beside_fields_of_likely_names() -> None:
+    for more in (
+        {"data": ["x", "y"]},
+        {"turns": ["x", "y"]},
+        {"content": "c", "summary": "s"},
+        {"input": "i", "output": "o"},
+    ):
+        assert detect([{"text": "t", **more}] * 3).format == "text"  # type: ignore[union-attr]
 
 
 def test_an_answer_under_an_unknown_name_is_no_prompt() -> None:
