@@ -9,13 +9,14 @@ folder; no file is opened.
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from datamix.core.errors import RecipeError, mask_secrets, mask_url
-from datamix.read.storage import explained, filesystem_of, is_remote
+from datamix.read.storage import explained, filesystem_of, is_remote, is_special
 
 _MAGIC = re.compile(r"[*?\[]")
 _NOT_DATA = re.compile(
@@ -39,14 +40,18 @@ def find(paths: Sequence[str], base: str) -> list[str]:
         if is_remote(path):
             matches = _remote(path)
         elif os.path.isdir(full):
-            matches = _data_files(list(_walk(full, set())), full)
+            matches = _data_files([file for file in _walk(full, set()) if not is_special(file)], full)
             if not matches:
                 raise RecipeError(f"path {path!r}: the folder holds no files (hidden ones are skipped).")
+        elif is_special(full):
+            raise RecipeError(
+                f"path {path!r}: is a pipe or a device, not a file. Save what it gives to a file."
+            )
         elif os.path.lexists(full):
             matches = [full]
         elif _MAGIC.search(path):
-            entries = glob.glob(full, recursive=True)
-            matches = [os.path.normpath(entry) for entry in entries if not os.path.isdir(entry)]
+            entries = _globbed(full)
+            matches = [os.path.normpath(e) for e in entries if not os.path.isdir(e) and not is_special(e)]
             if entries and not matches:
                 raise RecipeError(
                     f"path {path!r}: matches folders only. To take the files in them write "
@@ -60,20 +65,54 @@ def find(paths: Sequence[str], base: str) -> list[str]:
     return sorted(files, key=lambda path: path.encode("utf-8", "surrogateescape"))
 
 
-def _walk(folder: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Files below a folder; a folder that a link leads to a second time is not walked again."""
+def _globbed(full: str) -> list[str]:
+    """What a glob matches. Folders below ``**`` are walked once, whatever links lead back and however many ``**``."""
+    parts = full.split(os.sep)
+    recursive = parts.index("**") if "**" in parts else len(parts)
+    tail = parts[recursive:]
+    if tail and tail[-1] == "**":
+        tail.append("*")
+    if not tail or any(part.startswith(".") for part in tail):
+        return glob.glob(full, recursive=True)
+    head = os.sep.join(parts[:recursive]) or (os.sep if recursive else ".")
+    entries: list[str] = []
+    for folder in filter(os.path.isdir, glob.glob(head) if _MAGIC.search(head) else [head]):
+        for entry in _walk(folder, set(), is_glob=True):
+            if _matches(os.path.relpath(entry, folder).split(os.sep), tail):
+                entries.append(entry)
+    return entries
+
+
+def _matches(names: list[str], pattern: list[str]) -> bool:
+    """Whether the parts of a path match the parts of a glob; linear in both."""
+    places = {0}  # how many parts of the pattern may be matched so far
+    for name in names:
+        for p, part in enumerate(pattern):
+            if p in places and part == "**":
+                places.add(p + 1)
+        places = {
+            p + (pattern[p] != "**")
+            for p in places
+            if p < len(pattern) and (pattern[p] == "**" or fnmatch.fnmatchcase(name, pattern[p]))
+        }
+    return len(pattern) in places
+
+
+def _walk(folder: str, seen: set[tuple[int, int]], is_glob: bool = False) -> Iterator[str]:
+    """Files below a folder. A folder that a link leads to a second time is not walked again; for a glob, not below itself."""
     stat = os.stat(folder)
     if (stat.st_dev, stat.st_ino) in seen:
         return
     seen.add((stat.st_dev, stat.st_ino))
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda e: os.fsencode(e.name)):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, seen)
-            else:
-                yield entry.path
+    with explained(folder), os.scandir(folder) as iterator:
+        entries = sorted(iterator, key=lambda entry: os.fsencode(entry.name))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, set(seen) if is_glob else seen, is_glob)
+        else:
+            yield entry.path
 
 
 def _data_files(files: list[str], folder: str) -> list[str]:

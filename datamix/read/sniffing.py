@@ -69,7 +69,9 @@ _CANNOT = (
     (b"\x89PNG", "an image", "datamix reads text."),
     (b"\xff\xd8\xff", "an image", "datamix reads text."),
 )
-_PAGE = re.compile(r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!doctype html|<html)", re.IGNORECASE | re.DOTALL)
+_PAGE = re.compile(
+    r"\s*+(?:<\?xml[^>]*+>\s*+)?+(?:<!--(?:[^-]|-(?!->))*+-->\s*+)*+(?:<!doctype html|<html)", re.IGNORECASE
+)
 _FIELD = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*+)"\s*:\s*')
 _FIRST_OBJECT = re.compile(r"\[\s*\{")
 _FIRST_EVENT = re.compile(r'\s*\[?\s*\{\s*"(id|timestamp|source|kind|action|observation|message|cause)"')

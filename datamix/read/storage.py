@@ -25,6 +25,16 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def is_special(path: str) -> bool:
+    """Whether a local path is neither a file nor a folder: opening a pipe waits for its writer."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def _refuse_special(path: str) -> None:
+    if is_special(path):
+        raise DataError(f"{path}: is a pipe or a device, not a file. Save what it gives to a file.")
+
+
 State = tuple[int, ...]  # as ``file_state`` gives it; empty: not known
 
 
@@ -36,6 +46,7 @@ def open_file(path: str, state: State = ()) -> BinaryIO:
     Raises DataError where it differs.
     """
     if not is_remote(path):
+        _refuse_special(path)
         return cast(BinaryIO, _Scanned(path, state) if state else open(path, "rb", buffering=0))
     filesystem, name = filesystem_of(path)
     return cast(BinaryIO, filesystem.open(name, "rb"))
@@ -100,6 +111,7 @@ def file_state(path: str) -> tuple[int, int, int, int]:
     """
     with explained(path):
         if not is_remote(path):
+            _refuse_special(path)
             return _local_state(os.stat(path))
         filesystem, name = filesystem_of(path)
         known = {str(k).lower(): str(v) for k, v in filesystem.info(name).items()}

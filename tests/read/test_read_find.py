@@ -1,12 +1,18 @@
 """Paths of a recipe become the same files in the same order everywhere."""
 
+import glob
+import os
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
-from datamix.core.errors import RecipeError
-from datamix.read import find
+from datamix.core.errors import DataError, RecipeError
+from datamix.read import file_state, find, sha256_of, sniff
 
 
 @pytest.fixture
@@ -109,3 +115,57 @@ def test_a_saved_dataset_is_read_by_split(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"several splits \(test, train\)"):
         find(["saved"], str(tmp_path))
     assert [Path(p).name for p in find(["saved/train"], str(tmp_path))] == ["data-00000-of-00001.arrow"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["/**" * 30, "/**" * 30 + "/*.jsonl", "/**/*" * 4 + "/**", "/**/[ab]/**/a.jsonl"]
+)
+def test_many_double_stars_and_links_in_circles_end(pattern: str, tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*"abababab")
+    deep.mkdir(parents=True)
+    (deep / "a.jsonl").write_text("{}\n")
+    for name in ("one", "two", "three"):
+        (deep / name).symlink_to(tmp_path)
+        (tmp_path / "a" / name).symlink_to(tmp_path / "a")
+    assert find(["." + pattern], str(tmp_path)) == [str(deep / "a.jsonl")]
+
+
+@given(
+    files=st.sets(st.lists(st.sampled_from(["a", "b", ".h"]), max_size=3).map(tuple), min_size=1, max_size=6),
+    parts=st.lists(
+        st.sampled_from(["**", "*", "a", "[ab]", "?.json", "x.json", "*.json"]), min_size=1, max_size=4
+    ),
+)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_double_stars_match_what_glob_matches(
+    files: set[tuple[str, ...]], parts: list[str], tmp_path: Path
+) -> None:
+    # of a file, glob takes `x.json/**` for the file
+    assume(("x.json", "**") not in pairwise(parts))
+    with TemporaryDirectory(dir=tmp_path) as folder:
+        for path in files:
+            Path(folder, *path).mkdir(parents=True, exist_ok=True)
+            Path(folder, *path, "x.json").touch()
+        whole = os.path.join(folder, "**", *parts)
+        expected = {os.path.normpath(m) for m in glob.glob(whole, recursive=True) if not os.path.isdir(m)}
+        try:
+            assert set(find([whole], folder)) == expected
+        except RecipeError:
+            assert not expected
+
+
+@pytest.mark.parametrize("command", ["find", "folder"])
+def test_what_is_no_file_is_refused_where_it_is_named_and_skipped_in_a_folder(
+    command: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    if command == "folder":
+        assert find(["."], str(tmp_path)) == [str(tmp_path / "a.jsonl")]
+        assert find(["*.jsonl"], str(tmp_path)) == [str(tmp_path / "a.jsonl")]
+        return
+    with pytest.raises(RecipeError, match="is a pipe or a device, not a file"):
+        find(["pipe.jsonl"], str(tmp_path))
+    for read in (sniff, sha256_of, file_state):
+        with pytest.raises(DataError, match="is a pipe or a device, not a file"):
+            read(str(tmp_path / "pipe.jsonl"))
