@@ -167,9 +167,9 @@ def _sample_sources(
     for work, files, kind in zip(works, found, kinds, strict=True):
         shape = ShapeSpec("", kind, (), work.system, work.keep_meta, work.kwargs, work.media)
         chosen = [files[i] for i in sorted({0, len(files) // 2, len(files) - 1})] if files else []
-        heads.append(
-            [prepare.parts([f], shape, work.steps, _SAMPLE_RECORDS, context.home)[0].task for f in chosen]
-        )
+        slices = [prepare.parts([f], shape, work.steps, _SAMPLE_RECORDS, context.home) for f in chosen]
+        # of a large file also the last slice: the first may hold one line above the bound, and nothing else
+        heads.append([group[i].task for group in slices for i in sorted({0, len(group) - 1})])
     read = iter(context.run("sample", [task for group in heads for task in group]))
     receipts = [[next(read) for _ in group] for group in heads]
     tasks = [

@@ -28,6 +28,7 @@ from datamix.read import DOCUMENTS, Sniff, cut, file_state, find, read, sha256_o
 _VERSION = 4
 _TICK_NS = 20_000_000  # file times move in steps of at most 10 ms (a kernel at 100 Hz)
 SAMPLE_RECORDS = 300
+_MORE_RECORDS, _ENOUGH_RECORDS = 100_000, 100  # read where nulls leave a format open; that then decide it
 _GROUP_BYTES = 256 << 20
 _FILE_BYTES = 4 << 20  # a file counts at least so much: a group holds 64 files at most
 CONTAINERS = ("jsonl", "json", "csv", "parquet", "arrow", "arrow_stream", "text", "lines")
@@ -145,6 +146,7 @@ class Recognised:
     values: list[Any]  # the first records
     rejects: list[Reject]  # those among them that could not be read
     detection: Detection | None  # None: no known format, or nothing could be read
+    is_certain: bool = True  # False: fields that are null in every record leave the format open
 
     def fields(self) -> str:
         """The fields of the first record, for a sentence."""
@@ -173,7 +175,10 @@ def recognise(
     encoding: str | None = None,
     state: tuple[int, ...] = (),
 ) -> Recognised:
-    """Read the first few hundred records of a file. Raises DataError: it is missing, damaged or of no readable kind."""
+    """Read the first few hundred records of a file; more where nulls in all of them leave its format open.
+
+    Raises DataError: it is missing, damaged or of no readable kind.
+    """
     seen = seen or sniff(path)
     piece = Slice(
         path, "", seen.container, seen.compression, encoding or seen.encoding, seen.options, state=state
@@ -183,8 +188,43 @@ def recognise(
     for rows in read(piece, limit=SAMPLE_RECORDS):
         values += rows.values
         rejects += rows.rejects
-    detection = Detection("text", "text") if seen.container in _PROSE and values else detect(values, columns)
-    return Recognised(path, piece, seen.num_bytes, values, rejects, detection)
+    if seen.container in _PROSE and values:
+        return Recognised(path, piece, seen.num_bytes, values, rejects, Detection("text", "text"))
+    detection, is_certain = _detected(values, columns)
+    if not is_certain and len(values) + len(rejects) >= SAMPLE_RECORDS:
+        for rows in read(piece, limit=_MORE_RECORDS):
+            later, is_certain = _detected(rows.values, columns)
+            if is_certain and later is not None:
+                values, detection = rows.values[-SAMPLE_RECORDS:], later
+                break
+    return Recognised(path, piece, seen.num_bytes, values, rejects, detection, is_certain)
+
+
+def _detected(values: Sequence[Any], columns: tuple[tuple[str, str], ...]) -> tuple[Detection | None, bool]:
+    """The format of a sample, and whether nulls leave it open.
+
+    Records before the first in which a field is set do not count; nor do fields that are null in all of them, if a text
+    there would give another format.
+    """
+    rows = _not_null(values)
+    objects = [row for row in rows if isinstance(row, dict)]
+    first: dict[str, int] = {}  # field -> the first record in which it is set
+    for i, row in enumerate(objects):
+        first |= {key: i for key, cell in row.items() if cell is not None and key not in first}
+    nulls = {key for row in objects for key in row} - first.keys()
+    start = max(first.values(), default=0)
+    if len(rows) - start < min(_ENOUGH_RECORDS, len(rows) / 2):
+        return detect(rows, columns), False
+    detection = detect(rows[start:], columns)
+    if rows and not nulls:
+        return detection, True
+    filled = detect([{**row, **dict.fromkeys(nulls & row.keys(), "x")} for row in objects[start:]], columns)
+    return detection, detection is not None and filled is not None and detection.format == filled.format
+
+
+def _not_null(values: Sequence[Any]) -> list[Any]:
+    """The rows in which any field is set."""
+    return [v for v in values if not isinstance(v, dict) or any(cell is not None for cell in v.values())]
 
 
 def scan_files(spec: ScanSpec, folder: Path) -> dict[str, Any]:
@@ -196,7 +236,7 @@ def _scan(path: str, state: tuple[int, ...], spec: ScanSpec) -> dict[str, Any]:
     seen = sniff(path, spec.container, state)
     entry: dict[str, Any] = {**asdict(seen), "sha256": sha256_of(path, state)}
     entry |= {"encoding": spec.encoding or seen.encoding, "format": spec.format, "kind": None, "columns": []}
-    entry |= {"fields": ["text"], "turn_fields": None}
+    entry |= {"fields": ["text"], "turn_fields": None, "certain": True}
     if seen.container in ("text", "lines") and spec.format in (None, "text"):
         return {**entry, "format": "text", "kind": "text", "message": ""}
     first = recognise(path, spec.columns, seen, spec.encoding, state)
@@ -209,7 +249,10 @@ def _scan(path: str, state: tuple[int, ...], spec: ScanSpec) -> dict[str, Any]:
     elif spec.format is None and first.detection is not None:
         columns = [list(pair) for pair in first.detection.columns]
         entry |= {"format": first.detection.format, "kind": first.detection.kind, "columns": columns}
-    return {**entry, "message": first.fields() if entry["format"] is None and first.values else ""}
+    if spec.format is None:
+        entry["certain"] = first.is_certain or not first.values
+    is_unknown = entry["format"] is None and bool(_not_null(first.values))
+    return {**entry, "message": first.fields() if is_unknown else ""}
 
 
 def _fields(first: Recognised, mapped: Sequence[str]) -> tuple[list[str], list[str] | None]:
@@ -278,11 +321,18 @@ def files(request: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[
 
     Raises DataError for an unknown format, RecipeError where a column map does not fit them.
     """
-    check_columns(request, [seen for _, receipt in done for seen in receipt.counts["files"]])
+    scanned = [[dict(seen) for seen in receipt.counts["files"]] for _, receipt in done]
+    entries = [seen for group in scanned for seen in group]
+    decided = [seen for seen in entries if seen["certain"] and seen["format"] is not None]
+    if len({str([seen["format"], seen["columns"]]) for seen in decided}) == 1:
+        for seen in entries:  # nulls in every record of a file do not decide its format
+            if not seen["certain"]:
+                seen.update({key: decided[0][key] for key in ("format", "kind", "columns")})
+    check_columns(request, entries)
     result: list[InputFile] = []
-    for task, receipt in done:
+    for (task, _), group in zip(done, scanned, strict=True):
         spec: ScanSpec = task.spec
-        for path, state, seen in zip(spec.paths, spec.states, receipt.counts["files"], strict=True):
+        for path, state, seen in zip(spec.paths, spec.states, group, strict=True):
             if seen["format"] is None and seen["message"]:
                 raise DataError(
                     f"{path} (source {request.source}): the format of its records was not recognised: {seen['message']}. "
