@@ -27,7 +27,7 @@ from datamix.pipeline.record_rules import NO_RULES, RecordRules, apply_rules, co
 from datamix.pipeline.scan import InputFile, group_files
 from datamix.read import read
 
-_VERSION = 3
+_VERSION = 4
 _GROUP_BYTES = 16 << 20
 _FILE_BYTES = 4 << 10  # a file counts at least so much: a group holds 4,096 files at most
 _CHEAPNESS = 32  # reading is about so many times as fast as encoding, by which a task's weight is measured

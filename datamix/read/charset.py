@@ -77,18 +77,42 @@ def _utf16_by_zeros(head: bytes) -> str | None:
     return encoding
 
 
+def other_encoding(raw: bytes, codec: str) -> str | None:
+    """The encoding of a record in a file of another: a line of it is UTF-8, or it is Chinese in a UTF-8 file.
+
+    Mixed files are made by joining files. GBK reads most lines of UTF-8 as other characters, without an error.
+    """
+    if codec == "utf-8":
+        return _chinese(raw)
+    for line in raw.split(b"\n"):
+        try:  # nearly all lines of another encoding fail at their first character
+            text = "" if line.isascii() else line.decode()
+        except UnicodeDecodeError:
+            continue
+        if text and (codec not in _CHINESE or _common_share(text) > _common_share(_decoded(line, codec))):
+            return "utf-8"
+    return None
+
+
+def _chinese(sample: bytes) -> str | None:
+    shares = {encoding: _common_share(_decoded(sample, encoding)) for encoding in _CHINESE}
+    best = max(_CHINESE, key=lambda encoding: shares[encoding])
+    return best if shares[best] >= _ENOUGH_COMMON else None
+
+
+def _common_share(text: str) -> float:
+    foreign = [c for c in text if c >= "\x80"]
+    return sum(c in _COMMON for c in foreign) / max(len(foreign), 1)
+
+
 def _legacy(sample: bytes) -> str:
     """The encoding of text that is not Unicode."""
-    foreign = {
-        encoding: [c for c in _decoded(sample, encoding) if c >= "\x80"]
-        for encoding in (*_CHINESE, *_JAPANESE)
-    }
-    common = {e: sum(c in _COMMON for c in foreign[e]) / max(len(foreign[e]), 1) for e in _CHINESE}
-    best = max(_CHINESE, key=lambda encoding: common[encoding])
-    if common[best] >= _ENOUGH_COMMON:
-        return best
+    chinese = _chinese(sample)
+    if chinese is not None:
+        return chinese
     for encoding in _JAPANESE:
-        if sum("\u3041" <= c <= "\u30ff" for c in foreign[encoding]) >= _ENOUGH_KANA * len(foreign[encoding]):
+        foreign = [c for c in _decoded(sample, encoding) if c >= "\x80"]
+        if sum("\u3041" <= c <= "\u30ff" for c in foreign) >= _ENOUGH_KANA * len(foreign):
             return encoding
     letters = sample.translate(_WITHOUT_QUOTES)
     high = len(re.findall(rb"[\x80-\xff]", letters))

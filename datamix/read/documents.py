@@ -20,7 +20,7 @@ from datamix.core.contracts import Reject, Rows, Slice
 from datamix.core.errors import DataError, mask_url
 from datamix.read.decompress import open_stream
 from datamix.read.json_lines import parse_text
-from datamix.read.lines import LONG_HEAD_BYTES, MAX_RECORD_BYTES, Overflow, utf8_blocks
+from datamix.read.lines import LONG_HEAD_BYTES, MAX_RECORD_BYTES, Overflow, utf8_blocks, with_euro
 
 NAMES = {
     "html": "an HTML page",
@@ -75,7 +75,11 @@ def read_document(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     if is_text and not raw.strip():
         return
     try:
-        text, problem = parse_text(raw) if is_text else (_EXTRACTORS[piece.container](raw), None)
+        text, problem = (
+            parse_text(with_euro(raw, piece.encoding))
+            if is_text
+            else (_EXTRACTORS[piece.container](raw), None)
+        )
         if not is_text and not text.strip():
             problem = ("no_text", f"is {NAMES[piece.container]} without text: pictures or scans")
     except Exception as error:  # parsers of damaged documents throw anything: only this one is rejected

@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datamix.core.contracts import Reject, Rows, Slice
 from datamix.core.errors import DataError, mask_url
-from datamix.read.json_lines import ends_early, parse_clean, parse_one, parsed_rows
-from datamix.read.lines import MAX_RECORD_BYTES, Overflow, utf8_blocks
+from datamix.read.json_lines import JsonProblem, ends_early, parse_clean, parse_one, parsed_rows
+from datamix.read.lines import MAX_RECORD_BYTES, Overflow, utf8_blocks, with_euro
 
 _LEVELS = 8
 _CHUNK_BYTES = 8 << 20
@@ -272,10 +272,10 @@ def read_json(piece: Slice, chunk_records: int) -> Iterator[Rows]:
         chunk.append(element)
         num_bytes += len(element.raw)
         if len(chunk) >= chunk_records or num_bytes >= _CHUNK_BYTES:
-            yield _rows(chunk, record)
+            yield _rows(chunk, record, piece.encoding)
             record, chunk, num_bytes = record + len(chunk), [], 0
     if chunk:
-        yield _rows(chunk, record)
+        yield _rows(chunk, record, piece.encoding)
 
 
 def _read_events(piece: Slice) -> Iterator[Rows]:
@@ -298,10 +298,13 @@ def _read_events(piece: Slice) -> Iterator[Rows]:
     yield rows
 
 
-def _rows(chunk: list[Element], record: int) -> Rows:
+def _rows(chunk: list[Element], record: int, encoding: str) -> Rows:
+    def parse(raw: bytes) -> tuple[Any, JsonProblem | None]:
+        return parse_one(with_euro(raw, encoding))
+
     sound = [(i, element) for i, element in enumerate(chunk, record) if element.problem is None]
     rows = parsed_rows(
-        [e.raw for _, e in sound], [i for i, _ in sound], [e.line for _, e in sound], parse_clean, parse_one
+        [e.raw for _, e in sound], [i for i, _ in sound], [e.line for _, e in sound], parse_clean, parse
     )
     broken = [
         Reject(i, e.line, *e.problem, e.raw) for i, e in enumerate(chunk, record) if e.problem is not None

@@ -22,7 +22,7 @@ import orjson
 import pyarrow as pa
 
 from datamix.core.contracts import FastRows, Reject, Rows, Slice
-from datamix.read.lines import LongLine, Tail, split_lines, utf8_blocks
+from datamix.read.lines import LongLine, Tail, split_lines, utf8_blocks, with_euro
 
 MAX_DEPTH = 256
 JsonProblem = tuple[str, str]  # reason code, one sentence
@@ -210,6 +210,10 @@ def _read(
     piece: Slice, chunk_records: int, many: _ParseMany, one: _ParseOne, take: Take | None = None
 ) -> Iterator[Rows]:
     record, line = 0, 1
+
+    def one_stored(raw: bytes) -> tuple[Any, JsonProblem | None]:
+        return one(with_euro(raw, piece.encoding))
+
     for item in split_lines(utf8_blocks(piece)):
         if isinstance(item, LongLine):
             yield Rows([], [], [], [], [Reject(record, line, "too_long", item.detail, item.head)])
@@ -218,7 +222,7 @@ def _read(
         lines = [item.line] if isinstance(item, Tail) else item
         for start in range(0, len(lines), chunk_records):
             part = lines[start : start + chunk_records]
-            rows = _chunk(part, record, line, many, one, take)
+            rows = _chunk(part, record, line, many, one_stored, take)
             if isinstance(item, Tail):  # no newline ends it: say so where that is why it does not parse
                 rejects = [
                     replace(

@@ -18,7 +18,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from datamix.core.contracts import Rows, Slice
+from datamix.core.contracts import Reject, Rows, Slice
+from datamix.read.charset import other_encoding
 from datamix.read.decompress import full_blocks, open_stream
 
 MAX_RECORD_BYTES = 64 << 20  # a longer line or element is rejected as ``too_long``
@@ -29,12 +30,13 @@ _BOMS = {
     "utf-16-be": b"\xfe\xff",
     "gb18030": b"\x841\x953",
 }
+_ESCAPED_EURO = "\udc80".encode("utf-8", "surrogatepass")
 _WIDE = ("utf-16-le", "utf-16-be")
 
 
 def codec_of(encoding: str) -> str:
-    """The codec without a byte order mark: ``utf-8-sig`` -> ``utf-8``."""
-    return "utf-8" if encoding == "utf-8-sig" else encoding
+    """The codec that reads an encoding: without a byte order mark, and GB18030 for GBK, which is a part of it."""
+    return {"utf-8-sig": "utf-8", "gbk": "gb18030", "cp936": "gb18030"}.get(encoding.lower(), encoding)
 
 
 def is_wide(encoding: str) -> bool:
@@ -63,30 +65,68 @@ def utf8_blocks(piece: Slice) -> Iterator[bytes]:
             yield rest.encode("utf-8", "surrogatepass")
 
 
+def with_euro(raw: bytes, encoding: str) -> bytes:
+    """A transcoded record with its euro signs: in GBK Windows writes the byte 0x80, which no codec knows."""
+    return raw.replace(_ESCAPED_EURO, "€".encode()) if codec_of(encoding) == "gb18030" else raw
+
+
 def as_stored(rows: Rows, encoding: str) -> Rows:
     """The same rows with their bytes as stored, where a file was transcoded to be read.
 
-    The head of a record above the bound may end inside a character and stays as it is.
+    What is in another encoding than its file is rejected: GBK reads UTF-8 as other characters. The head of a
+    record above the bound may end inside a character and stays as it is.
     """
     codec = codec_of(encoding)
     if codec == "utf-8":
-        return rows
+        return (
+            replace(rows, rejects=[_stored(r, r.raw, codec) for r in rows.rejects]) if rows.rejects else rows
+        )
     errors = "surrogatepass" if codec in _WIDE else "surrogateescape"
 
     def restore(raw: bytes) -> bytes:
         return raw.decode("utf-8", "surrogatepass").encode(codec, errors)
 
-    rejects = [
-        reject
-        if reject.reason == "too_long"
-        else replace(
-            reject,
-            reason="encoding" if reject.reason == "utf8" else reject.reason,
-            raw=restore(reject.raw),
-        )
-        for reject in rows.rejects
+    raws = list(map(restore, rows.raws))
+    rejects = [r if r.reason == "too_long" else _stored(r, restore(r.raw), codec) for r in rows.rejects]
+    mixed = {i for i, raw in enumerate(raws) if codec not in _WIDE and other_encoding(raw, codec)}
+    if not mixed:
+        return replace(rows, raws=raws, rejects=rejects)
+    rejects += [
+        _stored(Reject(rows.records[i], rows.lines[i], "utf8", "", raws[i]), raws[i], codec)
+        for i in sorted(mixed)
     ]
-    return replace(rows, raws=list(map(restore, rows.raws)), rejects=rejects)
+    rejects.sort(key=lambda reject: reject.record)
+    sound = [i for i in range(len(raws)) if i not in mixed]
+    return replace(
+        rows,
+        values=[rows.values[i] for i in sound],
+        records=[rows.records[i] for i in sound],
+        lines=[rows.lines[i] for i in sound],
+        raws=[raws[i] for i in sound],
+        rejects=rejects,
+    )
+
+
+def _stored(reject: Reject, raw: bytes, codec: str) -> Reject:
+    """A reject with the bytes as stored; its detail names the encoding, and that a file mixes two."""
+    is_legacy = codec not in ("utf-8", *_WIDE)
+    other = (
+        other_encoding(raw, codec) if is_legacy or (codec == "utf-8" and reject.reason == "utf8") else None
+    )
+    reason = "encoding" if codec != "utf-8" and (other or reject.reason == "utf8") else reject.reason
+    detail = reject.detail
+    if other is not None:
+        detail = (
+            f"is {other.upper()} in a file that is {codec.upper()}: the file mixes encodings. Write it in one"
+        )
+    elif reason == "encoding":
+        codepoints = reject.raw.decode("utf-8", "surrogatepass")
+        known = "\udc80" if codec == "gb18030" else ""
+        bad = next((i for i, c in enumerate(codepoints) if "\ud800" <= c <= "\udfff" and c != known), 0)
+        errors = "surrogatepass" if codec in _WIDE else "surrogateescape"
+        offset = len(codepoints[:bad].encode(codec, errors))
+        detail = f"byte 0x{raw[offset]:02x} at offset {offset} is not valid {codec.upper()}"
+    return replace(reject, reason=reason, detail=detail, raw=raw)
 
 
 def _blocks_of_lines(piece: Slice) -> Iterator[bytes]:

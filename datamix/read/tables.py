@@ -23,7 +23,15 @@ from typing import Any
 from datamix.core.contracts import Reject, Rows, Slice
 from datamix.core.errors import DataError, mask_url
 from datamix.read.json_lines import not_utf8
-from datamix.read.lines import LONG_HEAD_BYTES, MAX_RECORD_BYTES, LongLine, Tail, split_lines, utf8_blocks
+from datamix.read.lines import (
+    LONG_HEAD_BYTES,
+    MAX_RECORD_BYTES,
+    LongLine,
+    Tail,
+    split_lines,
+    utf8_blocks,
+    with_euro,
+)
 
 _DELIMITERS = (",", "\t", ";", "|", "\x01")
 _DIALECT_CHARS = 256 << 10  # of the head, on which dialects are tried
@@ -125,7 +133,7 @@ class _Lines(Iterator[str]):
     """Physical lines for the csv reader; those of the current record can be handed out again."""
 
     def __init__(self, piece: Slice, newline: bytes) -> None:
-        self._newline = newline
+        self._newline, self._encoding = newline, piece.encoding
         self._items = split_lines(utf8_blocks(piece), newline)
         self._waiting: deque[bytes | LongLine] = deque()
         self.line = 1  # of the next line to be handed out
@@ -155,7 +163,7 @@ class _Lines(Iterator[str]):
         if self.num_bytes > MAX_RECORD_BYTES:
             raise _TooLong
         try:
-            text = line.decode()
+            text = with_euro(line, self._encoding).decode()
         except UnicodeDecodeError as error:
             self.problem = self.problem or not_utf8(line, error)
             text = line.decode("utf-8", "replace")

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import lz4.frame
@@ -11,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from reading import SHARED, rows_of
+from reading import SHARED, joined, rows_of
 
 from datamix.core.errors import DataError
-from datamix.read import sniff
+from datamix.read import cut, read, sniff
 
 ZH = "患者主诉头痛三天，没有发热，应该如何用药？建议先到医院检查。"
 TRADITIONAL = "患者主訴頭痛三天，沒有發熱，應該如何用藥？建議先到醫院檢查。"
@@ -149,6 +150,96 @@ def test_a_bad_byte_in_a_gb18030_file_costs_its_line_only(tmp_path: Path) -> Non
     assert [v["text"] for v in rows.values] == [ZH, ZH]
     assert rows.raws == [good, good]
     assert [(r.record, r.reason, r.raw) for r in rows.rejects] == [(1, "encoding", bad)]
+
+
+def joined_as(container: str, records: list[tuple[str, str]]) -> bytes:
+    """Records of (text, codec) as one file."""
+    if container == "text":
+        return b"".join(text.encode(codec) + b"\n" for text, codec in records)
+    if container == "csv":
+        return b"text,id\n" + b"".join(f'"{text}",x\n'.encode(codec) for text, codec in records)
+    objects = [json.dumps({"text": t, "id": "x"}, ensure_ascii=False).encode(c) for t, c in records]
+    return b"[" + b",\n".join(objects) + b"]" if container == "json" else b"\n".join(objects) + b"\n"
+
+
+EURO = [(ZH, "gb18030"), ("价格一百€，便宜。", "euro"), ("也写€。", "gb18030"), (ZH, "gb18030")]
+
+
+@pytest.mark.parametrize("container", ["jsonl", "json", "csv", "lines"])
+@pytest.mark.parametrize("encoding", [None, "gbk", "cp936", "GBK"])
+def test_the_euro_byte_of_windows_is_a_euro_sign(
+    container: str, encoding: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{container}"
+    content = joined_as(
+        "text" if container == "lines" else container,
+        [(t.replace("€", "\x7f"), "gb18030") if c == "euro" else (t, c) for t, c in EURO],
+    )
+    path.write_bytes(content.replace(b"\x7f", b"\x80"))
+    seen = sniff(str(path), "lines" if container == "lines" else None)
+    assert seen.encoding == "gb18030"
+    piece = cut(str(path), "", replace(seen, encoding=encoding or seen.encoding))[0]
+    rows = joined(list(read(piece)))
+    assert [value["text"] for value in rows.values] == [text for text, _ in EURO]
+    assert rows.rejects == []
+    assert all(raw in path.read_bytes() for raw in rows.raws)  # the bytes as they are stored
+
+
+def test_a_document_with_the_euro_byte_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(ZH.encode("gbk") + b" 100\x80")
+    assert rows_of(tmp_path / "a.txt").values[0]["text"] == ZH + " 100€"
+
+
+SHORT = "你好，我是医生。"
+
+
+@pytest.mark.parametrize("container", ["jsonl", "json", "csv", "lines"])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6, 0.9])
+@pytest.mark.parametrize("text", [ZH, SHORT, "药物"])
+def test_a_file_that_mixes_gbk_and_utf8_says_so_and_is_never_read_as_other_characters(
+    container: str, share: float, text: str, tmp_path: Path
+) -> None:
+    records = [(text, "utf-8" if i < 20 * share else "gb18030") for i in range(20)]
+    path = tmp_path / f"a.{container}"
+    path.write_bytes(joined_as("text" if container == "lines" else container, records))
+    rows = rows_of(path, "lines" if container == "lines" else None)
+    assert {value["text"] for value in rows.values} == {text}
+    encoding = sniff(str(path)).encoding
+    expected = [i for i, (_, codec) in enumerate(records) if codec != encoding]
+    assert [reject.record for reject in rows.rejects] == expected
+    other = {"utf-8": "GB18030", "gb18030": "UTF-8"}[encoding]
+    if text != "药物" or encoding != "utf-8":
+        assert all(reject.detail.startswith(f"is {other} in a file that is") for reject in rows.rejects)
+    assert all("the file mixes encodings" in r.detail or r.reason == "utf8" for r in rows.rejects)
+    assert all(reject.raw in path.read_bytes() for reject in rows.rejects)
+
+
+def test_a_latin_file_with_a_utf8_line_says_so(tmp_path: Path) -> None:
+    line = "Les élèves ont déjà mangé à la forêt, été comme hiver."
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(joined_as("jsonl", [(line, "cp1252")] * 9 + [(line, "utf-8")]))
+    rows = rows_of(path)
+    assert [value["text"] for value in rows.values] == [line] * 9
+    assert [(r.record, r.reason) for r in rows.rejects] == [(9, "encoding")]
+    assert "is UTF-8 in a file that is" in rows.rejects[0].detail
+
+
+@pytest.mark.parametrize(
+    ("codec", "bad", "detail"),
+    [
+        ("gb18030", b'{"text":"\xc4\xe3\x81"}', "byte 0x81 at offset 11 is not valid GB18030"),
+        ("utf-8", b'{"text":"\xe4\xbd\xa0\xff"}', "byte 0xff at offset 12 is not valid UTF-8"),
+        ("big5", b'{"text":"\xa7\x41\xff"}', "byte 0xff at offset 11 is not valid BIG5"),
+    ],
+)
+def test_a_byte_that_does_not_decode_is_named_as_it_is_stored(
+    codec: str, bad: bytes, detail: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    good = json.dumps({"text": TRADITIONAL if codec == "big5" else ZH}, ensure_ascii=False).encode(codec)
+    path.write_bytes(b"\n".join([good, good, bad, good]))
+    rows = rows_of(path)
+    assert [(r.record, r.detail, r.raw) for r in rows.rejects] == [(2, detail, bad)]
 
 
 COMPRESSORS = {
