@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -88,7 +91,8 @@ def main(arguments: list[str] | None = None) -> Any:
     gc.set_threshold(500_000)
     settings: dict[str, bool] = {}  # filled by --debug, in any position
     try:
-        return cli.main(args=arguments, prog_name="datamix", standalone_mode=False, obj=settings)
+        with _interrupted_by_signals():
+            return cli.main(args=arguments, prog_name="datamix", standalone_mode=False, obj=settings)
     except click.ClickException as error:
         import io
 
@@ -108,12 +112,39 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.exit(known.exit_code)
 
 
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, as Ctrl-C is a KeyboardInterrupt; the number is its argument."""
+
+
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Meanwhile SIGTERM and SIGHUP stop the command as Ctrl-C does; a second one ends it at once. Under nohup SIGHUP is ignored."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Stopped(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _known(error: BaseException) -> DatamixError:
     """The error as one that a user can act on."""
     if isinstance(error, DatamixError):
         return error
     if isinstance(error, click.exceptions.Abort | KeyboardInterrupt):
-        return Interrupted("Stopped. Finished work is saved: run the same command again and it continues.")
+        cause = error if isinstance(error, _Stopped) else error.__cause__
+        number = cause.args[0] if isinstance(cause, _Stopped) else signal.SIGINT
+        return Interrupted(
+            "Stopped. Finished work is saved: run the same command again and it continues.", number
+        )
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
         return MachineError(

@@ -5,7 +5,7 @@ DatamixError              exit code
 ├── DataError             3   the data is unusable
 ├── MachineError          4   the machine failed: disk, limits, permissions
 ├── InternalError         70  a bug in datamix
-└── Interrupted           130 stopped by hand; run it again and it continues
+└── Interrupted           130 stopped by Ctrl-C (129 by SIGHUP, 143 by SIGTERM); run it again and it continues
 """
 
 from __future__ import annotations
@@ -128,6 +128,10 @@ class InternalError(DatamixError):
 
 
 class Interrupted(DatamixError):
-    """Stopped by hand; what was finished is saved."""
+    """Stopped by a signal; what was finished is saved."""
 
     exit_code = 130
+
+    def __init__(self, message: str, signal_number: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

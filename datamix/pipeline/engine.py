@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from datamix.core.contracts import Receipt, Task
-from datamix.core.errors import DataError
+from datamix.core.errors import MachineError
 from datamix.pipeline import preload
 from datamix.pipeline.store import Store, carry
 
@@ -55,15 +56,21 @@ class LocalEngine:
             self._warm_for = call.__module__
 
     def close(self) -> None:
-        """Stop the workers; unfinished tasks are dropped."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        """Stop the workers; unfinished tasks are dropped. Running tasks end first, but not while an interruption is handled."""
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
 
     def _in_pool(self, pending: list[tuple[int, Task]]) -> Iterator[tuple[int, Receipt]]:
         if self._pool is None:
-            context = multiprocessing.get_context("forkserver")  # imports modules once for all workers
-            context.set_forkserver_preload([*sorted({t.call.__module__ for _, t in pending}), *_SHARED])
+            preload.start(
+                [*sorted({t.call.__module__ for _, t in pending}), *_SHARED]
+            )  # once for all workers
+            context = multiprocessing.get_context("forkserver")
             self._pool = ProcessPoolExecutor(self.num_workers, mp_context=context, initializer=_start_worker)
         pool = self._pool
         futures: dict[Future[Receipt], tuple[int, Task]] = {}
@@ -80,7 +87,7 @@ class LocalEngine:
             labels = ", ".join(
                 task.label for _, task in sorted(futures.values(), key=lambda item: item[0])[:3]
             )
-            raise DataError(
+            raise MachineError(
                 f"A worker process died while working on {labels}: it was killed, most often for lack of memory. What was "
                 "finished is kept: run the same command again, with --workers 1 if it happens again. In a script of your own, "
                 'call datamix below `if __name__ == "__main__":`, as every program that starts processes must.'
@@ -104,6 +111,7 @@ def _start_worker() -> None:
 
     # parsing allocates many objects and no cycles: the cyclic GC took 10 % of the time
     gc.set_threshold(100_000)
+    preload.end_worker_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
