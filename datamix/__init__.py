@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.2.0"
-__all__ = ["Recipe", "__version__", "build", "dedupe", "diff", "open", "plan", "report", "verify"]
+__all__ = ["Recipe", "__version__", "build", "dedupe", "diff", "open", "plan", "push", "report", "verify"]
 
 _PLACES = {  # imported when they are first asked for, so that `datamix --help` is instant
     "Recipe": ("datamix.recipe", "Recipe"),
@@ -21,6 +21,7 @@ _PLACES = {  # imported when they are first asked for, so that `datamix --help` 
     "diff": ("datamix.commands.api", "diff"),
     "open": ("datamix.pipeline.built_sets", "open_any"),
     "plan": ("datamix.commands.api", "plan"),
+    "push": ("datamix.commands.api", "push"),
     "report": ("datamix.commands.api", "report"),
     "verify": ("datamix.commands.api", "verify"),
 }

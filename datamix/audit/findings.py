@@ -110,7 +110,9 @@ _ALWAYS = (
         "which records dedupe, decontaminate, validation and max_records chose",
         ("recipe.dedupe", "recipe.decontaminate", "recipe.validation", "recipe.sources.*.max_records"),
     ),
-    Unchecked("license, meta and fields carried along", ("recipe.sources.*.keep_meta",)),
+    Unchecked(
+        "license, meta and fields carried along", ("recipe.sources.*.keep_meta", "recipe.sources.*.license")
+    ),
 )
 _FILE_FACTS = ("path", "bytes", "sha256", "encoding", "container", "compression", "format")
 _READ_KEYS = ("path", "format", "columns", "encoding", "system", "chat_template_kwargs")

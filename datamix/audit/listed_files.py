@@ -96,7 +96,8 @@ def _format_and_split(entry: dict[str, Any], manifest: dict[str, Any]) -> tuple[
     fixed = {"train": "parquet", "removed": "parquet", "rejects": "jsonl", "tokenizer": "tokenizer"}
     if folder in fixed:
         return fixed[folder], "" if folder == "tokenizer" else folder
-    return ("report", "report") if entry["path"] == "report.html" else (folder, None)
+    pages = {"report.html": ("report", "report"), "README.md": ("card", "card")}
+    return pages.get(entry["path"], (folder, None))
 
 
 def _num_rows(path: Path) -> int | None:

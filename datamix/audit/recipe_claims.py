@@ -55,6 +55,10 @@ def check_recipe(out: Path, manifest: dict[str, Any]) -> Check:
         findings.add(f"an input belongs to {source}, which is no source")
     for source in sorted(set(recipe["sources"]) - set(sources)):
         findings.add(f"source {source} of the recipe is not in the manifest")
+    allowed = [text.casefold() for text in (recipe.get("licenses") or {}).get("allow", [])]
+    for name, source in recipe["sources"].items() if allowed else ():
+        if (source.get("license") or "").casefold() not in allowed:
+            findings.add(f"source {name} has a licence that licenses.allow does not allow")
     for name, source in sources.items():
         _check_fates(findings, recipe, name, source, gives_several(manifest, source))
     for key, token_id in _named_ids(out / "tokenizer").items():

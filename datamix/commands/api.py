@@ -47,6 +47,13 @@ def diff(out1: str | Path, out2: str | Path) -> SetDiff:
     return compare(Path(out1), Path(out2))
 
 
+def push(out: str | Path, target: str) -> str:
+    """Push a finished set and its card to ``hf://OWNER/NAME``; the address of the commit. Raises DatamixError."""
+    from datamix.jobs.push import push as push_set
+
+    return push_set(Path(out), target)
+
+
 def report(out: str | Path, language: str = "en") -> Path:
     """Write the report page of a finished set again (``en`` or ``zh``), list it in the manifest; its path. Raises DatamixError."""
     from datamix.jobs.report import write_report

@@ -23,6 +23,7 @@ from datamix.commands.export import export
 from datamix.commands.init import init
 from datamix.commands.inspect import inspect
 from datamix.commands.plan import plan
+from datamix.commands.push import push
 from datamix.commands.report import report
 from datamix.commands.schema import schema
 from datamix.commands.sweep import sweep
@@ -78,6 +79,7 @@ for _command in (
     convert,
     dedupe,
     export,
+    push,
     sweep,
     schema,
     cache,

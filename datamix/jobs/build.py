@@ -12,6 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from datamix import mix
 from datamix.core.errors import RecipeError
 from datamix.pipeline import prepare_sources, translate
@@ -22,7 +25,7 @@ from datamix.pipeline.progress import Screen
 from datamix.pipeline.publish import hold, publish, remember, set_key
 from datamix.pipeline.steps import Options, ResolvedBuild, decide_and_pack, mix_rows, open_context, preflight
 from datamix.recipe import Recipe
-from datamix.reporting import render_report
+from datamix.reporting import render_card, render_report
 from datamix.tokenize.tokenizer import slow_engine_notice
 
 
@@ -58,13 +61,21 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             context.engine.close()
 
 
+def _render_pages(
+    out: Path, manifest: dict[str, Any], costs: NDArray[np.int64]
+) -> list[tuple[str, str, str]]:
+    """The pages of a set: name, format and text."""
+    report = render_report(out, manifest, costs)
+    return [("report.html", "report", report), ("README.md", "card", render_card(manifest))]
+
+
 def _finish(
     resolved: ResolvedBuild, options: Options, context: BuildContext, if_done: str = ""
 ) -> dict[str, Any]:
     """The manifest of the set in OUT: published now, unless the same set is there already."""
     done = whole_set(options.out, set_key(resolved), options.cache, options.overwrite)
     if done is None:
-        return publish(resolved, options, context, render_report)
+        return publish(resolved, options, context, _render_pages)
     if if_done:
         context.screen.say(if_done)
     remember(resolved, options)

@@ -7,6 +7,7 @@ and a reader who looks for ``manifest.json`` sees all or nothing.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,11 +41,12 @@ from datamix.pipeline.prepare import read_batches
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.rows import RowReader, RowSet, SourceRows
-from datamix.pipeline.steps import Decided, Options, RenderReport, ResolvedBuild, set_info
+from datamix.pipeline.steps import Decided, Options, RenderPages, ResolvedBuild, set_info
 from datamix.pipeline.write_shards import output
 from datamix.recipe import Recipe, Weighed
 from datamix.tokenize import TokenizerFiles, copy_tokenizer, decoder
 
+CARD = "README.md"
 _VERSION = 1
 
 
@@ -69,7 +71,7 @@ def set_key(made: ResolvedBuild) -> str:
 
 
 def publish(
-    made: ResolvedBuild, options: Options, context: BuildContext, render: RenderReport
+    made: ResolvedBuild, options: Options, context: BuildContext, render: RenderPages
 ) -> dict[str, Any]:
     """Write every format of every split, then the folder around them, then the manifest."""
     out, key, decided = options.out, set_key(made), made.decided
@@ -99,14 +101,19 @@ def publish(
     )
     with context.screen.phase("report", 1) as watch:
         costs = _row_costs(splits["train"], manifest["mixture"]["unit"])
-        page = staged / "report.html"
         save_manifest(staged, manifest)
-        page.write_text(render(staged, manifest, costs), encoding="utf-8")
+        pages = render(staged, manifest, costs)
         (staged / MANIFEST).unlink()
-        manifest["outputs"].append(output(staged, page, "report", "report", 0))
+        owned = owned_files(out)
+        for name, form, text in pages:
+            if name == CARD and name not in owned and os.path.lexists(out / name):
+                context.screen.say(f"{out / name} was not written by datamix and stays; the set has no card.")
+                continue
+            (staged / name).write_text(text, encoding="utf-8")
+            manifest["outputs"].append(output(staged, staged / name, form, form, 0))
         manifest["outputs"].sort(key=lambda entry: str(entry["path"]))
         watch.advance(1, "report")
-    switch(out, staged, owned_files(out), (None, manifest), context.screen.say)
+    switch(out, staged, owned, (None, manifest), context.screen.say)
     clear_failed(out)
     record_whole(out, manifest, options.cache)
     return manifest

@@ -34,7 +34,8 @@ from datamix.recipe import Recipe
 from datamix.recipe.strict_yaml import Key
 from datamix.tokenize import EncodeSpec, TokenizerFiles, find_tokenizer
 
-RenderReport = Callable[[Path, dict[str, Any], NDArray[np.int64]], str]  # (OUT, manifest, row costs) -> HTML
+# (OUT, manifest, row costs) -> pages of the set: name, format and text.
+RenderPages = Callable[[Path, dict[str, Any], NDArray[np.int64]], list[tuple[str, str, str]]]
 
 
 @dataclass(frozen=True)

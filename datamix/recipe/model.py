@@ -26,6 +26,7 @@ from datamix.recipe.parts import (
     Encode,
     Epochs,
     Group,
+    Licenses,
     Mix,
     Model,
     Name,
@@ -48,6 +49,7 @@ class Recipe(Model):
     chat_template_kwargs: dict[str, Any] = Field({})
     sources: Annotated[dict[Name, Source], Field(min_length=1)]
     groups: dict[Name, Group] = Field({})
+    licenses: Annotated[Licenses | None, Field(exclude_if=lambda value: value is None)] = None
     clean: tuple[CleanStep, ...] = ()
     dedupe: Dedupe | None = None
     decontaminate: Decontaminate | None = None
@@ -215,6 +217,8 @@ def broken_rules(recipe: Recipe) -> list[tuple[Key, str]]:
             problems.append((("sources", name, "group"), problem))
         if name in recipe.groups:
             problems.append((("groups", name), f"{name!r} names both a source and a group; rename one"))
+    for name, text in forbidden_licenses(recipe).items():
+        problems.append((("sources", name, "license"), text))
     for group in recipe.groups:
         if not any(s.group == group for s in recipe.sources.values()):
             problem = f"no source belongs to the group {group!r}; set `group: {group}` on one"
@@ -267,6 +271,22 @@ def _weight_rules(recipe: Recipe) -> list[tuple[Key, str]]:
         if group is not None and group.within == "weights" and source.weight is None:
             problem = f"has no weight, and groups.{source.group} shares by weights; give it one, or set within: proportional"
             problems.append((("sources", name), problem))
+    return problems
+
+
+def forbidden_licenses(recipe: Recipe) -> dict[str, str]:
+    """Sources that ``licenses.allow`` does not allow, each with what is wrong; upper and lower case are one."""
+    allow = recipe.licenses.allow if recipe.licenses else ()
+    names, problems = {name.casefold() for name in allow}, {}
+    for name, source in recipe.sources.items() if allow else ():
+        if source.license is None:
+            problems[name] = (
+                f"is missing, and licenses.allow takes only {', '.join(allow)}: add the source's licence, or remove the source"
+            )
+        elif source.license.casefold() not in names:
+            problems[name] = (
+                f"is {source.license!r}, and licenses.allow takes only {', '.join(allow)}: allow it there, or remove the source"
+            )
     return problems
 
 

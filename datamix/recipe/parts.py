@@ -86,6 +86,14 @@ class Source(Model):
     keep_meta: tuple[str, ...] = ()
     media: Literal["reject", "keep"] = "reject"  # images, videos, audios beside the text
     chat_template_kwargs: dict[str, Any] = {}
+    # Left out of the resolved recipe where absent, so that its fingerprint is that of recipes without the key.
+    license: Annotated[str | None, Field(min_length=1, exclude_if=lambda value: value is None)] = None
+
+
+class Licenses(Model):
+    """Which licences sources may have."""
+
+    allow: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Group(Model):

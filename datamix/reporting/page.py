@@ -56,8 +56,8 @@ def _set_page(
     units = sorted(("rows", "records", "tokens", "loss_tokens"), key=lambda unit: unit != asked)
     names = [say(unit_words(unit)) for unit in units]
     names[0] = say("{unit} (asked)").format(unit=names[0])
-    # The page's own size is not known while it is written.
-    size = sum(entry["bytes"] for entry in manifest["outputs"] if entry["format"] != "report")
+    # The sizes of this page and of the card are not known while they are written.
+    size = sum(entry["bytes"] for entry in manifest["outputs"] if entry["format"] not in ("report", "card"))
     facts = [
         (say("kind"), manifest["kind"]),
         *((name, f"{sum(e[u] for e in emitted):,}") for name, u in zip(names, units, strict=True)),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from datamix.audit.prefix import read_stages
 from datamix.core.contracts import UNITS
 from datamix.reporting import charts
+from datamix.reporting.card import licenses
 from datamix.reporting.charts import BarRow, Bars, Cell, Curve, Example, Legend, Plot, Section, Table
 from datamix.reporting.decode import (
     Decoder,
@@ -354,7 +355,9 @@ def _provenance(manifest: dict[str, Any], say: Words) -> Iterator[Section]:
     name = say("{name}, {n} ids").format(
         name=PurePath(tokenizer["name"]).name, n=f"{tokenizer['vocab_size']:,}"
     )
+    given = [f"{text or say('not given')} ({say.join(names)})" for text, names in licenses(manifest).items()]
     facts = [
+        *([[say("licenses"), say.join(given, "; ")]] if any(licenses(manifest)) else []),
         *([[say("content"), f"sha256 {digest}"]] if (digest := manifest["content_sha256"]) else []),
         [say("tokenizer"), f"{name}, sha256 {tokenizer['sha256'][:12]}"],
         [say("recipe"), f"sha256 {manifest['recipe_sha256'][:12]}, seed {manifest['seed']}"],

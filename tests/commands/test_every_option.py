@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+import hub_stub
 import pytest
 from click.testing import CliRunner, Result
 from small import alpaca, recipe, write_jsonl
@@ -36,6 +37,7 @@ convert pairs.jsonl {tmp}/out.jsonl --to alpaca --lossy --overwrite
 dedupe data.jsonl -o {tmp}/unique.jsonl --threshold 0.9 --scope within --keep 2 --longest
 dedupe data.jsonl -o {tmp}/unique.jsonl --exact-only --column output --overwrite
 export {tmp}/set --to jsonl --cache {tmp}/cache --workers 1
+push {tmp}/set hf://me/small
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --scale 0.5 --cache {tmp}/cache --workers 1 --set seed=3
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --cache {tmp}/cache --overwrite
 schema manifest
@@ -53,6 +55,7 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
     write_jsonl(tmp_path / "data.jsonl", alpaca(["问题", "question"], 30))
     write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "bad"}] * 3)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi", hub_stub.Hub)
     outputs: dict[str, str] = {}
     for line in CALLS.strip().splitlines():
         line = line.format(tmp=tmp_path)
