@@ -100,12 +100,11 @@ def _hub_errors(target: str) -> Iterator[None]:
     """What the Hub refuses, as errors that a person can act on."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+    # The bases: any error of the HTTP client, which differs by version.
+    failures: tuple[type[Any], ...] = (LocalTokenNotFoundError, *HfHubHTTPError.__bases__)
     try:
         yield
-    except (
-        LocalTokenNotFoundError,
-        *HfHubHTTPError.__bases__,
-    ) as error:  # its bases: any error of the HTTP client
+    except failures as error:
         first = str(error).strip().splitlines()
         raise MachineError(
             f"{target} cannot be written: {mask_secrets(first[0] if first else type(error).__name__)} Log in with `hf auth login` or set "

@@ -92,7 +92,7 @@ def test_a_virtual_set_a_damaged_one_and_another_address_are_refused(tmp_path: P
         datamix.push(out, "hf://me/small")
     with pytest.raises(RecipeError, match="no finished set"):
         datamix.push(tmp_path, "hf://me/small")
-    with pytest.raises(RecipeError, match="export .* --to parquet"):
+    with pytest.raises(RecipeError, match=r"export .* --to parquet"):
         datamix.push(built(tmp_path, write=[]), "hf://me/small")
 
 
