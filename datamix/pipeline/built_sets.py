@@ -25,7 +25,7 @@ from datamix.core.hashing import canonical
 from datamix.load import TrainingSet, open_set
 from datamix.pipeline.progress import short_bytes
 from datamix.pipeline.rows import RowReader, RowSet
-from datamix.pipeline.store import Store
+from datamix.pipeline.store import Store, check_cache
 
 _STORE = "@store"
 _FORMAT = "2"  # of the results in a cache; 0.1.0 wrote none
@@ -200,6 +200,7 @@ def default_cache(out: Path) -> Path:
 
 def cache_text(folder: Path) -> str:
     """Number and size of the results of each kind."""
+    check_cache(folder)
     store = Store(folder / "store")
     sizes: Counter[str] = Counter()
     numbers: Counter[str] = Counter()
@@ -224,6 +225,7 @@ def prune(folder: Path) -> str:
     So do the orders that ``changes=`` made. Those in the folder of orders itself are of 0.1.0, which did not say of which
     set they are; opening the set makes them anew.
     """
+    check_cache(folder)
     needed: set[str] = set()
     sets: set[str] = set()
     for key, built in all_sets(folder.absolute()).items():

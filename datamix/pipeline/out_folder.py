@@ -25,7 +25,7 @@ from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest, file_sha256
 from datamix.pipeline.building import BUILDING, OWNED, carries_marker, is_marked
 from datamix.pipeline.built_sets import refuse_newer
-from datamix.pipeline.store import sync
+from datamix.pipeline.store import check_cache, sync
 from datamix.recipe import Recipe
 from datamix.recipe.parts import HELD_OUT
 from datamix.recipe.schemas import schema_text
@@ -196,10 +196,7 @@ def _check_empty(out: Path, cache: Path) -> None:
 
 def _check_places(out: Path, cache: Path, formats: Sequence[str]) -> None:
     """OUT and the cache may lie beside or below each other only where neither writes into the other's files."""
-    for path in (cache, *cache.parents):
-        if path.exists() and not path.is_dir():
-            below = "" if path == cache else f" cannot be made: {path}"
-            raise RecipeError(f"The cache {cache}{below} is a file. Name a folder with --cache.")
+    check_cache(cache)
     folder, store = Path(_real(out)), Path(_real(cache))
     if folder == store or store in folder.parents:
         raise RecipeError(

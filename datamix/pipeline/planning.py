@@ -21,7 +21,7 @@ from datamix.pipeline.prepare_sources import BuildContext, SourceWork
 from datamix.pipeline.progress import Screen, scarcity_text
 from datamix.pipeline.scan import InputFile
 from datamix.pipeline.steps import Options, decide_and_pack, open_context, preflight
-from datamix.pipeline.store import Store
+from datamix.pipeline.store import Store, check_cache
 from datamix.recipe import Recipe
 from datamix.tokenize import EncodeSpec
 
@@ -80,6 +80,7 @@ def make_plan(
     recipe: Recipe, options: Options, exact: bool, batch: int | None, screen: Screen
 ) -> dict[str, Any]:
     """The plan as plain values. Raises every recipe error that a build would raise before it reads much."""
+    check_cache(options.cache)
     context = open_context(options, screen)
     try:
         tokenizer = preflight(recipe)

@@ -21,7 +21,7 @@ from typing import Any
 import xxhash
 
 from datamix.core.contracts import Receipt, Task
-from datamix.core.errors import DataError, MachineError
+from datamix.core.errors import DataError, MachineError, RecipeError
 
 _RECEIPT = "receipt.json"
 _BLOCK_BYTES = 4 << 20
@@ -166,3 +166,11 @@ def _publish(partial: Path, final: Path) -> None:
             if (final / _RECEIPT).exists() and Store(final.parent.parent).find(final.name):
                 return
             shutil.rmtree(final, ignore_errors=True)
+
+
+def check_cache(cache: Path) -> None:
+    """Raise RecipeError where the cache, or a folder above it, is a file."""
+    for path in (cache, *cache.parents):
+        if path.exists() and not path.is_dir():
+            below = "" if path == cache else f" cannot be made: {path}"
+            raise RecipeError(f"The cache {cache}{below} is a file. Name a folder with --cache.")

@@ -77,7 +77,9 @@ def test_workers_end_with_their_parent_however_it_ends(
         os.close(handle)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
 def test_a_signal_interrupts_a_build_which_then_resumes(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
