@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from small import TOKENIZER, datamix
 
 from datamix.core.errors import RecipeError
 from datamix.jobs.init import init
@@ -38,7 +41,7 @@ def test_files_become_sources_with_a_count_and_an_example(tmp_path: Path) -> Non
     lines(tmp_path / "data" / "odd.jsonl", [{"foo": 1}])
     loaded, text = recipe([tmp_path / "data"], None, tmp_path)
     assert loaded["kind"] == "sft"
-    assert loaded["sources"] == {"a": {"path": "data/对话 a.jsonl", "format": "sharegpt"}}
+    assert loaded["sources"] == {"对话_a": {"path": "data/对话 a.jsonl", "format": "sharegpt"}}
     assert "# 4 records, e.g. 问：是吗？ 是" in text
     assert "# 2 records, the prompt and better answer of each pair, e.g. q g b" in text
     assert "#   data/odd.jsonl: no known format: its first record has the fields foo" in text
@@ -78,7 +81,7 @@ def test_names_are_made_fit_and_unique(tmp_path: Path) -> None:
         lines(tmp_path / folder / "医疗.jsonl", [CHAT])
         lines(tmp_path / folder / "a b.jsonl", [CHAT])
     loaded, _ = recipe([tmp_path], None, tmp_path)
-    assert sorted(loaded["sources"]) == ["a_b", "a_b_2", "source", "source_2"]
+    assert sorted(loaded["sources"]) == ["a_b", "a_b_2", "医疗", "医疗_2"]
 
 
 def test_a_file_of_mostly_broken_records_is_no_source(tmp_path: Path) -> None:
@@ -100,7 +103,8 @@ def test_entries_of_a_dataset_info_become_sources(tmp_path: Path) -> None:
     loaded, text = recipe([tmp_path / "d"], None, tmp_path)
     columns = {"history": "", "input": "", "instruction": "q", "output": "a", "system": ""}
     assert loaded["sources"] == {"mine": {"path": "d/x.jsonl", "format": "alpaca", "columns": columns}}
-    assert "hf://datasets/A/B: it is on the Hub" in text
+    assert "hf://datasets/A/B: on the Hub" in text
+    assert "#   far:" in text
     assert "d/gone.json: its file does not exist" in text
 
 
@@ -165,3 +169,139 @@ def test_what_a_file_holds_never_spoils_the_recipe(tmp_path: Path) -> None:
     written.write_text(init([str(tmp_path)], None, str(tmp_path)))
     assert list(Recipe.read(written).sources) == ["good"]
     assert "odd.json: no known format" in written.read_text()
+
+
+def test_five_shards_of_one_prefix_are_one_source(tmp_path: Path) -> None:
+    for i in range(5):
+        lines(tmp_path / "d" / f"web-{i:05}-of-00005.jsonl", [{"text": f"t{i}"}] * 2)
+        lines(tmp_path / "d" / f"chat_{i}.jsonl", [CHAT])
+    lines(tmp_path / "d" / "2024.jsonl", [{"text": "t"}])
+    lines(tmp_path / "d" / "web-00000-of-00005.json", [{"text": "t"}])
+    loaded, text = recipe([tmp_path / "d"], "pretrain", tmp_path)
+    assert loaded["sources"]["web"] == {"path": "d/web-*.jsonl", "format": "text"}
+    assert sorted(loaded["sources"]) == ["2024", "web", "web-00000-of-00005"]
+    assert "# 10 records in 5 files" in text
+    chats = recipe([tmp_path / "d"], "sft", tmp_path)[0]["sources"]
+    assert chats == {"chat": {"path": "d/chat_*.jsonl", "format": "sharegpt"}}
+
+
+def test_shards_without_a_prefix_are_called_like_their_folder(tmp_path: Path) -> None:
+    for i in range(3):
+        lines(tmp_path / "医疗 数据" / f"{i:04}.jsonl", [CHAT])
+    loaded, _ = recipe([tmp_path / "医疗 数据"], None, tmp_path)
+    assert loaded["sources"] == {"医疗_数据": {"path": "医疗 数据", "format": "sharegpt"}}
+
+
+def test_each_kind_of_a_mixed_folder_gets_a_recipe_in_one_call(tmp_path: Path) -> None:
+    lines(tmp_path / "data" / "对话.jsonl", [CHAT] * 4)
+    lines(tmp_path / "data" / "pairs.jsonl", [PAIR] * 2)
+    lines(tmp_path / "data" / "web.jsonl", [{"text": f"words {i}"} for i in range(9)])
+    lines(tmp_path / "data" / "odd.jsonl", [{"foo": 1, "bar": 2}])
+    (tmp_path / "data" / "empty.jsonl").write_text("")
+    (tmp_path / "data" / "notes.py").write_text("from trl import SFTTrainer")
+    done = datamix("init", tmp_path / "data", "-o", tmp_path / "r.yaml", "--tokenizer", TOKENIZER)
+    assert done.returncode == 0, done.stderr
+    assert "r.yaml: pretrain, 1 source, 9 records." in done.stdout or "2 sources" in done.stdout
+    written = {p.name: yaml.safe_load(p.read_text(encoding="utf-8")) for p in tmp_path.glob("*.yaml")}
+    assert {name: value["kind"] for name, value in written.items()} == {
+        "r.yaml": "pretrain", "r-sft.yaml": "sft", "r-preference.yaml": "preference",
+    }  # fmt: skip
+    assert list(written["r-sft.yaml"]["sources"]) == ["对话"]
+    assert (
+        "odd.jsonl: no known format: its first record has the fields foo, bar. Name them in a recipe"
+        in done.stdout
+    )
+    assert "empty.jsonl: it holds no records" in done.stdout
+    assert "pairs.jsonl" not in done.stdout
+    for name in written:
+        built = Recipe.read(tmp_path / name)
+        assert Path(tmp_path, built.tokenizer).resolve() == TOKENIZER.resolve()
+    again = datamix("init", tmp_path / "data", "-o", tmp_path / "r.yaml")
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+
+
+def test_a_mixed_folder_is_built_after_init(tmp_path: Path) -> None:
+    chats = [{"instruction": f"问题 {i}？", "output": f"回答 {i} {'好' * (i % 7 + 1)}。"} for i in range(40)]
+    lines(tmp_path / "data" / "general" / "zh.jsonl", chats[:20])
+    lines(
+        tmp_path / "data" / "general" / "en.jsonl",
+        [{"question": f"Q {i}?", "answer": f"An answer {i}."} for i in range(20)],
+    )
+    lines(tmp_path / "data" / "medical" / "medical.jsonl", chats[20:])
+    path = tmp_path / "recipe.yaml"
+    assert (
+        datamix("init", tmp_path / "data", "-o", path, "--kind", "sft", "--tokenizer", TOKENIZER).returncode
+        == 0
+    )
+    read = Recipe.read(path)
+    assert {name: source.group for name, source in read.sources.items()} == {
+        "zh": "general", "en": "general", "medical": "medical-group",
+    }  # fmt: skip
+    assert set(read.groups) == {"general", "medical-group"}
+    assert sum(group.weight for group in read.groups.values()) == pytest.approx(1, abs=0.02)
+    built = datamix("build", path, "-o", tmp_path / "out")
+    assert built.returncode == 0, built.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"content": "春天来了，花开了", "id": 3}, {"text": "content"}),
+        ({"Content": "words of a page", "url": "u"}, {"text": "Content"}),
+        ({"id": 1, "abstract": "the only text there is"}, {"text": "abstract"}),
+        ({"问题": "什么？", "回答": "这个", "科室": "内科"}, {"question": "问题", "answer": "回答"}),
+        ({"q": "what?", "a": "that"}, {"instruction": "q", "output": "a"}),
+        ({"foo": "x", "bar": "y"}, None),
+    ],
+)
+@pytest.mark.parametrize("container", ["jsonl", "parquet"])
+def test_a_nearly_right_field_gets_its_columns(
+    tmp_path: Path, row: dict[str, Any], columns: dict[str, str] | None, container: str
+) -> None:
+    rows = [{k: v if isinstance(v, int) else f"{v} {i}" for k, v in row.items()} for i in range(6)]
+    if container == "jsonl":
+        lines(tmp_path / "x.jsonl", rows)
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    lines(tmp_path / "z.jsonl", [{"instruction": "a", "output": "b"}] * 2)
+    if columns is None:
+        assert "no known format" in recipe([tmp_path], "sft", tmp_path)[1]
+        return
+    kind = "pretrain" if "text" in columns else "sft"
+    loaded, _ = recipe([tmp_path], kind, tmp_path)
+    source = loaded["sources"]["x"]
+    assert source.get("columns", columns) == columns
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("swift.sh", "swift sft --model m --dataset a.jsonl#10", "datamix init --from"),
+        ("trl.py", "from trl import SFTTrainer\n", "a training script, not data"),
+        ("train.yaml", "model_name_or_path: m\n", "datamix init --from"),
+    ],
+)
+def test_a_script_is_reported_as_one_and_not_read_as_text(
+    tmp_path: Path, name: str, text: str, reason: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RecipeError, match=reason):
+        init([str(tmp_path / name)], None, str(tmp_path))
+    lines(tmp_path / "good.jsonl", [CHAT])
+    loaded = yaml.safe_load(init([str(tmp_path / name), str(tmp_path / "good.jsonl")], None, str(tmp_path)))
+    assert list(loaded["sources"]) == ["good"]
+
+
+def test_num_samples_and_entries_of_the_hub_are_carried(tmp_path: Path) -> None:
+    lines(tmp_path / "x.jsonl", [{"instruction": "问", "output": "答"}] * 4)
+    entries = {
+        "mine": {"file_name": "x.jsonl", "num_samples": 2},
+        "far": {"hf_hub_url": "A/B", "num_samples": 7},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    loaded, text = recipe([tmp_path], None, tmp_path)
+    assert loaded["sources"]["mine"]["max_records"] == 2
+    assert "#   far:" in text
+    assert '#     path: "hf://datasets/A/B"' in text
+    assert "#     max_records: 7" in text

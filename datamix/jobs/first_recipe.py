@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,9 +37,25 @@ class SourcePart:
     example: str = ""
     problem: str = ""  # why it is no source
     container: str = ""
+    group: str = ""  # the folder that it shares with others
+    text_bytes: float = 0.0  # of its texts, estimated
+    max_records: int | None = None
+    remote: bool = False  # on the Hub, and not loaded
 
 
-def recipe_text(parts: list[SourcePart], kind: Kind, paths: Sequence[str], base: str) -> str:
+@dataclass(frozen=True)
+class FirstRecipe:
+    """One recipe as text, and what it was made from."""
+
+    kind: Kind
+    text: str
+    sources: tuple[SourcePart, ...]
+    unused: tuple[SourcePart, ...] = ()  # by no recipe
+
+
+def recipe_text(
+    parts: list[SourcePart], kind: Kind, paths: Sequence[str], base: str, tokenizer: str | None = None
+) -> FirstRecipe:
     """The recipe over the parts without a problem; those of the recipe's kind are active, others are comments."""
     used = [part for part in parts if not part.problem]
     active = [
@@ -47,7 +64,12 @@ def recipe_text(parts: list[SourcePart], kind: Kind, paths: Sequence[str], base:
         if part.kind == RECORDS_OF[kind] or (kind == "prompt" and part.format == "question_answer")
     ] or used
     others = [part for part in used if part not in active]
-    tokenizer, comment = _tokenizer(paths, base, kind)
+    comment = ""
+    if tokenizer is None:
+        tokenizer, comment = _tokenizer(paths, base, kind)
+    elif Path(tokenizer).exists():
+        tokenizer = _relative(tokenizer, base)
+    weights = _weights(active)
     lines = [
         f"# A recipe of kind {kind} over {len(active)} source{'s' * (len(active) != 1)}, written by datamix init.",
         "# Check it, then:  datamix plan THIS_FILE   and   datamix build THIS_FILE",
@@ -60,9 +82,14 @@ def recipe_text(parts: list[SourcePart], kind: Kind, paths: Sequence[str], base:
     ]
     for part in active:
         lines += _source(part, kind, base)
-    lines.append(
-        "    # weight: 1                # relative to the other sources' weights; with no weights, each record once"
-    )
+        if weights and part.group:
+            lines.append(f"    group: {_scalar(part.group)}")
+        elif weights:
+            lines.append(f"    weight: {weights[part.name]}")
+    if not weights:
+        lines.append(
+            "    # weight: 1                # relative to the other sources' weights; with no weights, each record once"
+        )
     if others:
         lines.append("  # Records of another kind that can be used too:")
         lines += [f"  # {line[2:]}" for part in others for line in _source(part, kind, base)]
@@ -71,18 +98,42 @@ def recipe_text(parts: list[SourcePart], kind: Kind, paths: Sequence[str], base:
     for part in unused:
         more = f" and {len(part.paths) - 1} more" if len(part.paths) > 1 else ""
         lines.append(f"#   {one_line(_relative(part.paths[0], base))}{more}: {one_line(part.problem, 300)}")
-    return "\n".join([*lines, "", *_settings(kind)]) + "\n"
+    if remote := [part for part in parts if part.remote]:
+        lines += ["", "# Sources on the Hub, to be moved up to the others:"]
+        lines += [f"# {line}" for part in remote for line in _source(part, kind, base)]
+    if weights:
+        lines += [
+            "",
+            "groups:  # a weight a folder: now about its share of the text, so change it to what you want",
+        ]
+        groups = dict.fromkeys(part.group for part in active if part.group)
+        lines += [f"  {_scalar(group)}: {{weight: {weights[group]}}}" for group in groups]
+    return FirstRecipe(kind, "\n".join([*lines, "", *_settings(kind)]) + "\n", tuple(active))
+
+
+def _weights(parts: Sequence[SourcePart]) -> dict[str, str]:
+    """A weight a folder, and a source in none, where there are several folders, one of them with several sources."""
+    groups = Counter(part.group for part in parts if part.group)
+    if len(groups) < 2 or max(groups.values()) < 2:
+        return {}
+    sizes: Counter[str] = Counter()
+    for part in parts:
+        sizes[part.group or part.name] += max(1, round(part.text_bytes))
+    return {name: f"{max(0.001, size / sizes.total()):.2g}" for name, size in sizes.items()}
 
 
 def _source(part: SourcePart, kind: Kind, base: str) -> Iterator[str]:
-    about = f"{'~' * part.estimated}{part.num_records:,} record{'s' * (part.num_records != 1)}"
+    if part.remote:
+        about = "records of the Hub"
+    else:
+        about = f"{'~' * part.estimated}{part.num_records:,} record{'s' * (part.num_records != 1)}"
     if part.num_files > 1:
         about += f" in {part.num_files:,} files"
     if part.kind == "preference" and kind == "sft":
         about += ", the prompt and better answer of each pair"
-    elif part.kind != RECORDS_OF[kind]:
+    elif part.kind not in (None, RECORDS_OF[kind]):
         about += f", {part.kind} records"
-    yield f"  {part.name}:"
+    yield f"  {_scalar(part.name)}:"
     yield f"    # {about}, e.g. {part.example}" if part.example else f"    # {about}"
     paths = [_scalar(_relative(path, base)) for path in part.paths]
     yield f"    path: {paths[0]}" if len(paths) == 1 else f"    path: [{', '.join(paths)}]"
@@ -90,6 +141,8 @@ def _source(part: SourcePart, kind: Kind, base: str) -> Iterator[str]:
     if part.columns:
         pairs = ", ".join(f"{_scalar(ours)}: {_scalar(theirs)}" for ours, theirs in part.columns)
         yield f"    columns: {{{pairs}}}"
+    if part.max_records is not None:
+        yield f"    max_records: {part.max_records}"
 
 
 def _settings(kind: Kind) -> list[str]:

@@ -1,7 +1,7 @@
 """From unknown files to a recipe that builds as it stands.
 
-The first records of each file (a few hundred) say what it is; those of one folder that hold the same thing become one source
-where they are many. What is not used is in the recipe too, as a comment that says why.
+The first records of each file (a few hundred) say what it is; shards and trees of documents become one source, folders become
+groups, each kind of records a recipe. What is not used is in the recipe too, as a comment that says why.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,7 +30,7 @@ from datamix.formats import (
     native_kinds,
     shape,
 )
-from datamix.jobs.first_recipe import RECORDS_OF, SourcePart, one_line, recipe_text
+from datamix.jobs.first_recipe import RECORDS_OF, FirstRecipe, SourcePart, one_line, recipe_text
 from datamix.jobs.output_files import check_outputs, complete_files
 from datamix.pipeline.scan import SAMPLE_RECORDS, Recognised, recognise
 from datamix.read import DOCUMENTS, find, read
@@ -41,6 +42,64 @@ _NOT_DATA = re.compile(
     r"^(tokenizer[^/]*|special_tokens_map|added_tokens|vocab|.*config)\.json$|^merges\.txt$|\.(ya?ml|toml|lock|jinja)$"
 )
 _PROSE = (*DOCUMENTS, "lines", "warc")
+_TRAINS = re.compile(
+    r"\b(swift (sft|pt|rlhf)|trl (sft|dpo|grpo|kto|reward)|[A-Z]\w*Trainer|llamafactory|axolotl|deepspeed|torchrun|pretrain_\w+\.py|--data-path|dataset_mixer)\b"
+)
+_SHARD = re.compile(
+    r"(.*?)[-_. ]*(?:part|shard|split|chunk|file)?[-_. ]*\d+(?:[-_. ]*of[-_. ]*\d+)?", re.IGNORECASE
+)
+# Names that people give to the fields of a question, its answer, and a document, the likeliest first.
+_QUESTIONS = (
+    "instruction",
+    "question",
+    "prompt",
+    "query",
+    "input",
+    "user",
+    "human",
+    "problem",
+    "title",
+    "ask",
+    "q",
+    "问题",
+    "提问",
+    "问",
+    "指令",
+    "输入",
+)
+_ANSWERS = (
+    "output",
+    "answer",
+    "response",
+    "completion",
+    "reply",
+    "assistant",
+    "gpt",
+    "bot",
+    "solution",
+    "target",
+    "a",
+    "回答",
+    "答案",
+    "答",
+    "回复",
+    "输出",
+)
+_TEXTS = (
+    "text",
+    "content",
+    "body",
+    "document",
+    "article",
+    "passage",
+    "raw_content",
+    "markdown",
+    "code",
+    "story",
+    "内容",
+    "正文",
+    "文本",
+)
 _TAKES: dict[Kind, tuple[RecordKind, ...]] = {
     "sft": ("sft", "preference"),
     "pretrain": ("text", "sft"),
@@ -49,43 +108,54 @@ _TAKES: dict[Kind, tuple[RecordKind, ...]] = {
 }
 
 
-def init(paths: Sequence[str], kind: str | None = None, base: str = ".") -> str:
-    """The text of a recipe over ``paths``, to be written into the folder ``base``.
+def init(paths: Sequence[str], kind: str | None = None, base: str = ".", tokenizer: str | None = None) -> str:
+    """The text of a recipe over ``paths``, to be written into the folder ``base``: of ``kind``, or what most records are.
 
     Raises RecipeError: a path matches nothing, ``kind`` is no kind of recipe, or no file can be used for it.
     """
+    return first_recipes(paths, kind, base, tokenizer)[0].text
+
+
+def first_recipes(
+    paths: Sequence[str], kind: str | None = None, base: str = ".", tokenizer: str | None = None
+) -> list[FirstRecipe]:
+    """A recipe for each kind that the files hold, the one with the most records first; with ``kind`` only that one."""
     if kind is not None and kind not in _TAKES:
         raise RecipeError(f"--kind {kind}: there is no such kind. Kinds: pretrain, sft, preference, prompt.")
     catalogues, files = _files(paths)
     parts = [_from_entry(entry, path.parent) for path in catalogues for entry in dataset_info(path)]
     listed = {os.path.abspath(p) for part in parts for p in part.paths}
     parts += _grouped([_look(path) for path in files if os.path.abspath(path) not in listed], paths)
-    sizes = {
-        of: sum(part.num_records for part in parts if part.kind == records and not part.problem)
-        for of, records in RECORDS_OF.items()
-    }
-    chosen = next((of for of in _TAKES if of == kind), max(_TAKES, key=lambda of: sizes[of]))
-    for number, part in enumerate(parts):
-        direct = chosen == "pretrain" or (part.format == "question_answer" and chosen == "prompt")
-        if part.problem or part.kind is None:
-            continue
-        if part.kind not in _TAKES[chosen] or not (direct or can_become(part.kind, RECORDS_OF[chosen])):
-            problem = f"{part.kind} records cannot be used in a {chosen} recipe"
-            parts[number] = replace(part, problem=problem)
-    parts.sort(key=lambda part: bool(part.problem))
-    if all(part.problem for part in parts):
-        reasons = [
-            f"{p.paths[0]}: {p.problem.removeprefix(p.paths[0] + ': ').rstrip('.')}" for p in parts[:5]
-        ]
-        files_text = "; ".join(reasons) or "there are no files"
-        raise RecipeError(f"No file can be a source of a recipe of kind {chosen}: {files_text}.")
-    return recipe_text(_named(parts), chosen, paths, base)
+    parts += [SourcePart("", (p,), "", None, (), problem=problem) for p in paths if (problem := no_data(p))]
+    parts = [replace(part, group=_folder_group(part, paths)) for part in parts]
+    sizes = Counter[Kind]()
+    for of, records in RECORDS_OF.items():
+        sizes[of] = sum(part.num_records for part in parts if part.kind == records and not part.problem)
+    chosen: list[Kind] = [of for of in _TAKES if of == kind]
+    if kind is None:
+        chosen = [of for of in sorted(_TAKES, key=lambda of: -sizes[of]) if sizes[of]] or ["sft"]
+    recipes = []
+    for of in chosen:
+        fitting = _named([_for_kind(part, of) for part in parts])
+        fitting.sort(key=lambda part: bool(part.problem))
+        if all(part.problem for part in fitting):
+            reasons = [
+                f"{p.paths[0]}: {p.problem.removeprefix(p.paths[0] + ': ').rstrip('.')}" for p in fitting[:5]
+            ]
+            files_text = "; ".join(reasons) or "there are no files"
+            raise RecipeError(f"No file can be a source of a recipe of kind {of}: {files_text}.")
+        recipes.append(recipe_text(fitting, of, paths, base, tokenizer))
+    unused = [part for part in parts if all(_for_kind(part, of).problem for of in chosen)]
+    return [replace(recipes[0], unused=tuple(_for_kind(part, chosen[0]) for part in unused)), *recipes[1:]]
 
 
-def write_recipe(paths: Sequence[str], kind: str | None, output: Path, overwrite: bool) -> None:
-    """Write the recipe that ``init`` gives; it holds URLs as they were typed, secrets included, so that it builds.
+def write_recipes(
+    paths: Sequence[str], kind: str | None, output: Path, overwrite: bool, tokenizer: str | None = None
+) -> list[tuple[Path, FirstRecipe]]:
+    """Write the recipes of ``first_recipes``: the first to ``output``, further kinds beside it as ``NAME-KIND.yaml``.
 
-    Raises RecipeError as ``init`` does, and where ``output`` is a file that is read or exists without ``overwrite``.
+    They hold URLs as they were typed, secrets included, so that they build. Raises RecipeError as ``init`` does, and where an
+    output is a file that is read or exists without ``overwrite``.
     """
     inputs = [
         p for path in paths for p in find([path], ".") if p in paths or not p.endswith((".yaml", ".yml"))
@@ -95,9 +165,50 @@ def write_recipe(paths: Sequence[str], kind: str | None, output: Path, overwrite
             str(path.parent / f) for entry in dataset_info(path) for f in entry.files if "://" not in f
         ]
     check_outputs([output], inputs, overwrite)
-    text = init(paths, kind, str(output.parent))
-    with complete_files([output], overwrite) as (draft,):
-        draft.write_text(text, encoding="utf-8")
+    recipes = first_recipes(paths, kind, str(output.parent), tokenizer)
+    outputs = [output, *(output.with_name(f"{output.stem}-{r.kind}{output.suffix}") for r in recipes[1:])]
+    check_outputs(outputs, inputs, overwrite)
+    with complete_files(outputs, overwrite) as drafts:
+        for draft, recipe in zip(drafts, recipes, strict=True):
+            draft.write_text(recipe.text, encoding="utf-8")
+    return list(zip(outputs, recipes, strict=True))
+
+
+def no_data(path: str) -> str:
+    """Why a file that was named is a script or a configuration and no corpus; empty where it may be one."""
+    name = Path(path).name
+    if not Path(path).is_file() or not name.endswith((".py", ".sh", ".bash", ".yaml", ".yml")):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        head = stream.read(1 << 16)
+    if name.endswith((".yaml", ".yml")):
+        return f"a configuration, not data; a trainer's becomes a recipe with: datamix init --from {path}"
+    if not _TRAINS.search(head):
+        return ""
+    if name.endswith(".py"):
+        return "a training script, not data; give the files that it loads"
+    return f"a training script, not data; its arguments become a recipe with: datamix init --from {path}"
+
+
+def _for_kind(part: SourcePart, kind: Kind) -> SourcePart:
+    """The part, with a problem where its records cannot be used in a recipe of ``kind``."""
+    if part.problem or part.kind is None:
+        return part
+    direct = kind == "pretrain" or (part.format == "question_answer" and kind == "prompt")
+    if part.kind in _TAKES[kind] and (direct or can_become(part.kind, RECORDS_OF[kind])):
+        return part
+    return replace(part, problem=f"{part.kind} records cannot be used in a {kind} recipe")
+
+
+def _folder_group(part: SourcePart, roots: Sequence[str]) -> str:
+    """The folder that a part is in, as a name: of several folders asked for that one, else the one below; or none."""
+    several = sum(os.path.isdir(root) for root in roots) > 1
+    for root in roots:
+        below = os.path.relpath(part.paths[0], root) if "://" not in part.paths[0] else os.pardir
+        folder, _, rest = below.partition(os.sep)
+        if os.path.isdir(root) and folder != os.pardir and (several or rest):
+            return _name(os.path.basename(os.path.abspath(root)) if several else folder)
+    return ""
 
 
 def _files(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -112,6 +223,7 @@ def _files(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
             except (OSError, ValueError, RecursionError):
                 continue
     rest = [path for path in paths if Path(path) not in catalogues]
+    rest = [path for path in rest if not no_data(path)]
     files = [file for file in (find(rest, ".") if rest else []) if not _NOT_DATA.search(Path(file).name)]
     built: dict[Path, bool] = {}
     return catalogues, [
@@ -128,20 +240,24 @@ def _in_built_set(folder: Path, known: dict[Path, bool]) -> bool:
 
 
 def _from_entry(entry: DatasetEntry, folder: Path) -> SourcePart:
-    """An entry of a dataset_info.json whose file is there."""
+    """An entry of a dataset_info.json; what is on the Hub is a source that init does not load."""
     remote = any("://" in file for file in entry.files)
     path = entry.files[0] if remote else str(folder / entry.files[0])
-    problem = entry.problem
-    if problem is None and remote:
-        problem = "it is on the Hub, which init does not load; add it as a source by hand"
-    elif problem is None and not os.path.exists(path):
-        problem = "its file does not exist"
-    if problem is not None:
-        return SourcePart(entry.name, (path,), entry.format, None, entry.columns, problem=problem)
-    part = _look(path, entry.columns, entry.format)
-    if part.problem and not entry.columns:  # the entry says nothing of its rows: what they are decides
-        part = other if not (other := _look(path)).problem else part
-    return replace(part, name=entry.name, columns=entry.columns or part.columns)
+    part = SourcePart(entry.name, (path,), entry.format, None, entry.columns, max_records=entry.max_records)
+    if entry.problem is not None:
+        return replace(part, problem=entry.problem)
+    if remote:
+        return replace(
+            part, remote=True, problem="on the Hub: init does not load it, and wrote it as a comment"
+        )
+    if not os.path.exists(path):
+        return replace(part, problem="its file does not exist")
+    look = _look(path, entry.columns, entry.format)
+    if look.problem and not entry.columns:  # the entry says nothing of its rows: what they are decides
+        look = other if not (other := _look(path)).problem else look
+    return replace(
+        look, name=entry.name, columns=entry.columns or look.columns, max_records=entry.max_records
+    )
 
 
 def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | None = None) -> SourcePart:
@@ -149,6 +265,8 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
     part = SourcePart(Path(path).name.split(".")[0], (path,), "", None, columns)
     try:
         seen = recognise(path, columns)
+        if seen.detection is None and not columns and (near := near_columns(seen.values)):
+            seen = recognise(path, near)
     except DataError as error:
         return replace(part, problem=str(error).replace("\n", " "))
     if not seen.values and not seen.rejects:
@@ -159,7 +277,9 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
     elif detected is not None:
         spec = ShapeSpec(detected.format, detected.kind, columns or detected.columns)
     else:
-        return replace(part, problem=f"no known format: {seen.fields()}")
+        fix = " Name them in a recipe: columns: {instruction: FIELD, output: FIELD} or {text: FIELD}"
+        fix = fix if seen.values and isinstance(seen.values[0], dict) else ""
+        return replace(part, problem=f"no known format: {seen.fields()}.{fix}")
     num = len(seen.values)
     shaped = shape(Rows(seen.values, list(range(num)), [None] * num, [b""] * num), 0, spec)
     rejects = [*seen.rejects, *shaped.rejects]
@@ -167,9 +287,9 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
     problem = ""
     if len(rejects) > _MAX_REJECT_SHARE * total:
         reasons = Counter(r.reason for r in rejects).most_common(3)
-        listed = ", ".join(f"{reason} {n}" for reason, n in reasons)
-        problem = f"{len(rejects)} of the first {total} records do not fit {spec.format} ({listed}): {rejects[0].detail}"
-    first = texts_of(shaped.batch.slice(0, 1), spec.kind)
+        counts = ", ".join(f"{reason} {n}" for reason, n in reasons)
+        problem = f"{len(rejects)} of the first {total} records do not fit {spec.format} ({counts}): {rejects[0].detail}"
+    texts = [str(text) for text in texts_of(shaped.batch, spec.kind).to_pylist()]
     num_records, estimated = _count(seen, total)
     return replace(
         part,
@@ -178,10 +298,27 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
         columns=spec.columns,
         num_records=num_records,
         estimated=estimated,
-        example=one_line(str(first[0].as_py())) if len(first) else "",
+        text_bytes=sum(len(text.encode(errors="replace")) for text in texts) * num_records / max(1, total),
+        example=one_line(texts[0]) if texts else "",
         problem=one_line(problem, 300),
         container=seen.piece.container,
     )
+
+
+def near_columns(values: Sequence[Any]) -> tuple[tuple[str, str], ...]:
+    """A column map for rows whose fields have other names: ``content`` is text, 问题 with 回答 a question and its answer."""
+    rows = [value for value in values if isinstance(value, dict)]
+    counts = Counter(k for row in rows for k, v in row.items() if isinstance(v, str) and v.strip())
+    texts = [field for field, num in counts.items() if num >= 0.95 * len(rows)]
+    plain = {str(field).lower(): str(field) for field in texts}
+    question = next((plain[name] for name in _QUESTIONS if name in plain), None)
+    answer = next((plain[name] for name in _ANSWERS if name in plain), None)
+    if question and answer:
+        return (("instruction", question), ("output", answer))
+    text = next((plain[name] for name in _TEXTS if name in plain), None)
+    alone = texts[0] if len(texts) == 1 else None
+    field = text or alone
+    return (("text", field),) if field and not (question or answer) else ()
 
 
 def _count(seen: Recognised, total: int) -> tuple[int, bool]:
@@ -216,30 +353,58 @@ def _grouped(parts: list[SourcePart], roots: Sequence[str]) -> list[SourcePart]:
         groups.setdefault(key, []).append(part)
     result: list[SourcePart] = []
     for (folder, suffix, *_), group in groups.items():
-        if len(group) <= (1 if group[0].container in _PROSE else _MANY_FILES):
-            result += group
+        if len(group) > (1 if group[0].container in _PROSE else _MANY_FILES):
+            result.append(
+                _merged(group, (folder, os.path.join(folder, f"*{suffix}")), os.path.basename(folder))
+            )
             continue
-        paths = tuple(p for part in group for p in part.paths)
-        for shorter in (folder, os.path.join(folder, f"*{suffix}")):
-            with suppress(RecipeError):  # it means no files
-                if not group[0].problem and tuple(find([shorter], ".")) == paths:
-                    paths = (shorter,)
-        name = os.path.basename(folder) or "data"
-        total, estimated = sum(part.num_records for part in group), any(part.estimated for part in group)
-        merged = replace(group[0], name=name, paths=paths, num_files=len(group))
-        result.append(replace(merged, num_records=total, estimated=estimated))
+        shards: dict[str, list[SourcePart]] = {}
+        for part in group:
+            stem = os.path.basename(part.paths[0]).removesuffix(suffix)
+            match = _SHARD.fullmatch(stem)
+            shards.setdefault(match[1] if match else part.paths[0], []).append(part)
+        for prefix, files in shards.items():
+            names = [os.path.basename(file.paths[0]).removesuffix(suffix) for file in files]
+            start = os.path.commonprefix(names).rstrip("0123456789")  # noqa: RUF071 - of names, not of paths
+            name, glob = prefix.strip("-_. ") or os.path.basename(folder), f"{folder}/{start}*{suffix}"
+            result += [_merged(files, (folder, glob), name)] if len(files) > 1 else files
     return result
 
 
+def _merged(group: list[SourcePart], places: Sequence[str], name: str) -> SourcePart:
+    """Several parts as one, by a folder or glob that means the same files."""
+    paths = tuple(p for part in group for p in part.paths)
+    for place in places:
+        with suppress(RecipeError):  # it means no files
+            if not group[0].problem and set(find([place], ".")) == set(paths):
+                paths = (place,)
+                break
+    return replace(
+        group[0],
+        name=name or "data",
+        paths=paths,
+        num_files=len(group),
+        num_records=sum(part.num_records for part in group),
+        text_bytes=sum(part.text_bytes for part in group),
+        estimated=any(part.estimated for part in group),
+    )
+
+
 def _named(parts: list[SourcePart]) -> list[SourcePart]:
-    """The parts with names that a recipe takes, each once."""
+    """The parts with names that a recipe takes, each once, and groups with names that no source has."""
     taken: Counter[str] = Counter()
     named = []
     for part in parts:
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", part.name).strip("_.-")[:60] or "source"
+        name = _name(part.name)
         taken[name] += 1
         while taken[name] > 1:
             name = f"{name}_{taken[name]}"
             taken[name] += 1
         named.append(replace(part, name=name))
-    return named
+    return [replace(p, group=f"{p.group}-group" if p.group in taken else p.group) for p in named]
+
+
+def _name(text: str) -> str:
+    """A text as a name of a recipe: letters of any script, composed, at most 60 bytes."""
+    name = re.sub(r"[^\w.-]+", "_", unicodedata.normalize("NFC", text)).strip("_.-")
+    return name.encode()[:60].decode(errors="ignore").strip("_.-") or "source"

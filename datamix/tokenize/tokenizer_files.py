@@ -167,8 +167,10 @@ def _from_hub(name: str, path: Path) -> Path:
         reason = str(error).strip().splitlines()
         raise RecipeError(
             f"tokenizer: {name} is neither a folder ({path} does not exist) nor could it be downloaded from "
-            f"the Hub: {type(error).__name__}: {reason[0] if reason else 'no reason given'}. Check the name, "
-            "or download the tokenizer and name its folder."
+            f"the Hub: {type(error).__name__}: {reason[0] if reason else 'no reason given'}. Check the "
+            "name and the network, set HF_ENDPOINT to a mirror of the Hub, or download the tokenizer once (with "
+            f"`hf download {repository}` or, from ModelScope, `modelscope download --model {repository} --local_dir FOLDER`) "
+            "and name its folder: `tokenizer: FOLDER`."
         ) from error
     if not (Path(folder) / "tokenizer.json").is_file():
         raise RecipeError(
