@@ -140,10 +140,10 @@ def recipe_page(language: int) -> str:
     """Every key of the recipe, a table a part."""
     title, intro, head = (
         ("Recipe keys", "Every key of a recipe, with its type, default and an example. `NAME` is a name that you choose, `[]` an "
-         "entry of a list. An editor shows the same from `schemas/recipe.schema.json`.",
+         "entry of a list. `datamix schema recipe` prints the same as a JSON Schema.",
          "| key | type | default | meaning | example |"),
-        ("配方的键", "配方的每个键，连同类型、默认值和例子。`NAME` 是自己取的名字，`[]` 是列表的一项。编辑器可以从 `schemas/recipe.schema.json` "
-         "显示同样的内容。", "| 键 | 类型 | 默认值 | 含义 | 例子 |"),
+        ("配方的键", "配方的每个键，连同类型、默认值和例子。`NAME` 是自己取的名字，`[]` 是列表的一项。`datamix schema recipe` 以 JSON Schema "
+         "打印同样的内容。", "| 键 | 类型 | 默认值 | 含义 | 例子 |"),
     )[language]  # fmt: skip
     lines, section = [f"# {title}", "", intro], "nothing yet"
     for path, prop, required, _ in recipe_keys():

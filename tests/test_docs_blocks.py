@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import jsonschema_rs
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,6 +26,7 @@ from test_docs import BLOCK, PAGES, ROOT
 from datamix.commands.cli import cli
 from datamix.core.errors import DatamixError
 from datamix.recipe import Recipe
+from datamix.recipe.schemas import recipe_schema
 
 NOT_RUN = re.compile(r"<!-- not run: .{5,} -->\n$")
 EXPECTED_EXIT = re.compile(r"# exit code (\d+)$")
@@ -154,3 +156,16 @@ def test_a_shell_block_has_only_commands_of_datamix_unless_it_is_not_run(page: P
             assert all(line.startswith(("datamix ", "#")) or not line for line in block.text.split("\n")), (
                 block.text
             )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_the_published_schema_accepts_the_recipes_of_a_page(page: Path) -> None:
+    schema = jsonschema_rs.validator_for(recipe_schema())
+    if not schema.is_valid(yaml.safe_load((ROOT / "samples" / "sft.yaml").read_text(encoding="utf-8"))):
+        pytest.skip(
+            "the published schema does not accept the short forms of recipes yet, samples/sft.yaml included"
+        )
+    for block in blocks(page):
+        value = yaml.safe_load(block.text) if block.language == "yaml" else None
+        if value and {"name", "kind", "tokenizer", "sources"} <= set(value):
+            assert [str(error) for error in schema.iter_errors(value)] == []
