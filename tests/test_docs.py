@@ -135,3 +135,12 @@ def test_the_recipe_keys_named_for_other_tools_exist() -> None:
             Recipe.of({word: 1})
         place = re.findall(r"`(?:encode\.)?(\w+)", hint)[0]
         assert place in str(error.value), (word, hint)
+
+
+@pytest.mark.parametrize(
+    "name", ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/exports.md", "docs/encoding.md"]
+)
+def test_every_module_that_a_page_names_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    paths = re.findall(r"`([\w./*-]+/[\w*-]+\.py)`", text)
+    assert [path for path in paths if not [*ROOT.glob(path), *(ROOT / "datamix").glob(path)]] == []
