@@ -58,7 +58,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
                 f"{options.out} is already built from this recipe and these inputs: nothing to do.",
             )
         finally:
-            context.engine.close()
+            context.close()
 
 
 def _render_pages(
@@ -73,6 +73,7 @@ def _finish(
     resolved: ResolvedBuild, options: Options, context: BuildContext, if_done: str = ""
 ) -> dict[str, Any]:
     """The manifest of the set in OUT: published now, unless the same set is there already."""
+    context.name([set_key(resolved)])
     done = whole_set(options.out, set_key(resolved), options.cache, options.overwrite)
     if done is None:
         return publish(resolved, options, context, _render_pages)
@@ -140,7 +141,7 @@ def sweep(
                 manifests[out] = _finish(rung_build, replace(options, out=out), context)
         return manifests
     finally:
-        context.engine.close()
+        context.close()
 
 
 def _rung(recipe: Recipe, weights: dict[str, float], suffix: str, scale: float) -> Recipe:

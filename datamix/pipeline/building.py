@@ -165,7 +165,14 @@ def _locked(out: Path) -> int:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                os.close(handle)
+                raise MachineError(
+                    f"{out} is on a file system that has no file locks ({error.strerror}), as Lustre and NFS often are "
+                    "mounted; a build needs one to keep a second build out. Choose a folder on another file system with -o "
+                    "(the set can be copied afterwards), or mount this one with locks (Lustre: -o flock; NFS: with lockd)."
+                ) from error
             pid = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
             os.close(handle)
             raise RecipeError(

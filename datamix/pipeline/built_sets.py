@@ -12,6 +12,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache as once
 from pathlib import Path
@@ -23,9 +24,10 @@ from datamix import __version__
 from datamix.core.errors import DataError
 from datamix.core.hashing import canonical
 from datamix.load import TrainingSet, open_set
+from datamix.pipeline.leases import Lease, partial_name, sweep
 from datamix.pipeline.progress import short_bytes
 from datamix.pipeline.rows import RowReader, RowSet
-from datamix.pipeline.store import Store, check_cache
+from datamix.pipeline.store import PARTIAL, Store, check_cache
 
 _STORE = "@store"
 _FORMAT = "2"  # of the results in a cache; 0.1.0 wrote none
@@ -57,13 +59,43 @@ def _adapter() -> TypeAdapter[BuiltSet]:
 
 def save(cache: Path, key: str, built: BuiltSet, out: Path) -> None:
     """Store a set, its paths below ``@store``."""
-    folder, store = cache / "sets", cache / "store"
-    folder.mkdir(parents=True, exist_ok=True)
+    store = cache / "store"
     splits = _with_paths(built.splits, lambda p: Path(_STORE, p.relative_to(store)))
-    partial = folder / f"{key}.partial"
     text = canonical(BuiltSet(splits, built.keys, os.path.relpath(out, cache)))
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / f"{key}.json")
+    _write(cache, cache / "sets" / f"{key}.json", text)
+    _note_place(cache, key, out)
+
+
+def _write(cache: Path, path: Path, text: str) -> None:
+    """Write a file of the cache atomically, whoever else writes it at this moment."""
+    draft = cache / "store" / PARTIAL / partial_name(path.stem)
+    for folder in (draft.parent, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _note_place(cache: Path, key: str, out: Path) -> None:
+    """Note one more folder that holds the set, so that pruning knows each of several."""
+    path, place = cache / "sets" / f"{key}.places", json.dumps(os.path.relpath(out, cache))
+    known = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    if place not in known:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{place}\n")
+
+
+def _is_in_place(cache: Path, key: str, out: str) -> bool:
+    """Whether a folder holds the set: one that is noted, or one beside it or beside the cache (it may be renamed)."""
+    path = cache / "sets" / f"{key}.places"
+    noted = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    folders = [cache / out, *(cache / json.loads(line) for line in noted)]
+    parents = dict.fromkeys(Path(os.path.normpath(f)).parent for f in (*folders, cache))
+    beside = (manifest.parent for parent in parents for manifest in parent.glob("*/manifest.json"))
+    for folder in (*folders, *beside):
+        with suppress(DataError):  # a set of a newer version
+            if (read_manifest(folder) or {}).get("key") == key:
+                return True
+    return False
 
 
 def load(cache: Path, key: str) -> BuiltSet | None:
@@ -115,7 +147,7 @@ def mark_format(cache: Path) -> str | None:
     if path.is_file() and path.read_text(encoding="utf-8") == _FORMAT:
         return None
     is_old = path.is_file() or any((cache / "store").glob("??/*/receipt.json"))
-    path.write_text(_FORMAT, encoding="utf-8")
+    _write(cache, path, _FORMAT)
     if not is_old:
         return None
     return (
@@ -186,6 +218,8 @@ def built_set(folder: Path, manifest: dict[str, Any], cache: str | Path | None =
             f"The rows of {folder} are in the cache {root}, which no longer holds them. Run the same `datamix build RECIPE "
             f"-o {folder}` again (with the same --cache, if it had one): it brings them back."
         )
+    with suppress(OSError):  # a cache that is only read
+        _note_place(root, manifest["key"], folder.absolute())
     return built
 
 
@@ -220,36 +254,54 @@ def cache_text(folder: Path) -> str:
 
 
 def prune(folder: Path) -> str:
-    """Remove results that no finished set needs; a set counts while its folder is there.
+    """Remove results that neither a finished set nor a running build needs; a set counts while a folder holds it.
 
     So do the orders that ``changes=`` made. Those in the folder of orders itself are of 0.1.0, which did not say of which
     set they are; opening the set makes them anew.
     """
     check_cache(folder)
-    needed: set[str] = set()
+    if not folder.is_dir():
+        return f"{folder} is empty."
+    lease = Lease(folder, "prune")
+    try:
+        return _prune(folder, lease)
+    finally:
+        lease.close()
+
+
+def _prune(folder: Path, lease: Lease) -> str:
+    running, named = lease.named_by_builds()
+    needed: set[str] = set(named)
     sets: set[str] = set()
     for key, built in all_sets(folder.absolute()).items():
-        if (manifest := read_manifest(folder / built.out)) and manifest.get("key") == key:
+        if key in named or _is_in_place(folder.absolute(), key, built.out):
             needed.update(built.keys)
             sets.add(key)
         else:
-            (folder / "sets" / f"{key}.json").unlink()
+            for path in (folder / "sets").glob(f"{key}.*"):
+                path.unlink(missing_ok=True)
     for path in (folder / "files").glob("*.json"):
         if path.name.partition("-")[0] not in sets:
-            path.unlink()
+            path.unlink(missing_ok=True)
     store = Store(folder / "store")
     before = store.num_bytes()
     removed = [key for key in store.finished() if key not in needed]
     for key in removed:
         store.remove(key)
-    store.sweep()
     orders = folder / _ORDERS
+    sweep(
+        [*(store.root / PARTIAL).glob("*"), *(p for p in orders.glob("*/*") if p.suffix != ".arrow")], lease
+    )
+    with suppress(OSError):  # holds what a running build writes
+        (store.root / PARTIAL).rmdir()
     unused = [p for p in orders.rglob("*.arrow") if p.parent == orders or p.parent.name not in sets]
     order_bytes = sum(p.stat().st_size for p in unused)
     for path in unused:
-        path.unlink()
+        path.unlink(missing_ok=True)
     for empty in orders.glob("*/"):
         if empty.name not in sets:
             shutil.rmtree(empty, ignore_errors=True)
     freed = short_bytes(before - store.num_bytes() + order_bytes)
-    return f"Removed {len(removed) + len(unused):,} results, {freed}; kept {len(needed):,} that sets need."
+    used = f" or {running} running {'build uses' if running == 1 else 'builds use'}" if running else ""
+    num_kept = len(needed & set(store.finished()))
+    return f"Removed {len(removed) + len(unused):,} results, {freed}; kept {num_kept:,} that sets need{used}."

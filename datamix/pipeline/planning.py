@@ -99,7 +99,7 @@ def make_plan(
             own = len(recipe.sources)  # a validation file is not part of the mixture
             sources = _sample_sources(recipe, context, spec, works[:own], found[:own])
     finally:
-        context.engine.close()
+        context.close()
     there = [_available(recipe, s) for s in sources]
     quota = translate.quota(recipe, there)
     return _plan_values(recipe, options, sources, there, quota, batch)

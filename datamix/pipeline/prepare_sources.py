@@ -6,7 +6,7 @@ All of it is cached by content: weights, stages, dedupe settings and validation 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from datamix.formats import RECORD_FORMATS, ShapeSpec, can_become
 from datamix.pipeline import encode_pass as encode
 from datamix.pipeline import line_pass as lines
 from datamix.pipeline import prepare, scan
+from datamix.pipeline.leases import Lease
 from datamix.pipeline.progress import Screen, run_tasks
 from datamix.pipeline.record_rules import KEEP_MISSING, NO_RULES, RecordRules
 from datamix.pipeline.scan import InputFile, SourceRequest
@@ -39,8 +40,21 @@ class BuildContext:
     engine: Engine
     screen: Screen
     is_own: Callable[[str, Sequence[str]], bool] = lambda path, places: False
+    lease: Lease | None = None  # of the cache, where the work is done there
+
+    def name(self, keys: Iterable[str]) -> None:
+        """Say which results this run uses, so that pruning leaves them."""
+        if self.lease is not None:
+            self.lease.name(keys)
+
+    def close(self) -> None:
+        """Stop the workers, and withdraw from the cache."""
+        self.engine.close()
+        if self.lease is not None:
+            self.lease.close()
 
     def run(self, title: str, tasks: Sequence[Task]) -> list[Receipt]:
+        self.name(task.key for task in tasks)
         return run_tasks(self.engine, self.screen, title, tasks)
 
 

@@ -21,6 +21,7 @@ from datamix.core.arrays import open_batch, write_batch
 from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest
 from datamix.pipeline import translate
+from datamix.pipeline.leases import partial_name
 from datamix.pipeline.order_rows import row_costs
 from datamix.pipeline.rows import RowSet
 from datamix.recipe import Recipe
@@ -57,7 +58,7 @@ def reweighed(
         order = _continued(order, recipe, costs, change, total)
     path = orders / f"{key}.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_name(partial_name(key))
     write_batch(partial, pa.record_batch({"source": order.source, "row": order.row}))
     partial.replace(path)
     info = replace(rows.info, stages=order.stages)

@@ -26,9 +26,11 @@ from datamix.pipeline import order_rows, pack_sources, references, select, trans
 from datamix.pipeline.built_sets import mark_format
 from datamix.pipeline.engine import LocalEngine, default_workers
 from datamix.pipeline.held_out import Split
+from datamix.pipeline.leases import Lease, sweep
 from datamix.pipeline.out_folder import is_own_file
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
 from datamix.pipeline.progress import Screen
+from datamix.pipeline.store import PARTIAL
 from datamix.read import find
 from datamix.recipe import Recipe
 from datamix.recipe.strict_yaml import Key
@@ -160,10 +162,12 @@ def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) ->
     """The cache and the workers of one run; ``outs`` are the folders it writes, where that is not ``options.out``."""
     home = options.cache / "store"
     home.mkdir(parents=True, exist_ok=True)
+    lease = Lease(options.cache, "build")
+    sweep((home / PARTIAL).glob("*"), lease)
     if notice := mark_format(options.cache):
         screen.say(notice)
     engine = LocalEngine(options.workers or default_workers())
-    return BuildContext(home, engine, screen, is_own_file(outs or [options.out], options.cache))
+    return BuildContext(home, engine, screen, is_own_file(outs or [options.out], options.cache), lease)
 
 
 def decide_and_pack(

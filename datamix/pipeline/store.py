@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ import xxhash
 
 from datamix.core.contracts import Receipt, Task
 from datamix.core.errors import DataError, MachineError, RecipeError
+from datamix.pipeline.leases import partial_name
 
+PARTIAL = "partial"  # folder of half-written results
 _RECEIPT = "receipt.json"
 _BLOCK_BYTES = 4 << 20
 
@@ -65,17 +67,18 @@ class Store:
         except (OSError, ValueError, TypeError):
             return self.folder(key).exists()
 
-    def sweep(self) -> None:
-        """Throw away what killed workers left half-written. Call it only where no other build runs."""
-        shutil.rmtree(self.root / "partial", ignore_errors=True)
-
     def finished(self) -> list[str]:
         """Every finished key, sorted."""
         return sorted(p.parent.name for p in self.root.glob(f"??/*/{_RECEIPT}"))
 
     def num_bytes(self) -> int:
         """Bytes of everything below ``root``."""
-        return sum(p.stat().st_size for p in self.root.rglob("*") if p.is_file())
+        total = 0
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                with suppress(OSError):  # of another build, which has just moved it
+                    total += os.lstat(os.path.join(folder, name)).st_size
+        return total
 
     def remove(self, key: str) -> None:
         """Forget one result."""
@@ -92,7 +95,7 @@ def carry(task: Task) -> Receipt:
     if done is not None:
         return done
     was_damaged = store.is_damaged(task.key)
-    partial = store.root / "partial" / f"{task.key[:16]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    partial = store.root / PARTIAL / partial_name(task.key)
     partial.mkdir(parents=True)
     try:
         counts = task.call(task.spec, partial)

@@ -108,12 +108,9 @@ def test_two_workers_at_one_task_end_with_one_result(tmp_path: Path) -> None:
     assert not list((tmp_path / "partial").iterdir())
 
 
-def test_what_killed_workers_left_is_swept_and_what_is_done_stays(tmp_path: Path) -> None:
+def test_a_result_is_found_counted_and_removed(tmp_path: Path) -> None:
     done = carry(task(tmp_path))
-    (tmp_path / "partial" / "half").mkdir(parents=True)
     store = Store(tmp_path)
-    store.sweep()
-    assert not (tmp_path / "partial").exists()
     assert store.find(KEY) == done
     assert store.num_bytes() == sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) > 21
     store.remove(KEY)
