@@ -70,30 +70,42 @@ def num_parts(path: str, container: str) -> tuple[int, list[int]]:
 
 def _rows(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[Rows]:
     record = 0
+    for part in _parts(batches, chunk_records):
+        if part.num_rows == 1 and part.nbytes > MAX_RECORD_BYTES:
+            detail = f"{part.nbytes} bytes, more than {MAX_RECORD_BYTES >> 20} MiB"
+            rejects = [Reject(record, None, "too_long", detail, b"")]
+        else:
+            rejects = _not_utf8(part, record)
+        bad = {reject.record - record for reject in rejects}
+        sound = [i for i in range(part.num_rows) if i not in bad]
+        values = _values(part.take(pa.array(sound, pa.int64())) if bad else part)
+        yield Rows(values, [record + i for i in sound], [None] * len(sound), [b""] * len(sound), rejects)
+        record += part.num_rows
+
+
+def _parts(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[pa.RecordBatch]:
+    """Batches of about ``_CHUNK_BYTES``; single rows where one of them may be above the bound."""
     for batch in batches:
         step = _step(batch.nbytes, batch.num_rows, chunk_records)
         for start in range(0, batch.num_rows, step):
             part = batch.slice(start, step)
-            rejects = _too_long(part, record) or _not_utf8(part, record)
-            bad = {reject.record - record for reject in rejects}
-            sound = [i for i in range(part.num_rows) if i not in bad]
-            values = _values(part.take(pa.array(sound, pa.int64())) if bad else part)
-            records = [record + i for i in sound]
-            yield Rows(values, records, [None] * len(sound), [b""] * len(sound), rejects)
-            record += part.num_rows
+            if any(
+                pa.types.is_dictionary(field.type) for field in batch.schema
+            ):  # the whole dictionary counts
+                part.validate(full=True)
+                columns = [
+                    c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns
+                ]
+                part = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+            if part.nbytes > MAX_RECORD_BYTES:
+                yield from (part.slice(i, 1) for i in range(part.num_rows))
+            else:
+                yield part
 
 
 def _step(num_bytes: int, num_rows: int, chunk_records: int) -> int:
     """How many rows are about ``_CHUNK_BYTES``."""
     return max(min(_CHUNK_BYTES * num_rows // max(num_bytes, 1), chunk_records), 1)
-
-
-def _too_long(batch: pa.RecordBatch, record: int) -> list[Reject]:
-    """The reject for a row above the bound, which is alone in its batch."""
-    if batch.num_rows > 1 or batch.nbytes <= MAX_RECORD_BYTES:
-        return []
-    detail = f"{batch.nbytes} bytes, more than {MAX_RECORD_BYTES >> 20} MiB"
-    return [Reject(record, None, "too_long", detail, b"")]
 
 
 def _not_utf8(batch: pa.RecordBatch, record: int) -> list[Reject]:

@@ -195,6 +195,20 @@ def test_a_binary_cell_that_is_not_utf8_is_rejected_where_it_is_read_and_harmles
     assert b"\xff" in reject.raw
 
 
+@pytest.mark.parametrize("container", ["parquet", "arrow", "arrow_stream"])
+def test_a_row_above_the_bound_among_many_short_ones_is_rejected_alone(
+    container: str, tmp_path: Path
+) -> None:
+    texts = ["a"] * 700 + ["b" * (65 << 20)] + ["c"] * 600
+    shared = pa.array(["d" * (33 << 20), "e" * (33 << 20)] + ["f"] * 1299).dictionary_encode()
+    write(tmp_path / "a", container, pa.table({"text": texts, "id": list(range(1301))}), 1301)
+    rows = rows_of(tmp_path / "a")
+    assert [value["id"] for value in rows.values] == [*range(700), *range(701, 1301)]
+    assert [(r.record, r.reason) for r in rows.rejects] == [(700, "too_long")]
+    write(tmp_path / "b", container, pa.table({"text": shared}), 1301)
+    assert rows_of(tmp_path / "b").rejects == []
+
+
 def test_a_string_that_is_not_utf8_costs_its_row_only(tmp_path: Path) -> None:
     buffers = [
         None,
