@@ -15,7 +15,8 @@ from datamix.commands.cli import cli
 
 CALLS = """
 init data.jsonl -o {tmp}/new.yaml --kind sft
-init data.jsonl -o {tmp}/new.yaml --overwrite
+init data.jsonl -o {tmp}/new.yaml --overwrite --tokenizer tokenizer
+init --from blend.txt -o {tmp}/from.yaml
 plan recipe.yaml --exact --batch 64 -o {tmp}/set --cache {tmp}/cache --workers 1 --set seed=7
 plan recipe.yaml --json -o {tmp}/set --cache {tmp}/cache --set seed=7
 build recipe.yaml -o {tmp}/set --cache {tmp}/cache --workers 1 --engine local
@@ -54,6 +55,7 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
     recipe(tmp_path)
     write_jsonl(tmp_path / "data.jsonl", alpaca(["问题", "question"], 30))
     write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "bad"}] * 3)
+    (tmp_path / "blend.txt").write_text("1 data_text_document")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.HfApi", hub_stub.Hub)
     outputs: dict[str, str] = {}
