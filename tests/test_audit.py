@@ -536,7 +536,8 @@ def test_the_published_schema_of_rows_has_the_columns_that_are_written(
     kind: Any, packed: bool, paired: bool, name: str
 ) -> None:
     shape = json.loads(schema_text("row"))["$defs"][name]
-    assert list(shape["properties"]) == row_schema(kind, packed, paired, meta=True, weighed=True).names
+    everything = row_schema(kind, packed, paired, meta=True, weighed=True, tools=True, kwargs=True)
+    assert list(shape["properties"]) == everything.names
     assert shape["required"] == row_schema(kind, packed, paired, meta=kind == "prompt").names
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datamix.core.records import Kind, RecordKind
 
@@ -20,6 +21,59 @@ RECORDS_OF: dict[Kind, RecordKind] = {
     "preference": "preference",
     "prompt": "prompt",
 }
+
+# Names that people give to the fields of a question, its answer, and a document, the likeliest first.
+_QUESTIONS = (
+    "instruction",
+    "question",
+    "prompt",
+    "query",
+    "input",
+    "user",
+    "human",
+    "problem",
+    "title",
+    "ask",
+    "q",
+    "问题",
+    "提问",
+    "问",
+    "指令",
+    "输入",
+)
+_ANSWERS = (
+    "output",
+    "answer",
+    "response",
+    "completion",
+    "reply",
+    "assistant",
+    "gpt",
+    "bot",
+    "solution",
+    "target",
+    "a",
+    "回答",
+    "答案",
+    "答",
+    "回复",
+    "输出",
+)
+_TEXTS = (
+    "text",
+    "content",
+    "body",
+    "document",
+    "article",
+    "passage",
+    "raw_content",
+    "markdown",
+    "code",
+    "story",
+    "内容",
+    "正文",
+    "文本",
+)
 
 
 @dataclass(frozen=True)
@@ -205,3 +259,19 @@ def one_line(text: str, max_chars: int = 90) -> str:
     """The beginning of a text on one printable line."""
     short = re.sub(r"\s+", " ", "".join(c if c.isprintable() else " " for c in text[: 4 * max_chars])).strip()
     return short if len(short) <= max_chars else short[: max_chars - 1] + "…"
+
+
+def near_columns(values: Sequence[Any]) -> tuple[tuple[str, str], ...]:
+    """A column map for rows whose fields have other names: ``content`` is text, 问题 with 回答 a question and its answer."""
+    rows = [value for value in values if isinstance(value, dict)]
+    counts = Counter(k for row in rows for k, v in row.items() if isinstance(v, str) and v.strip())
+    texts = [field for field, num in counts.items() if num >= 0.95 * len(rows)]
+    plain = {str(field).lower(): str(field) for field in texts}
+    question = next((plain[name] for name in _QUESTIONS if name in plain), None)
+    answer = next((plain[name] for name in _ANSWERS if name in plain), None)
+    if question and answer:
+        return (("instruction", question), ("output", answer))
+    text = next((plain[name] for name in _TEXTS if name in plain), None)
+    alone = texts[0] if len(texts) == 1 else None
+    field = text or alone
+    return (("text", field),) if field and not (question or answer) else ()

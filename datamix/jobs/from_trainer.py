@@ -19,10 +19,10 @@ import yaml
 
 from datamix.core.errors import RecipeError
 from datamix.formats import dataset_info, is_dataset_info
-from datamix.jobs.init import near_columns
+from datamix.jobs.first_recipe import near_columns
 from datamix.jobs.output_files import check_outputs, complete_files
 from datamix.jobs.trainer_config import RecipeDraft, as_list, detect_kind, detect_tool, read_config
-from datamix.pipeline.recognise import recognise
+from datamix.pipeline.scan import recognise
 from datamix.recipe import Recipe
 
 _LENGTHS = ("cutoff_len", "sequence_len", "max_length", "max_seq_length", "max_seq_len", "seq_length")

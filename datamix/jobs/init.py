@@ -30,7 +30,7 @@ from datamix.formats import (
     native_kinds,
     shape,
 )
-from datamix.jobs.first_recipe import RECORDS_OF, FirstRecipe, SourcePart, one_line, recipe_text
+from datamix.jobs.first_recipe import RECORDS_OF, FirstRecipe, SourcePart, near_columns, one_line, recipe_text
 from datamix.jobs.output_files import check_outputs, complete_files
 from datamix.pipeline.scan import SAMPLE_RECORDS, Recognised, recognise
 from datamix.read import DOCUMENTS, find, read
@@ -47,58 +47,6 @@ _TRAINS = re.compile(
 )
 _SHARD = re.compile(
     r"(.*?)[-_. ]*(?:part|shard|split|chunk|file)?[-_. ]*\d+(?:[-_. ]*of[-_. ]*\d+)?", re.IGNORECASE
-)
-# Names that people give to the fields of a question, its answer, and a document, the likeliest first.
-_QUESTIONS = (
-    "instruction",
-    "question",
-    "prompt",
-    "query",
-    "input",
-    "user",
-    "human",
-    "problem",
-    "title",
-    "ask",
-    "q",
-    "问题",
-    "提问",
-    "问",
-    "指令",
-    "输入",
-)
-_ANSWERS = (
-    "output",
-    "answer",
-    "response",
-    "completion",
-    "reply",
-    "assistant",
-    "gpt",
-    "bot",
-    "solution",
-    "target",
-    "a",
-    "回答",
-    "答案",
-    "答",
-    "回复",
-    "输出",
-)
-_TEXTS = (
-    "text",
-    "content",
-    "body",
-    "document",
-    "article",
-    "passage",
-    "raw_content",
-    "markdown",
-    "code",
-    "story",
-    "内容",
-    "正文",
-    "文本",
 )
 _TAKES: dict[Kind, tuple[RecordKind, ...]] = {
     "sft": ("sft", "preference"),
@@ -303,22 +251,6 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
         problem=one_line(problem, 300),
         container=seen.piece.container,
     )
-
-
-def near_columns(values: Sequence[Any]) -> tuple[tuple[str, str], ...]:
-    """A column map for rows whose fields have other names: ``content`` is text, 问题 with 回答 a question and its answer."""
-    rows = [value for value in values if isinstance(value, dict)]
-    counts = Counter(k for row in rows for k, v in row.items() if isinstance(v, str) and v.strip())
-    texts = [field for field, num in counts.items() if num >= 0.95 * len(rows)]
-    plain = {str(field).lower(): str(field) for field in texts}
-    question = next((plain[name] for name in _QUESTIONS if name in plain), None)
-    answer = next((plain[name] for name in _ANSWERS if name in plain), None)
-    if question and answer:
-        return (("instruction", question), ("output", answer))
-    text = next((plain[name] for name in _TEXTS if name in plain), None)
-    alone = texts[0] if len(texts) == 1 else None
-    field = text or alone
-    return (("text", field),) if field and not (question or answer) else ()
 
 
 def _count(seen: Recognised, total: int) -> tuple[int, bool]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from datamix.core.errors import RecipeError
-from datamix.pipeline.recognise import recognise
+from datamix.pipeline.scan import recognise
 from datamix.read import find, read
 
 _HUB_ID = re.compile(
