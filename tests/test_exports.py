@@ -361,3 +361,68 @@ def test_template_arguments_reach_the_trainer_that_takes_them_and_are_named_to_o
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids["prompt_ids"]
     for name in ("axolotl", "ms-swift"):
         assert "chat_template_kwargs" in (out / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("pack", ["none", "best_fit"])
+@pytest.mark.parametrize("loss_on", ["assistant", "all"])
+def test_weights_of_turns_are_kept_by_token_and_told_where_a_folder_cannot_hold_them(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, pack: str, loss_on: str
+) -> None:
+    rows: list[Row] = [
+        {
+            "messages": [
+                {"role": "user", "content": f"q {i}"},
+                {"role": "assistant", "content": f"half {i}", "weight": 0.5},
+                {"role": "user", "content": "and"},
+                {
+                    "role": "assistant",
+                    "content": f"none {i}",
+                    "weight": 0 if loss_on == "assistant" else None,
+                },
+                {"role": "user", "content": "and"},
+                {"role": "assistant", "content": f"twice {i}", "weight": 2},
+                {"role": "user", "content": "and"},
+                {"role": "assistant", "content": f"whole {i}"},
+            ]
+        }
+        for i in range(4)
+    ]
+    rows.append({"messages": talk(9, 1)})
+    out = build(
+        tmp_path,
+        {"a": rows},
+        kind="sft",
+        encode={"max_length": 400, "pack": pack, "loss_on": loss_on},
+        write=["parquet", "jsonl", "trl", "openai"],
+    )
+    seen: Counter[float] = Counter()
+    for row in rows_of(out):
+        assert len(row["loss_weights"]) == len(row["input_ids"])
+        assert all(
+            (label == -100) == (weight == 0)
+            for label, weight in zip(row["labels"], row["loss_weights"], strict=True)
+        )
+        for weight, word in ((0.5, "half"), (2.0, "twice"), (1.0, "whole")):
+            trained = [i for i, w in zip(row["input_ids"], row["loss_weights"], strict=True) if w == weight]
+            text = tokenizer.decode(trained)
+            seen[weight] += text.count(word)
+            others = {"half", "twice", "whole", "none"} - {
+                word,
+                "none" if loss_on == "all" and weight == 1 else word,
+            }
+            assert not any(other in text for other in others)
+            if weight != 1 and trained:
+                assert text.count("<|im_end|>") == text.count(word)
+    assert seen == {0.5: 4, 2.0: 4, 1.0: 4}
+    assert {row["loss_weights"] is None for row in lines(out, "jsonl/train/*.jsonl")} == {False}
+    assert "cannot hold" in (out / "trl/README.md").read_text()
+
+
+def test_rows_without_weights_of_turns_have_no_column_for_them(tmp_path: Path) -> None:
+    flagged = [
+        *talk(1, 1),
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c", "weight": 0},
+    ]
+    out = build(tmp_path, {"a": [{"messages": flagged}]}, kind="sft", encode={"max_length": 99})
+    assert "loss_weights" not in rows_of(out)[0]

@@ -124,8 +124,9 @@ def piece_losses(batch: pa.RecordBatch, kind: Kind) -> NDArray[np.int64]:
 def wrong_columns(schema: pa.Schema, shape: RowShape) -> str:
     """What the columns of a shard have that rows of this kind do not, or the other way; "" where they agree."""
     paired = "completion_ids" not in schema.names
-    meta, tools, kwargs = (name in schema.names for name in ("meta", "tools", "chat_template_kwargs"))
-    expected = row_schema(shape.kind, shape.packed, paired, meta, shape.weighed, tools, kwargs)
+    names = ("tools", "chat_template_kwargs", "loss_weights")
+    extras = [name in schema.names for name in names]
+    expected = row_schema(shape.kind, shape.packed, paired, "meta" in schema.names, shape.weighed, *extras)
     for name in expected.names:
         if name not in schema.names:
             return f"lacks the column {name}"

@@ -30,7 +30,10 @@ MESSAGE = pa.struct(
         ("tool_calls", pa.string()),
         ("tool_call_id", pa.string()),  # tool
         ("name", pa.string()),  # tool: function name
-        ("train", pa.bool_()),  # assistant: null = as the recipe says, false = never trained
+        (
+            "train",
+            pa.float64(),
+        ),  # assistant: null = as the recipe says, 0 = never trained, else the weight of its loss
     ]
 )
 MESSAGES = pa.list_(MESSAGE)
@@ -159,11 +162,17 @@ _ENCODED = [
     pa.field("truncated", pa.bool_(), False),
 ]
 _IDS = pa.list_(pa.int32())
+WEIGHTS = pa.list_(pa.float32())
 
 TOKENS: dict[str, pa.Schema] = {
     "pretrain": pa.schema([pa.field("ids", _IDS, False), *_ENCODED]),
     "sft": pa.schema(
-        [pa.field("ids", _IDS, False), pa.field("mask", pa.list_(pa.uint8()), False), *_ENCODED]
+        [
+            pa.field("ids", _IDS, False),
+            pa.field("mask", pa.list_(pa.uint8()), False),
+            pa.field("weights", WEIGHTS),  # of the loss of each token; null where all are 1
+            *_ENCODED,
+        ]
     ),
     "preference": pa.schema(
         [
@@ -189,10 +198,12 @@ def row_schema(
     weighed: bool = False,
     tools: bool = False,
     kwargs: bool = False,
+    loss_weights: bool = False,
 ) -> pa.Schema:
     """The columns of ``train/``. ``packed``: documents of one row kept apart by positions (``best_fit``).
 
     ``tools``: turns of pairs and prompts hold reasoning and calls, and rows the tool definitions, as records do;
+    ``loss_weights``: rows of conversations hold the weight of the loss of each token, 0 where its label is ignored;
     ``kwargs``: rows of pairs and prompts name what the chat template was given beside them.
     """
     fields = [
@@ -207,6 +218,8 @@ def row_schema(
             fields += [pa.field("position_ids", _IDS), pa.field("seq_lengths", _IDS)]
         else:
             fields += [pa.field("attention_mask", pa.list_(pa.int8()))]
+        if loss_weights and kind == "sft":
+            fields += [pa.field("loss_weights", WEIGHTS)]
         if weighed:
             fields += [pa.field("weight", pa.float32())]
     elif kind == "preference" and paired:

@@ -39,7 +39,7 @@ class Talk(NamedTuple):
     @property
     def has_untrained_answer(self) -> bool:
         """Whether an answer is marked as not to be trained."""
-        return any(turn.get("train") is False for turn in self.turns if turn["role"] == "assistant")
+        return any(turn.get("train") == 0 for turn in self.turns if turn["role"] == "assistant")
 
 
 def talks(batch: pa.RecordBatch, records: RecordSource | None, info: SetInfo) -> Iterator[Talk | LeftOut]:
@@ -61,7 +61,7 @@ def talks(batch: pa.RecordBatch, records: RecordSource | None, info: SetInfo) ->
                 yield LeftOut(file, number, "cut")
                 continue
             turns = [*record["messages"], *(record.get("chosen") or [])]
-            if info.mask and any(turn.get("tool_calls") and turn.get("train") is not False for turn in turns):
+            if info.mask and any(turn.get("tool_calls") and turn.get("train") != 0 for turn in turns):
                 yield LeftOut(file, number, "masked_calls")
                 continue
             yield Talk(file, number, _flagged(turns, info.loss_on), tools_of(record), _media(record))
@@ -73,7 +73,7 @@ def _flagged(turns: list[Message], loss_on: str) -> list[Message]:
         return turns
     answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
     finals = [i for i in answers if loss_on == "last_assistant" or not turns[i].get("tool_calls")]
-    return [t | {"train": False} if i in answers and i not in finals[-1:] else t for i, t in enumerate(turns)]
+    return [t | {"train": 0.0} if i in answers and i not in finals[-1:] else t for i, t in enumerate(turns)]
 
 
 def piece_texts(batch: pa.RecordBatch, records: RecordSource | None) -> Iterator[str]:
@@ -223,7 +223,7 @@ def openai_messages(turns: list[Message]) -> list[Message]:
             message["tool_call_id"] = answered
         if turn.get("name"):
             message["name"] = turn["name"]
-        if turn.get("train") is False:
+        if turn.get("train") == 0:
             message["weight"] = 0
         out.append(message)
     return out

@@ -91,14 +91,15 @@ class SetInfo:
     chat_kwargs: str | None = None  # JSON object: chat_template_kwargs of the recipe; None: no record has any
     loss_on: str = "assistant"  # sft
     mask: tuple[str, ...] = ()  # sft: parts of calls that are not trained
+    loss_weights: bool = False  # sft: turns have weights other than 0 and 1
     media: bool = False  # records may carry images, videos and audios in ``meta``
 
     @property
     def schema(self) -> pa.Schema:
         """Columns of the rows, used where a shard holds none."""
         weighed = self.weighing is not None
-        kwargs = self.chat_kwargs is not None
-        return row_schema(self.kind, self.packed, self.paired, self.meta, weighed, self.tools, kwargs)
+        extras = (self.tools, self.chat_kwargs is not None, self.loss_weights)
+        return row_schema(self.kind, self.packed, self.paired, self.meta, weighed, *extras)
 
     @property
     def empty(self) -> pa.RecordBatch:
@@ -179,6 +180,12 @@ class ExportFormat(ABC):
             notes = [
                 *notes,
                 f"**Left out** of the text here, named in `left_out/` with the reason: {counted}.",
+            ]
+        if self.info.loss_weights:
+            notes = [
+                *notes,
+                "Turns of the set have weights other than 0 and 1, which this folder cannot hold: here each counts as 1. The column "
+                "`loss_weights` of `../train` (and of `arrow`, `jsonl`) has them.",
             ]
         if self.info.chat_kwargs is not None and self.RENDERS:
             given = f": {self.info.chat_kwargs}" if self.info.chat_kwargs != "{}" else " of their records"

@@ -21,7 +21,7 @@ from datamix.core.arrays import offsets_from_lengths
 from datamix.core.records import MESSAGE, SCHEMAS, RecordKind
 
 # role, content, reasoning, tool_calls, tool_call_id, name, train: the fields of records.MESSAGE
-Turn = tuple[str, str | None, str | None, str | None, str | None, str | None, bool | None]
+Turn = tuple[str, str | None, str | None, str | None, str | None, str | None, float | None]
 ForeignRow = dict[str, Any]
 
 _LONG_NUMBER = re.compile(r"\d{17,}")  # an integer that orjson would round to a float

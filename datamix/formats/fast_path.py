@@ -268,7 +268,9 @@ def _messages(outlines: _Outlines, plans: list[FieldPlan], rows: NDArray[np.int6
         contents = pa.StringArray.from_buffers(len(joined), *joined.buffers()[1:])
     roles = np.concatenate([plan.roles for plan in plans])
     columns = [_take(pa.array(ROLES), roles), contents, *(_no_texts(len(roles)) for _ in range(4))]
-    turns = pa.StructArray.from_arrays([*columns, pa.nulls(len(roles), pa.bool_())], fields=list(MESSAGE))
+    turns = pa.StructArray.from_arrays(
+        [*columns, pa.nulls(len(roles), MESSAGE.field("train").type)], fields=list(MESSAGE)
+    )
     offsets = offsets_from_lengths([len(plan.roles) for plan in plans], np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), turns)
 

@@ -9,6 +9,7 @@ are parallel calls of one turn.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -224,18 +225,18 @@ def _first_text(turn: ForeignRow, keys: tuple[str, ...], field: str) -> str | No
     return None
 
 
-def _train(turn: ForeignRow, field: str, names: TurnNames) -> bool | None:
-    """False where a flag excludes the turn from training; weights above 0 are read as yes. Raises Unfit: neither."""
-    train = None
+def _train(turn: ForeignRow, field: str, names: TurnNames) -> float | None:
+    """0 where a flag excludes the turn from training, else its weight, None where that is 1. Raises Unfit: neither."""
+    train: float | None = None
     for key in _FLAGS if names.train is None else (names.train,):
         value = turn.get(key)
         if value is None:
             continue
-        if not isinstance(value, (bool, int, float)) or not value >= 0:
+        if not isinstance(value, (bool, int, float)) or not 0 <= value < math.inf:
             what = named(value) if not isinstance(value, (int, float)) else str(value)
             raise Unfit("loss_flag", f"{field}.{key}", f"is {what}, not a flag or a weight of 0 or more")
-        if not value:
-            train = False
+        if not value or (value != 1 and train is None):
+            train = float(value)
     for key in _DETAILS:
         if turn.get(key):
             raise Unfit(
@@ -251,7 +252,7 @@ class _Parts:
         self._field = field
         self._reasoning: list[str] = []
         self._calls: list[str] = []
-        self._flags: list[bool | None] = []
+        self._flags: list[float | None] = []
         self.results: list[Turn] = []  # of tools, which stand in a user turn there
 
     @property
@@ -262,13 +263,13 @@ class _Parts:
     def calls(self) -> str | None:
         return f"[{','.join(self._calls)}]" if self._calls else None
 
-    def train(self, train: bool | None) -> bool | None:
+    def train(self, train: float | None) -> float | None:
         """The flag of the turn with those of its parts. Raises Unfit: some parts are trained, others not."""
         if len(set(self._flags)) > 1:
             raise Unfit(
                 "loss_flag", self._field, "has parts with different flags: a turn is trained whole or not"
             )
-        return False if False in self._flags else train
+        return next((flag for flag in self._flags if flag is not None), train)
 
     def read(self, parts: list[Any]) -> str | None:
         """The text of all parts; None where there is none beside calls or results. Raises Unfit: a part is of another kind."""

@@ -130,7 +130,7 @@ def _question_answer(question: str, answer: str) -> Callable[[list[Turn], list[T
 
 def _xlam(prompt: list[Turn], answer: list[Turn], lost: Lost) -> ForeignRow:
     _, content, reasoning, calls, _, _, train = single(answer)
-    if content is not None or reasoning is not None or train is False:
+    if content is not None or reasoning is not None or train is not None:
         raise Unwritable("text, reasoning or flags beside the calls")
     functions = [call["function"] for call in parsed(required(calls, "no call"), "tool_calls", "tool_call")]
     if any("id" in call for call in parsed(calls, "tool_calls", "tool_call")):

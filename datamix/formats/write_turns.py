@@ -15,6 +15,12 @@ class Unwritable(Exception):
     """A record that a format cannot hold at all; the argument says why."""
 
 
+def _lose_weight(train: float | None, lost: Lost) -> None:
+    """Count a flag or weight of a turn that a format has no place for."""
+    if train is not None:
+        lost["flags of turns that are never trained" if train == 0 else "weights of the loss of turns"] += 1
+
+
 def openai_turns(turns: list[Turn], _: Lost) -> list[ForeignRow]:
     """``{"role", "content"}`` with every field that a turn may have: nothing is lost."""
     rows: list[ForeignRow] = []
@@ -24,8 +30,10 @@ def openai_turns(turns: list[Turn], _: Lost) -> list[ForeignRow]:
         row.update((key, value) for key, value in more.items() if value is not None)
         if calls is not None:
             row["tool_calls"] = parsed(calls, "tool_calls", "tool_call")
-        if train is False:
+        if train == 0:
             row["loss"] = False
+        elif train is not None:
+            row["weight"] = train
         rows.append(row)
     return rows
 
@@ -36,8 +44,7 @@ def openai_service_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
     waiting: list[str] = []  # ids of calls without a result
     number = 0
     for role, content, reasoning, calls, call_id, name, train in turns:
-        if train is False:
-            lost["flags of turns that are never trained"] += 1
+        _lose_weight(train, lost)
         if reasoning is not None:
             lost["reasoning as a field (written inline as <think>)"] += 1
             content = f"<think>\n{reasoning}\n</think>\n\n{content or ''}"
@@ -67,8 +74,7 @@ def sharegpt_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
     for role, content, reasoning, calls, call_id, name, train in turns:
         if call_id is not None or name is not None:
             lost["names and ids of tool answers"] += 1
-        if train is False:
-            lost["flags of turns that are never trained"] += 1
+        _lose_weight(train, lost)
         if reasoning is not None and calls is None:
             lost["reasoning as a field (written inline as <think>)"] += 1
             content = f"<think>\n{reasoning}\n</think>\n\n{content}"
@@ -103,8 +109,7 @@ def response_items(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
     items: list[ForeignRow] = []
     for turn in turns:
         role, content, reasoning, calls, call_id, name, train = turn
-        if train is False:
-            lost["flags of turns that are never trained"] += 1
+        _lose_weight(train, lost)
         if name is not None:
             lost["names of tool answers"] += 1
         if reasoning is not None:
@@ -131,8 +136,7 @@ def smolagents_steps(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
     steps: list[ForeignRow] = []
     for turn in turns:
         role, content, reasoning, calls, call_id, name, train = turn
-        if train is False:
-            lost["flags of turns that are never trained"] += 1
+        _lose_weight(train, lost)
         if reasoning is not None:
             lost["reasoning"] += 1
         if role == "assistant":
@@ -163,7 +167,7 @@ def part_turns(turns: list[Turn], lost: Lost) -> list[ForeignRow]:
         for call in parsed(calls, "tool_calls", "tool_call") if calls else ():
             head = {"id": call["id"]} if "id" in call else {}
             parts.append({"type": "tool_call", "value": json_text({**head, **call["function"]})})
-        weight = 1.0 if role == "assistant" and train is not False else 0.0
+        weight = (1.0 if train is None else train) if role == "assistant" else 0.0
         rows.append({"role": role, "content": parts, "loss_weight": weight})
     return rows
 
@@ -173,8 +177,7 @@ def plain_text(turn: Turn, lost: Lost) -> str:
     role, content, reasoning, calls, _, _, train = turn
     if role == "tool" or calls is not None or content is None:
         raise Unwritable("tool calls")
-    if train is False:
-        lost["flags of turns that are never trained"] += 1
+    _lose_weight(train, lost)
     if reasoning is not None:
         lost["reasoning"] += 1
     return content

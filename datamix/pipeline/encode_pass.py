@@ -27,8 +27,8 @@ from datamix.pipeline.prepare import Window
 from datamix.tokenize import EncodeSpec, load
 from datamix.tokenize import fit as truncate_records
 
-_VERSION = 1
-_FIT_VERSION = 3
+_VERSION = 2
+_FIT_VERSION = 4
 _SIGN_VERSION = 2
 _FIT_VERSION = 3
 

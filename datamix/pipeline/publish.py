@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamix import mix
+from datamix.core.arrays import open_batch
 from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest
 from datamix.core.records import TURN_FIELDS
@@ -144,7 +145,8 @@ def row_sets(made: ResolvedBuild) -> dict[str, RowSet]:
     """Every split as integers and names of files."""
     decided, order = made.decided, made.arranged.order
     paired, (tools, kwargs) = _is_paired(decided), _has_tools_and_kwargs(decided)
-    info = set_info(made.recipe, made.tokenizer, made.arranged.quota, paired, tools, kwargs)
+    weighted = made.recipe.kind == "sft" and _has_loss_weights(decided)
+    info = set_info(made.recipe, made.tokenizer, made.arranged.quota, paired, tools, kwargs, weighted)
     encode = translate.encode_spec(made.recipe, made.tokenizer) if info.kind == "pretrain" else None
 
     def rows(split: str) -> tuple[SourceRows, ...]:
@@ -207,6 +209,13 @@ def _has_tools_and_kwargs(decided: Decided) -> tuple[bool, bool]:
                 tools |= any(field.null_count < len(field) for field in [*fields, batch.column("tools")])
                 kwargs |= batch.column("kwargs").null_count < len(batch)
     return tools, kwargs
+
+
+def _has_loss_weights(decided: Decided) -> bool:
+    """Whether turns have weights other than 0 and 1."""
+    shards = [shard for source in decided.sources for shard in source.shards.shards]
+    files = [path for shard in shards for path in (shard.tokens, shard.fitted) if path is not None]
+    return any((column := open_batch(path).column("weights")).null_count < len(column) for path in files)
 
 
 def _row_costs(train: RowSet, unit: str) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datamix.core.arrays import offsets_from_lengths, open_batch
+from datamix.core.arrays import IGNORE_INDEX, offsets_from_lengths, open_batch
 from datamix.core.hashing import canonical
 from datamix.core.records import PIECE, TURN_FIELDS
 from datamix.exporters import SetInfo, Weighing
@@ -154,6 +154,16 @@ class RowView:
                 lists[i] = lists[i][: answers[-1]] if answers else lists[i]
         return pa.array(lists, messages.type)
 
+    def weigh(self, loss_weights: NDArray[np.float32]) -> None:
+        """Multiply what is trained, ``[num_tokens]``, by the weights of its turns."""
+        begin = offsets_from_lengths(self.length)
+        for piece, factors in enumerate(self.column("weights", tokens=True)):
+            if factors.is_valid:
+                start, length = self.start[piece], self.length[piece]
+                loss_weights[begin[piece] : begin[piece + 1]] *= factors.values.to_numpy()[
+                    start : start + length
+                ]
+
     def meta(self, packed: bool) -> pa.Array:
         """The ``keep_meta`` fields of each row's records as JSON: an object, or a list of them where rows are packed."""
         texts = self.column("meta").to_pylist()
@@ -244,6 +254,10 @@ class RowReader:
             name: pa.ListArray.from_arrays(offsets, values.astype(np.int32))
             for name, values in zip(names, block, strict=True)
         }
+        if self._set.info.loss_weights:
+            loss_weights = (block[1] != IGNORE_INDEX).astype(np.float32)
+            view.weigh(loss_weights)
+            lists["loss_weights"] = pa.ListArray.from_arrays(offsets, loss_weights)
         if not self._set.info.packed:
             ones = np.ones(block.shape[1], np.int8)
             return {**lists, "attention_mask": pa.ListArray.from_arrays(offsets, ones)}

@@ -132,6 +132,7 @@ def set_info(
     paired: bool = True,
     tools: bool = False,
     kwargs: bool = False,
+    loss_weights: bool = False,
 ) -> SetInfo:
     """What every format must know of the set; before a build, without tokenizer and quota, enough to check options."""
     planned = [s.name for s in quota.stages] if quota else [s.name for s in recipe.mix.stages] or ["main"]
@@ -154,6 +155,7 @@ def set_info(
         chat_kwargs=canonical(recipe.chat_template_kwargs) if kwargs or recipe.chat_template_kwargs else None,
         loss_on=recipe.encode.loss_on,
         mask=tuple(recipe.encode.mask),
+        loss_weights=loss_weights,
         media=any(s.media == "keep" for s in recipe.sources.values()),
     )
 

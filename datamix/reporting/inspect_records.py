@@ -87,7 +87,7 @@ def _body(record: pa.RecordBatch, kind: str) -> Text:
         if row.get(part) and part != "messages":
             text.append(f"[{part}]\n", SOFT)
         for turn in row.get(part) or []:
-            style = TRAINED if turn["role"] == "assistant" and turn["train"] is not False else ""
+            style = TRAINED if turn["role"] == "assistant" and turn["train"] != 0 else ""
             text.append(f"{turn['role']}: ", SOFT)
             for name, label in (
                 ("reasoning", "(reasoning) "),

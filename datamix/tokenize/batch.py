@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix.core.arrays import offsets_from_lengths
-from datamix.core.records import TOKENS
+from datamix.core.records import TOKENS, WEIGHTS
 from datamix.tokenize.conversation import ChatTurn, Conversation
 from datamix.tokenize.segments import Layout, TextSegment
 from datamix.tokenize.special_tokens import ControlTokens
@@ -42,8 +43,13 @@ class TokenRows:
         return [prompt, *(prompt.with_turns(turns) for turns in sides if turns is not None)]
 
 
-def sft_batch(flat: FlatIds, trained: NDArray[np.uint8], reasons: Reasons) -> pa.RecordBatch:
-    """Tokens of conversations; a row without a trained token is ``no_loss``.
+def sft_batch(
+    flat: FlatIds,
+    trained: NDArray[np.uint8],
+    reasons: Reasons,
+    weights: Mapping[int, NDArray[np.float32]] = MappingProxyType({}),
+) -> pa.RecordBatch:
+    """Tokens of conversations; a row without a trained token is ``no_loss``. ``weights``: of rows that have any but 1.
 
     The first token of a row is never trained: nothing precedes it to predict it from.
     """
@@ -56,7 +62,11 @@ def sft_batch(flat: FlatIds, trained: NDArray[np.uint8], reasons: Reasons) -> pa
     is_emitted = _is_emitted(reasons)
     mask = mask[np.repeat(is_emitted, lengths)]
     flat = _only_rows(flat, is_emitted)
-    lists = [_id_lists(flat), _lists(flat.offsets, mask, pa.uint8())]
+    weighed = pa.nulls(len(reasons), WEIGHTS)
+    if weights:
+        rows = enumerate(is_emitted)
+        weighed = pa.array([weights.get(row) if emitted else None for row, emitted in rows], WEIGHTS)
+    lists = [_id_lists(flat), _lists(flat.offsets, mask, pa.uint8()), weighed]
     return _batch("sft", lists, (np.diff(flat.offsets), np.where(is_emitted, num_trained, 0)), reasons)
 
 
@@ -162,21 +172,28 @@ class Assembly:
         ] = {}  # by id of the layout, which keeps the id valid
         self._parts: list[int] = []  # the number of a text, or -1 - id
         self._trained: list[bool] = []
+        self._weights: dict[int, list[float]] = {}  # of each part of a row that has any but 1
         self._ends: list[int] = [0]  # of each row, in parts
 
     def add(self, layout: Layout, texts: Sequence[str]) -> None:
         """Add a row."""
+        weights = layout.weights
         if self._allowed is not None:
+            counts = []
             for entry, trained in zip(layout.entries, layout.trained, strict=True):
                 parts = [-1 - entry] if isinstance(entry, int) else self._split(entry, texts, self._allowed)
                 self._parts += parts
                 self._trained += [trained] * len(parts)
+                counts.append(len(parts))
+            weights = weights and tuple(np.repeat(weights, counts).tolist())
         else:
             parts = self._constant_parts(layout).copy()
             for place, segment in layout.slots:
                 parts[place] = self._add_text(segment.fill(texts), segment.begins)
             self._parts += parts
             self._trained += layout.trained
+        if weights is not None:
+            self._weights[len(self._ends) - 1] = list(weights)
         self._ends.append(len(self._parts))
 
     def add_empty(self, num_rows: int = 1) -> None:
@@ -214,8 +231,8 @@ class Assembly:
         self._begins.append(begins)
         return len(self._texts) - 1
 
-    def encode(self) -> tuple[FlatIds, NDArray[np.uint8]]:
-        """The ids of every row, and for each id whether it is trained."""
+    def encode(self) -> tuple[FlatIds, NDArray[np.uint8], dict[int, NDArray[np.float32]]]:
+        """The ids of every row, for each id whether it is trained, and of rows with weights that of each id."""
         flat = self._plain.encode(self._texts, self._begins)
         parts = np.array(self._parts, np.int64)
         is_control = parts < 0
@@ -228,4 +245,8 @@ class Assembly:
         offsets = offsets_from_lengths(lengths)
         ids = pool[np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])]
         trained = np.repeat(np.array(self._trained, np.uint8), lengths)
-        return FlatIds(ids, offsets[np.array(self._ends)]), trained
+        weights = {}
+        for row, of_parts in self._weights.items():
+            counts = lengths[self._ends[row] : self._ends[row + 1]]
+            weights[row] = np.repeat(np.array(of_parts, np.float32), counts)
+        return FlatIds(ids, offsets[np.array(self._ends)]), trained, weights

@@ -38,7 +38,7 @@ class ChatTurn(NamedTuple):
     calls: Any = None
     tool_call_id: str | None = None
     name: str | None = None
-    train: bool | None = None
+    train: float | None = None  # 0: never trained; else the weight of its loss
 
 
 class InlineParse(NamedTuple):

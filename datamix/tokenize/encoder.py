@@ -201,9 +201,9 @@ class Encoder:
                 reasons[row] = self._add(assembly, conversation, purpose, counts)
             else:
                 assembly.add_empty()
-        flat, trained = assembly.encode()
+        flat, trained, weights = assembly.encode()
         if self.spec.kind == "sft":
-            return sft_batch(flat, trained, reasons)
+            return sft_batch(flat, trained, reasons, weights)
         return prompt_batch(flat, reasons) if self.spec.kind == "prompt" else text_batch(flat, reasons)
 
     def document_starts(self, text: str) -> NDArray[np.int64] | None:
@@ -243,7 +243,7 @@ class Encoder:
                 reasons[row] = self._add_pair(assembly, prompt, chosen, rejected, counts)
             else:
                 assembly.add_empty(3)
-        flat, _ = assembly.encode()
+        flat, _, _ = assembly.encode()
         return pair_batch(flat, reasons, [rejected is not None for _, _, rejected in rows.pairs()])
 
     def _add(

@@ -10,7 +10,7 @@ the spans stay uncertain.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -168,13 +168,35 @@ class ChatRenderer:
         return self._layout(_LayoutInput(conversation, purpose, num_prompt_turns, escaped, full), find)
 
     def _layout(self, source: _LayoutInput, find: FindSpans) -> Layout:
-        spans, ending = _SPANS[source.purpose](source, find)
-        if self._mask and spans:
-            spans = without(spans, masked_parts(source.placeholders, source.full, self._control, self._mask))
+        spans, ending = self._spans(source, find)
         layout = build_layout(source.full.pieces, spans, self._control, self._restarts)
+        layout = self._weighted(layout, source, find, spans)
         if source.purpose == "document":
             ending = None if self._eos in layout.entries[-2:] else self._eos
         return layout if ending is None else with_ending(layout, ending, trained=True)
+
+    def _spans(self, source: _LayoutInput, find: FindSpans) -> TrainedSpans:
+        spans, ending = _SPANS[source.purpose](source, find)
+        if self._mask and spans:
+            spans = without(spans, masked_parts(source.placeholders, source.full, self._control, self._mask))
+        return spans, ending
+
+    def _weighted(
+        self, layout: Layout, source: _LayoutInput, find: FindSpans, spans: list[tuple[int, int]]
+    ) -> Layout:
+        """The layout with the weights of the turns of its entries: an entry is of weight w if it is not trained without
+        the turns of weight w."""
+        turns = source.conversation.turns
+        weights = [1.0] * len(layout.entries)
+        for weight in sorted({turn.train for turn in turns if turn.role == "assistant" and turn.train}):
+            others = [turn._replace(train=0.0) if turn.train == weight else turn for turn in turns]
+            rest = replace(source, conversation=source.conversation.with_turns(others))
+            without_them = build_layout(
+                source.full.pieces, self._spans(rest, find)[0], self._control, self._restarts, spans
+            )
+            flags = zip(layout.trained, without_them.trained, strict=True)
+            weights = [weight if a and not b else w for w, (a, b) in zip(weights, flags, strict=True)]
+        return layout if set(weights) == {1.0} else replace(layout, weights=tuple(weights))
 
 
 _REACTS = "the template reacts to control tokens inside the text of a turn"
@@ -202,7 +224,7 @@ def _answer_spans(source: _LayoutInput, find: FindSpans) -> TrainedSpans:
         turns = [at for at in turns if not source.conversation.turns[at].calls]
     if source.purpose != "assistant":
         turns = turns[-1:]
-    spans = [span for at in turns if source.conversation.turns[at].train is not False for span in find(at)]
+    spans = [span for at in turns if source.conversation.turns[at].train != 0 for span in find(at)]
     if any(first.end > second.start for first, second in pairwise(spans)):
         raise TemplateFailure("the template writes assistant turns out of order")
     return [(span.start, span.end) for span in spans], spans[-1].ending if spans else None
@@ -214,10 +236,10 @@ def _all_spans(source: _LayoutInput, find: FindSpans) -> TrainedSpans:
     trained: list[tuple[int, int]] = []
     at, ending = 0, None
     for place, turn in enumerate(turns):
-        if turn.role != "assistant" or (turn.train is not False and place + 1 < len(turns)):
+        if turn.role != "assistant" or (turn.train != 0 and place + 1 < len(turns)):
             continue
         for span in find(place):
-            if turn.train is False:
+            if turn.train == 0:
                 trained.append((at, span.start))
                 at = span.end
             else:

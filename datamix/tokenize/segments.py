@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from datamix.tokenize.placeholders import Piece, Slot
@@ -62,6 +62,7 @@ class Layout:
 
     entries: tuple[int | TextSegment, ...]  # a control id, or text
     trained: tuple[bool, ...]
+    weights: tuple[float, ...] | None = None  # of the loss of each entry, where turns have any but 1
 
     @cached_property
     def slots(self) -> tuple[tuple[int, TextSegment], ...]:
@@ -115,10 +116,10 @@ class _LayoutBuilder:
 class _TrainedSpans:
     """The trained spans of a rendering: in order, disjoint."""
 
-    def __init__(self, spans: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, spans: Sequence[tuple[int, int]], cuts: Sequence[tuple[int, int]]) -> None:
         self._starts = [start for start, _ in spans]
         self._ends = [end for _, end in spans]
-        self._borders = sorted({*self._starts, *self._ends})
+        self._borders = sorted({place for span in cuts for place in span})
 
     def contains(self, place: int) -> bool:
         return bisect_right(self._starts, place) > bisect_right(self._ends, place)
@@ -129,13 +130,18 @@ class _TrainedSpans:
 
 
 def build_layout(
-    pieces: Sequence[Piece], spans: Sequence[tuple[int, int]], control: ControlTokens, restarts: bool
+    pieces: Sequence[Piece],
+    spans: Sequence[tuple[int, int]],
+    control: ControlTokens,
+    restarts: bool,
+    cuts: Sequence[tuple[int, int]] | None = None,
 ) -> Layout:
     """Cut pieces at control tokens and at the borders of ``spans`` (trained, in order, disjoint).
 
+    ``cuts``: other spans at whose borders to cut, for the same entries with other ones trained.
     ``restarts``: whether the tokenizer treats text after a control token as the beginning of a text.
     """
-    builder, trained = _LayoutBuilder(restarts), _TrainedSpans(spans)
+    builder, trained = _LayoutBuilder(restarts), _TrainedSpans(spans, spans if cuts is None else cuts)
     for piece in pieces:
         if trained.borders(piece.start, piece.start + 1):
             builder.cut(trained.contains(piece.start - 1))
@@ -161,4 +167,5 @@ def build_layout(
 
 def with_ending(layout: Layout, token_id: int, trained: bool) -> Layout:
     """The layout with one more token at its end."""
-    return replace(layout, entries=(*layout.entries, token_id), trained=(*layout.trained, trained))
+    weights = layout.weights and (*layout.weights, layout.weights[-1] if layout.trained[-1] else 1.0)
+    return Layout((*layout.entries, token_id), (*layout.trained, trained), weights)

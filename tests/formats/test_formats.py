@@ -709,7 +709,8 @@ def test_a_flag_excludes_a_turn_or_is_a_reject(flag: str) -> None:
         return record["messages"][1].get("train")
 
     assert [trained(value) for value in (0, 0.0, False)] == [False] * 3
-    assert [trained(value) for value in (1, 0.5, True, None)] == [None] * 4
+    assert [trained(value) for value in (1, 1.0, True, None)] == [None] * 4
+    assert [trained(value) for value in (0.5, 2)] == [0.5, 2.0]
     for value in (-1, -0.5, float("nan"), "no", [0]):
         row = {"messages": [q("q"), {**a("x"), flag: value}]}
         assert reason(row, "messages")[0] == "loss_flag", value

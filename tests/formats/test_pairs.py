@@ -118,3 +118,30 @@ def test_media_beside_the_text_is_rejected_or_carried_in_meta(media: Message, ki
     assert refused.batch.num_rows == 1
     kept = shape(rows, 0, ShapeSpec(found.format, kind, found.columns, media="keep"))
     assert [meta and json.loads(meta) for meta in kept.batch.column("meta").to_pylist()] == [media, None]
+
+
+@pytest.mark.parametrize("format", ["messages", "prompt_completion"])
+def test_weights_of_turns_come_back(format: str) -> None:
+    talk = [
+        user("a"),
+        answer("b", weight=0.5),
+        user("c"),
+        answer("d", weight=0),
+        user("e"),
+        answer("f", weight=2),
+    ]
+    rows = Rows([{"messages": talk}], [0], [None], [b""])
+    batch = shape(rows, 0, ShapeSpec("messages", "sft")).batch
+    assert [turn["train"] for turn in batch.column("messages").to_pylist()[0]] == [
+        None,
+        0.5,
+        None,
+        0.0,
+        None,
+        2.0,
+    ]
+    written, lost = unshape(batch, "sft", format)
+    assert lost == []
+    again = shape(Rows(written, [0], [None], [b""]), 0, ShapeSpec(format, "sft")).batch
+    assert again.column("messages").equals(batch.column("messages"))
+    assert "weights of the loss of turns: 1 record" in unshape(batch, "sft", "sharegpt")[1]
