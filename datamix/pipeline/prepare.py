@@ -23,8 +23,9 @@ from datamix.core.contracts import Receipt, Reject, Rows, Shaped, Slice, Task
 from datamix.core.hashing import content_keys, digest
 from datamix.core.records import SCHEMAS, RecordKind, identity_texts
 from datamix.formats import RECORD_FORMATS, FastPath, ShapeSpec, shape, together
+from datamix.pipeline.grouping import group_files
 from datamix.pipeline.record_rules import NO_RULES, RecordRules, apply_rules, count_thinking
-from datamix.pipeline.scan import InputFile, group_files
+from datamix.pipeline.scan import InputFile
 from datamix.read import read
 
 _VERSION = 4

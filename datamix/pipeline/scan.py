@@ -20,7 +20,7 @@ from datamix.core.contracts import Receipt, Reject, Slice, Task
 from datamix.core.errors import DataError, RecipeError, mask_url
 from datamix.core.hashing import digest
 from datamix.formats import RECORD_FORMATS, TURN_PARTS, Detection, detect, unknown_roles
-from datamix.pipeline.scan import group_files
+from datamix.pipeline.grouping import group_files
 from datamix.read import DOCUMENTS, Sniff, cut, file_state, find, read, sha256_of, sniff
 
 _VERSION = 4

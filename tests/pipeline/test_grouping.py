@@ -13,7 +13,7 @@ from small import alpaca, recipe, write_jsonl
 from datamix import Recipe
 from datamix.jobs.build import build
 from datamix.pipeline import prepare
-from datamix.pipeline.scan import group_files
+from datamix.pipeline.grouping import group_files
 from datamix.pipeline.steps import Options
 from datamix.pipeline.store import Store
 
