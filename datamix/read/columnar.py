@@ -70,12 +70,11 @@ def num_parts(path: str, container: str) -> tuple[int, list[int]]:
 
 def _rows(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[Rows]:
     record = 0
-    for part in _parts(batches, chunk_records):
+    for part, is_utf8 in _parts(batches, chunk_records):
+        rejects = [] if is_utf8 else _not_utf8(part, record)
         if part.num_rows == 1 and part.nbytes > MAX_RECORD_BYTES:
             detail = f"{part.nbytes} bytes, more than {MAX_RECORD_BYTES >> 20} MiB"
             rejects = [Reject(record, None, "too_long", detail, b"")]
-        else:
-            rejects = _not_utf8(part, record)
         bad = {reject.record - record for reject in rejects}
         sound = [i for i in range(part.num_rows) if i not in bad]
         values = _values(part.take(pa.array(sound, pa.int64())) if bad else part)
@@ -83,24 +82,29 @@ def _rows(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[Row
         record += part.num_rows
 
 
-def _parts(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[pa.RecordBatch]:
-    """Batches of about ``_CHUNK_BYTES``; single rows where one of them may be above the bound."""
+def _parts(batches: Iterable[pa.RecordBatch], chunk_records: int) -> Iterator[tuple[pa.RecordBatch, bool]]:
+    """Batches of about ``_CHUNK_BYTES``, and whether their texts are UTF-8; rows alone where one may be above the bound.
+
+    Raises ArrowInvalid where the file is damaged: offsets then point anywhere in memory.
+    """
     for batch in batches:
+        is_utf8 = True
+        try:
+            batch.validate(full=True)
+        except pa.ArrowInvalid:
+            for column in batch.columns:
+                column.view(_as_bytes(column.type)).validate(full=True)
+            is_utf8 = False
+        # of a dictionary every slice counts the whole
+        columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+        batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
         step = _step(batch.nbytes, batch.num_rows, chunk_records)
         for start in range(0, batch.num_rows, step):
             part = batch.slice(start, step)
-            if any(
-                pa.types.is_dictionary(field.type) for field in batch.schema
-            ):  # the whole dictionary counts
-                part.validate(full=True)
-                columns = [
-                    c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in part.columns
-                ]
-                part = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-            if part.nbytes > MAX_RECORD_BYTES:
-                yield from (part.slice(i, 1) for i in range(part.num_rows))
-            else:
-                yield part
+            is_long = part.nbytes > MAX_RECORD_BYTES
+            yield from (
+                ((part.slice(i, 1), is_utf8) for i in range(part.num_rows)) if is_long else [(part, is_utf8)]
+            )
 
 
 def _step(num_bytes: int, num_rows: int, chunk_records: int) -> int:
@@ -109,25 +113,17 @@ def _step(num_bytes: int, num_rows: int, chunk_records: int) -> int:
 
 
 def _not_utf8(batch: pa.RecordBatch, record: int) -> list[Reject]:
-    """Rejects for rows with text that is not UTF-8. Raises ArrowInvalid where the file is damaged."""
-    try:
-        batch.validate(full=True)  # offsets of a damaged file point anywhere in memory
-        return []
-    except pa.ArrowInvalid:
-        columns = [column.view(_as_bytes(column.type)) for column in batch.columns]
-        for column in columns:
-            column.validate(full=True)
+    """Rejects for rows with text that is not UTF-8."""
     rejects: list[Reject] = []
     for i in range(batch.num_rows):
-        for name, text, raw in zip(batch.schema.names, batch.columns, columns, strict=True):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
-                text.slice(i, 1).validate(full=True)
+                column.slice(i, 1).validate(full=True)
             except pa.ArrowInvalid:
-                stored = raw[i].as_py()
+                stored = column.view(_as_bytes(column.type))[i].as_py()
                 detail = f"column {name!r} holds bytes that are not UTF-8"
-                rejects.append(
-                    Reject(record + i, None, "utf8", detail, stored if isinstance(stored, bytes) else b"")
-                )
+                raw = stored if isinstance(stored, bytes) else b""
+                rejects.append(Reject(record + i, None, "utf8", detail, raw))
                 break
     return rejects
 
