@@ -32,6 +32,7 @@ from datamix.formats import (
 )
 from datamix.jobs.first_recipe import RECORDS_OF, FirstRecipe, SourcePart, near_columns, one_line, recipe_text
 from datamix.jobs.output_files import check_outputs, complete_files
+from datamix.jobs.trainer_config import no_data
 from datamix.pipeline.scan import SAMPLE_RECORDS, Recognised, recognise
 from datamix.read import DOCUMENTS, find, read
 
@@ -42,9 +43,6 @@ _NOT_DATA = re.compile(
     r"^(tokenizer[^/]*|special_tokens_map|added_tokens|vocab|.*config)\.json$|^merges\.txt$|\.(ya?ml|toml|lock|jinja)$"
 )
 _PROSE = (*DOCUMENTS, "lines", "warc")
-_TRAINS = re.compile(
-    r"\b(swift (sft|pt|rlhf)|trl (sft|dpo|grpo|kto|reward)|[A-Z]\w*Trainer|llamafactory|axolotl|deepspeed|torchrun|pretrain_\w+\.py|--data-path|dataset_mixer)\b"
-)
 _SHARD = re.compile(
     r"(.*?)[-_. ]*(?:part|shard|split|chunk|file)?[-_. ]*\d+(?:[-_. ]*of[-_. ]*\d+)?", re.IGNORECASE
 )
@@ -120,22 +118,6 @@ def write_recipes(
         for draft, recipe in zip(drafts, recipes, strict=True):
             draft.write_text(recipe.text, encoding="utf-8")
     return list(zip(outputs, recipes, strict=True))
-
-
-def no_data(path: str) -> str:
-    """Why a file that was named is a script or a configuration and no corpus; empty where it may be one."""
-    name = Path(path).name
-    if not Path(path).is_file() or not name.endswith((".py", ".sh", ".bash", ".yaml", ".yml")):
-        return ""
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        head = stream.read(1 << 16)
-    if name.endswith((".yaml", ".yml")):
-        return f"a configuration, not data; a trainer's becomes a recipe with: datamix init --from {path}"
-    if not _TRAINS.search(head):
-        return ""
-    if name.endswith(".py"):
-        return "a training script, not data; give the files that it loads"
-    return f"a training script, not data; its arguments become a recipe with: datamix init --from {path}"
 
 
 def _for_kind(part: SourcePart, kind: Kind) -> SourcePart:

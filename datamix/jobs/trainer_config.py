@@ -21,6 +21,9 @@ _HUB_ID = re.compile(
 _KINDS = dict.fromkeys(("dpo", "kto", "rm", "orpo", "simpo", "ipo", "cpo", "reward", "bco"), "preference")
 _KINDS |= dict.fromkeys(("pt", "cpt", "pretrain", "pretrain_gpt"), "pretrain")
 _KINDS |= dict.fromkeys(("grpo", "ppo", "rloo", "gspo", "online_dpo"), "prompt")
+_TRAINS = re.compile(
+    r"\b(swift (sft|pt|rlhf)|trl (sft|dpo|grpo|kto|reward)|[A-Z]\w*Trainer|llamafactory|axolotl|deepspeed|torchrun|pretrain_\w+\.py|--data-path|dataset_mixer)\b"
+)
 
 
 @dataclass
@@ -185,3 +188,19 @@ def as_list(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def no_data(path: str) -> str:
+    """Why a file that was named is a script or a configuration and no corpus; empty where it may be one."""
+    name = Path(path).name
+    if not Path(path).is_file() or not name.endswith((".py", ".sh", ".bash", ".yaml", ".yml")):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        head = stream.read(1 << 16)
+    if name.endswith((".yaml", ".yml")):
+        return f"a configuration, not data; a trainer's becomes a recipe with: datamix init --from {path}"
+    if not _TRAINS.search(head):
+        return ""
+    if name.endswith(".py"):
+        return "a training script, not data; give the files that it loads"
+    return f"a training script, not data; its arguments become a recipe with: datamix init --from {path}"
