@@ -28,7 +28,7 @@ from datamix.commands.report import report
 from datamix.commands.schema import schema
 from datamix.commands.sweep import sweep
 from datamix.commands.verify import verify
-from datamix.core.errors import DatamixError, InternalError, Interrupted, MachineError, mask_secrets
+from datamix.core.errors import DatamixError, InternalError, Interrupted, mask_secrets
 
 
 def _debug_option() -> click.Option:
@@ -147,12 +147,10 @@ def _known(error: BaseException) -> DatamixError:
         return Interrupted(
             "Stopped. Finished work is saved: run the same command again and it continues.", number
         )
-    if isinstance(error, OSError) and error.errno is not None:
-        where = f" ({error.filename})" if error.filename else ""
-        return MachineError(
-            f"The machine refused: {error.strerror or error}{where}. Check the disk, its limits and permissions, then run the same "
-            "command again; finished work is saved."
-        )
+    from datamix.core.machine import machine_failure
+
+    if (failure := machine_failure(error)) is not None:
+        return failure
     name = type(error).__name__
     return InternalError(
         f"Something unexpected happened: {name}{': ' if str(error) else ''}{error}. This is a bug in datamix: please report it with "

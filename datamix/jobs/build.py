@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from datamix import mix
 from datamix.core.errors import RecipeError
+from datamix.core.machine import failures_at
 from datamix.pipeline import prepare_sources, translate
 from datamix.pipeline.out_folder import check_out, whole_set
 from datamix.pipeline.planning import report_scarcity, report_scarcity_first
@@ -76,7 +77,11 @@ def _finish(
     context.name([set_key(resolved)])
     done = whole_set(options.out, set_key(resolved), options.cache, options.overwrite)
     if done is None:
-        return publish(resolved, options, context, _render_pages)
+        with (
+            failures_at(options.cache, "noting the set", "name another place with --cache"),
+            failures_at(options.out, "writing the set", "choose another folder with -o"),
+        ):
+            return publish(resolved, options, context, _render_pages)
     if if_done:
         context.screen.say(if_done)
     remember(resolved, options)

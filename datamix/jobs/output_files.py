@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from datamix.core.errors import MachineError, RecipeError
+from datamix.core.machine import advice, reason
 from datamix.pipeline.store import sync
 
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
@@ -104,14 +105,15 @@ def complete_files(outputs: Sequence[Path], overwrite: bool) -> Iterator[list[Pa
                 raise MachineError(
                     f"No space left while writing {outputs[0]}. Nothing was replaced: free some space, or choose another place."
                 ) from error
-            if Path(str(error.filename or "")).name.startswith(".datamix-"):
+            if error.filename is None or Path(str(error.filename)).name.startswith(".datamix-"):
                 raise MachineError(
-                    f"{outputs[0]}: cannot be written there ({error.strerror}). Choose another folder, or fix its permissions."
+                    f"{outputs[0]}: cannot be written there ({reason(error)}). {advice(error, 'choose another folder')}"
                 ) from error
             raise
         finally:
             for draft in drafts:
-                _remove(draft)
+                with suppress(OSError):  # a disk that fails or is read-only: what failed first is the error
+                    _remove(draft)
 
 
 def _publish(drafts: Sequence[Path], finals: Sequence[Path], overwrite: bool) -> None:

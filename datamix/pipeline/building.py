@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from datamix.core.errors import DatamixError, MachineError, RecipeError
+from datamix.core.machine import advice, reason
 
 BUILDING = ".building"
 OWNED = "owned.json"  # there while files are moved into place
@@ -23,7 +24,6 @@ _MARKER_TEXT = (
     "Work in progress of a datamix build. Safe to delete while no build runs; it costs time only.\n"
 )
 _LOCK = "lock"
-_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -98,11 +98,9 @@ def _make_building(out: Path) -> list[Path]:
     raise RecipeError(f"{building} was not made by datamix. Choose another folder with -o, or move it away.")
 
 
-def _unwritable(out: Path, error: OSError) -> DatamixError:
-    """The error for an OUT where nothing can be made: the machine's where it refuses, else the user's choice of OUT."""
-    kind = MachineError if error.errno in _MACHINE else RecipeError
-    return kind(
-        f"{out} cannot be written: {error.strerror or error}. Choose another folder with -o, or check permissions and space."
+def _unwritable(out: Path, error: OSError) -> MachineError:
+    return MachineError(
+        f"{out} cannot be written: {reason(error)}. {advice(error, 'choose another folder with -o')}"
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import jsonschema_rs
 
-from datamix.core.errors import RecipeError
+from datamix.core.errors import MachineError, RecipeError
 from datamix.core.hashing import digest, file_sha256
 from datamix.pipeline.building import BUILDING, OWNED, carries_marker, is_marked
 from datamix.pipeline.built_sets import refuse_newer
@@ -196,6 +196,11 @@ def _check_empty(out: Path, cache: Path) -> None:
 
 def _check_places(out: Path, cache: Path, formats: Sequence[str]) -> None:
     """OUT and the cache may lie beside or below each other only where neither writes into the other's files."""
+    for path in out.parents:
+        if path.exists() and not path.is_dir():
+            raise MachineError(
+                f"{out} cannot be written: {path} is a file. Move it away, or choose another folder with -o."
+            )
     check_cache(cache)
     folder, store = Path(_real(out)), Path(_real(cache))
     if folder == store or store in folder.parents:

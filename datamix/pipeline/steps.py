@@ -20,6 +20,7 @@ from datamix import mix
 from datamix.core.contracts import Receipt
 from datamix.core.errors import DataError, DatamixError, RecipeError
 from datamix.core.hashing import canonical
+from datamix.core.machine import failures_at
 from datamix.dedup import ContaminationSpec
 from datamix.exporters import SetInfo, open_sink
 from datamix.pipeline import order_rows, pack_sources, references, select, translate
@@ -163,11 +164,12 @@ def set_info(
 def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) -> BuildContext:
     """The cache and the workers of one run; ``outs`` are the folders it writes, where that is not ``options.out``."""
     home = options.cache / "store"
-    home.mkdir(parents=True, exist_ok=True)
-    lease = Lease(options.cache, "build")
-    sweep((home / PARTIAL).glob("*"), lease)
-    if notice := mark_format(options.cache):
-        screen.say(notice)
+    with failures_at(options.cache, "opening the cache", "name another place with --cache"):
+        home.mkdir(parents=True, exist_ok=True)
+        lease = Lease(options.cache, "build")
+        sweep((home / PARTIAL).glob("*"), lease)
+        if notice := mark_format(options.cache):
+            screen.say(notice)
     engine = LocalEngine(options.workers or default_workers())
     return BuildContext(home, engine, screen, is_own_file(outs or [options.out], options.cache), lease)
 

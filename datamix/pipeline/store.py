@@ -21,7 +21,8 @@ from typing import Any
 import xxhash
 
 from datamix.core.contracts import Receipt, Task
-from datamix.core.errors import DataError, MachineError, RecipeError
+from datamix.core.errors import DataError, RecipeError
+from datamix.core.machine import failures_at
 from datamix.pipeline.leases import partial_name
 
 PARTIAL = "partial"  # folder of half-written results
@@ -96,26 +97,27 @@ def carry(task: Task) -> Receipt:
         return done
     was_damaged = store.is_damaged(task.key)
     partial = store.root / PARTIAL / partial_name(task.key)
-    partial.mkdir(parents=True)
+    is_out = store.root.name == ".building"  # else the cache
+    move = "choose another folder with -o" if is_out else "name another place with --cache"
     try:
-        counts = task.call(task.spec, partial)
-        files = {
-            p.relative_to(partial).as_posix(): [p.stat().st_size, _digest(p), *_state(p.stat())]
-            for p in sorted(partial.rglob("*"))
-            if p.is_file()
-        }
-        counts = json.loads(json.dumps(counts))
-        receipt = {"key": task.key, "files": files, "counts": counts, "seal": _seal(task.key, files, counts)}
-        (partial / _RECEIPT).write_text(json.dumps(receipt, ensure_ascii=False), encoding="utf-8")
-        sync([*partial.rglob("*"), partial])
-        _publish(partial, store.folder(task.key))
-    except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
-            raise MachineError(
-                f"No space left while working on {task.label} below {store.root}. What was finished stays in the cache: free some "
-                "space, or name another place with --cache, and run the same command again."
-            ) from error
-        raise
+        with failures_at(store.root, f"working on {task.label}", move):
+            partial.mkdir(parents=True)
+            counts = task.call(task.spec, partial)
+            files = {
+                p.relative_to(partial).as_posix(): [p.stat().st_size, _digest(p), *_state(p.stat())]
+                for p in sorted(partial.rglob("*"))
+                if p.is_file()
+            }
+            counts = json.loads(json.dumps(counts))
+            receipt = {
+                "key": task.key,
+                "files": files,
+                "counts": counts,
+                "seal": _seal(task.key, files, counts),
+            }
+            (partial / _RECEIPT).write_text(json.dumps(receipt, ensure_ascii=False), encoding="utf-8")
+            sync([*partial.rglob("*"), partial])
+            _publish(partial, store.folder(task.key))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     receipt_read = store.find(task.key)

@@ -368,8 +368,13 @@ def test_an_out_that_cannot_be_written_is_a_failure_of_the_machine(
 ) -> None:
     path, out = recipe(tmp_path), tmp_path / "set"
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(RecipeError, match="cannot be written"):
+    with pytest.raises(MachineError, match=r"cannot be written: File exists\. .*the link that leads nowhere"):
         run(path, tmp_path / "dangling")
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        MachineError, match=r"cannot be written: .*file is a file\. Move it away, or choose another"
+    ):
+        run(path, tmp_path / "file" / "below" / "set")
 
     def refuse(*arguments: Any, **options: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,38 @@ def test_a_full_disk_is_said_with_the_task_and_the_place(number: int, tmp_path: 
         carry(task(tmp_path, full))
 
 
-def test_another_fault_of_the_disk_is_passed_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EIO, r"Input/output error while .*Check the disk .*, or name another place with --cache\."),
+        (errno.EFBIG, r"File too large while .*ulimit -f unlimited.*--cache"),
+        (errno.EMFILE, r"Too many open files while .*ulimit -n 4096.*--workers 1\)\. Finished"),
+        (errno.EPERM, r"Operation not permitted while .*lsattr -d"),
+        (errno.EROFS, r"Read-only file system while .*Mount it writable, or name"),
+    ],
+)
+def test_another_fault_of_the_disk_is_said_with_advice(tmp_path: Path, number: int, words: str) -> None:
     def breaks(spec: str, folder: Path) -> dict[str, Any]:
-        raise OSError(5, "Input/output error")
+        raise OSError(number, "whatever")
 
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(MachineError, match=words):
+        carry(task(tmp_path, breaks))
+
+
+def test_a_full_out_is_not_told_to_move_its_cache(tmp_path: Path) -> None:
+    def full(spec: str, folder: Path) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(MachineError, match=r"choose another folder with -o\.") as caught:
+        carry(task(tmp_path / ".building", full))
+    assert "--cache" not in str(caught.value)
+
+
+def test_a_fault_of_an_input_is_passed_on(tmp_path: Path) -> None:
+    def breaks(spec: str, folder: Path) -> dict[str, Any]:
+        raise OSError(errno.EIO, "Input/output error", "/mnt/data.jsonl")
+
+    with pytest.raises(OSError, match=r"/mnt/data\.jsonl"):
         carry(task(tmp_path, breaks))
 
 
