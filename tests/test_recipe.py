@@ -3,14 +3,17 @@
 import itertools
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
 from datamix.core.errors import RecipeError
-from datamix.recipe import Recipe
-from datamix.recipe.parts import Decontaminate, Dedupe, Encode, Mix, Source, Validation
+from datamix.recipe import Recipe, strict_yaml
+from datamix.recipe.mixture import Mix
+from datamix.recipe.parts import Decontaminate, Dedupe, Encode, Source, Validation
 from datamix.recipe.schemas import recipe_schema, schema_text
 
 GOOD = """\
@@ -434,3 +437,132 @@ def test_a_name_that_refers_to_nothing_gets_the_nearest(tmp_path: Path) -> None:
     assert "did you mean medical?" in error(
         tmp_path, GOOD.replace("  a:", "  medical:") + "dedupe: {prefer: [medcial]}\n"
     )
+
+
+# --- the published schema, as an editor uses it
+
+ROOT = Path(__file__).parent.parent
+
+
+def recipes_of_the_project() -> dict[str, Any]:
+    """Every recipe that is a file of the project or a block of its pages."""
+    found: dict[str, Any] = {}
+    for path in [*(ROOT / "samples").rglob("*.yaml"), *(ROOT / "benchmarks").rglob("*.yaml")]:
+        found[str(path.relative_to(ROOT))] = strict_yaml.load(
+            path.read_text(encoding="utf-8"), path.name
+        ).value
+    for path in [ROOT / "README.md", ROOT / "README.zh.md", *(ROOT / "docs").rglob("*.md")]:
+        for number, block in enumerate(
+            re.findall(r"```yaml[^\n]*\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+        ):
+            value = strict_yaml.load(textwrap.dedent(block), path.name).value
+            if isinstance(value, dict) and set(value) <= set(Recipe.model_fields):
+                found[f"{path.relative_to(ROOT)} {number}"] = value
+    return {name: value for name, value in found.items() if isinstance(value, dict)}
+
+
+RECIPES = recipes_of_the_project()
+VALIDATOR = jsonschema_rs.Draft202012Validator(json.loads(schema_text("recipe")))
+
+
+def problems_of_the_schema(value: dict[str, Any]) -> list[str]:
+    whole = {
+        "name": "x",
+        "kind": "sft",
+        "tokenizer": "t",
+        "sources": {"a": {"path": "a"}},
+        **value,
+    }  # pages show parts of recipes
+    return [f"{error.instance_path}: {error.message}" for error in VALIDATOR.iter_errors(whole)]
+
+
+@pytest.mark.parametrize("name", RECIPES, ids=str)
+def test_the_schema_accepts_every_recipe_of_the_project(name: str) -> None:
+    assert problems_of_the_schema(RECIPES[name]) == []
+
+
+def test_there_are_recipes_to_try() -> None:
+    assert sum(name.startswith("samples") for name in RECIPES) >= 3
+    assert sum(name.startswith("docs") for name in RECIPES) >= 20
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"sources": {"医疗": {"path": ["a", "b"], "max_records": "20K"}}},
+        {"clean": ["normalize", {"length": {"min_chars": 2, "fields": "answer"}}, {"normalize": None}]},
+        {
+            "clean": [
+                {"name": "length", "options": {"min_chars": 2}},
+                {"length": {"min_chars": 2}, "sources": ["a"]},
+            ]
+        },
+        {"dedupe": {"near": True, "against": "old/"}},
+        {"dedupe": {"near": {"threshold": 0.8}, "against": ["old/"]}},
+        {"mix": {"size": "50M"}},
+        {"mix": {"size": 5}},
+        {"mix": {"size": {"epochs": {"a": 2}}, "weights": {"temperature": 2}}},
+        {
+            "mix": {
+                "stages": [{"share": 1, "weights": {"a": 1}}],
+                "loss_norm": {"trainer": "token", "wanted": "example"},
+            }
+        },
+        {"validation": {"path": "dev.jsonl"}},
+        {"write": ["parquet", {"megatron": {"layout": "blocks"}}, {"name": "trl"}]},
+    ],
+    ids=str,
+)
+def test_the_schema_and_the_classes_accept_each_form(value: dict[str, Any]) -> None:
+    assert problems_of_the_schema(value) == []
+    assert (
+        outcome(
+            {
+                "name": "x",
+                "kind": "sft",
+                "tokenizer": "t",
+                "encode": {"max_length": 9},
+                "sources": {"a": {"path": "a"}},
+                **value,
+            }
+        )
+        == ""
+    )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"sourcs": {}},
+        {"kind": "dpo"},
+        {"name": "a b"},
+        {"sources": {"a": {"path": "x", "wieght": 1}}},
+        {"sources": {"a b": {"path": "x"}}},
+        {"sources": {"a": {"path": []}}},
+        {"validation": 0.01},
+        {"encode": {"pack": True}},
+        {"dedupe": {"near": {"threshold": 4}}},
+        {"clean": [{"lenght": {}}]},
+        {"clean": [{"length": {"min": 2}}]},
+        {"clean": "normalize"},
+        {"write": ["llama_factory"]},
+        {"mix": {"size": "lots"}},
+        {"mix": {"size": 0}},
+    ],
+    ids=str,
+)
+def test_the_schema_rejects_what_is_wrong(value: dict[str, Any]) -> None:
+    assert problems_of_the_schema(value) != []
+
+
+def test_every_property_of_the_schema_has_a_description() -> None:
+    schema = recipe_schema()
+    nodes = {"Recipe": schema, **schema["$defs"]}
+    bare = [
+        f"{name}.{key}"
+        for name, node in nodes.items()
+        for part in (node, *node.get("anyOf", ()))
+        for key, value in part.get("properties", {}).items()
+        if not value.get("description")
+    ]
+    assert bare == []

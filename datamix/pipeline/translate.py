@@ -24,8 +24,9 @@ from datamix.pipeline.prepare_sources import SourceWork
 from datamix.pipeline.record_rules import Band, RecordRules
 from datamix.pipeline.scan import SourceRequest
 from datamix.recipe.mistakes import describe
+from datamix.recipe.mixture import Epochs, Temperature
 from datamix.recipe.model import Recipe
-from datamix.recipe.parts import HELD_OUT, CleanStep, Epochs, Temperature
+from datamix.recipe.parts import HELD_OUT, CleanStep
 from datamix.tokenize import EncodeSpec, TokenizerFiles
 
 LEAK = DedupeSpec(exact=True, near=NearSpec())

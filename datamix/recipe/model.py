@@ -18,22 +18,20 @@ from datamix.core.records import Kind
 from datamix.recipe import strict_yaml
 from datamix.recipe.dataset_entries import expand
 from datamix.recipe.mistakes import explain
+from datamix.recipe.mixture import Epochs, Mix, Weighed
 from datamix.recipe.parts import (
     HELD_OUT,
     CleanStep,
     Decontaminate,
     Dedupe,
     Encode,
-    Epochs,
     Group,
     Licenses,
-    Mix,
     Model,
     Name,
     Output,
     Source,
     Validation,
-    Weighed,
 )
 from datamix.recipe.strict_yaml import Key
 
@@ -42,22 +40,39 @@ class Recipe(Model):
     """What a training set is made of. ``Recipe.read(path)`` for YAML, ``Recipe.of({...}, base)`` in Python."""
 
     name: Name
+    """Name of the set; OUT defaults to `./NAME`."""
     kind: Kind
+    """What is built."""
     seed: int = 42
+    """Seed of every order, sample and split."""
     tokenizer: str
+    """A folder with `tokenizer.json`, a `tokenizer.json`, or a Hub id."""
     chat_template: str | None = None
+    """A Jinja file that replaces the tokenizer's chat template."""
     chat_template_kwargs: dict[str, Any] = Field({})
+    """Variables passed to the chat template."""
     sources: Annotated[dict[Name, Source], Field(min_length=1)]
+    """The corpora, by name."""
     groups: dict[Name, Group] = Field({})
+    """Groups of sources that share one weight, by name."""
     licenses: Annotated[Licenses | None, Field(exclude_if=lambda value: value is None)] = None
+    """Which licences sources may have; absent: any, or none."""
     clean: tuple[CleanStep, ...] = ()
+    """Cleaning steps, in order."""
     dedupe: Dedupe | None = None
+    """Deduplication; absent: none."""
     decontaminate: Decontaminate | None = None
+    """Removal of records that contain evaluation items; absent: none."""
     validation: Validation | None = None
+    """What is held out of training; absent: nothing."""
     encode: Encode = Encode()
+    """Tokenizing, masks, lengths and packing."""
     mix: Mix = Mix()
+    """Unit, size, caps and stages of the mixture."""
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """The largest share of a source's records that may be rejected; more stops the build."""
     write: tuple[Output, ...] = (Output(name="parquet"),)
+    """Output formats: names, or one-key maps with options."""
 
     _base: str = PrivateAttr(default=".")
     _name: str = PrivateAttr(default="recipe")

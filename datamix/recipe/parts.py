@@ -43,23 +43,34 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
-Paths = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
+_Size = Annotated[str, Field(pattern=r"^\s*[0-9]+(\.[0-9]+)?\s*[KMBkmb]\s*$")]  # 50M
+Count = Annotated[
+    int, BeforeValidator(_count, json_schema_input_type=Annotated[int, Field(gt=0)] | _Size), Field(gt=0)
+]
+_OneOrMore = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Paths = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_several, json_schema_input_type=_OneOrMore),
+    Field(min_length=1),
+]
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=_NAME), AfterValidator(_name)]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, use_attribute_docstrings=True)
 
 
 class Keep(Model):
     """Records whose number in a field is inside a band."""
 
     field: str
+    """The field with the number."""
     min: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """The smallest number that stays."""
     max: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """The largest number that stays."""
 
     @model_validator(mode="after")
     def _is_a_band(self) -> Keep:
@@ -74,42 +85,68 @@ class Source(Model):
     """One corpus: where it is, what it holds, how much of it is used."""
 
     path: Paths
+    """Files, globs, folders or addresses, relative to the recipe."""
     format: str = "auto"
+    """Record format; `auto` recognises it by content."""
     columns: dict[str, str] = {}
+    """Field names of the format and where this file has them."""
     encoding: str | None = None
+    """Character encoding; absent: detected."""
     group: str | None = None
+    """The group whose weight this source shares."""
     weight: Weight | None = None
+    """Weight of this source, any positive number."""
     max_epochs: Weight = 1.0
+    """How often a record may be used, over all stages."""
     max_records: Count | None = None
+    """A seeded sample of so many records."""
     system: str | None = None
-    keep: Annotated[tuple[Keep, ...], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = ()
+    """System turn for records without one."""
+    keep: Annotated[
+        tuple[Keep, ...],
+        BeforeValidator(
+            lambda v: [v] if isinstance(v, dict) else v, json_schema_input_type=Keep | tuple[Keep, ...]
+        ),
+    ] = ()
+    """Only records whose number in a field is inside a band."""
     keep_meta: tuple[str, ...] = ()
+    """Fields carried to the emitted rows."""
     media: Literal["reject", "keep"] = "reject"  # images, videos, audios beside the text
+    """Images, videos and audio beside the text: rejected, or kept for text exports that can hold them."""
     chat_template_kwargs: dict[str, Any] = {}
+    """Variables of the chat template for this source."""
     # Left out of the resolved recipe where absent, so that its fingerprint is that of recipes without the key.
     license: Annotated[str | None, Field(min_length=1, exclude_if=lambda value: value is None)] = None
+    """Licence of the source, carried to the manifest, the report and the card."""
 
 
 class Licenses(Model):
     """Which licences sources may have."""
 
     allow: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Licences, upper and lower case alike; a source with another one, or none, stops before work."""
 
 
 class Group(Model):
     """Sources that share one weight."""
 
     weight: Weight
+    """Weight of the group, any positive number."""
     within: Literal["proportional", "weights"] = "proportional"
+    """How the group's weight is divided: by what each source has, or by the sources' weights."""
 
 
 class CleanStep(Model):
     """One cleaning step: its name, its options, and where it applies."""
 
     name: str
+    """Name of the step."""
     options: dict[str, Any] = {}
+    """Its options."""
     sources: tuple[str, ...] = ()
+    """Sources it applies to; absent: all."""
     fields: Literal["prompt", "answer", "all"] = "all"
+    """Which turns the step looks at."""
 
     @model_validator(mode="before")
     @classmethod
@@ -135,62 +172,101 @@ class Near(Model):
     """MinHash LSH, candidates verified by exact Jaccard."""
 
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Jaccard similarity from which two texts are near duplicates."""
     ngram: Annotated[int, Field(ge=1, le=50)] = 5
+    """Words per n-gram."""
     num_perm: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Values per signature; absent: chosen for a recall of 0.995 at the threshold."""
     verify: bool = True
+    """Decide candidates by exact Jaccard."""
 
 
 class Fields(Model):
     """Which words of a record are compared; absent: the rule of its kind."""
 
     exact: Literal["prompt", "answer", "all"] | None = None
+    """Words compared for exact duplicates."""
     near: Literal["prompt", "answer", "all"] | None = None
+    """Words compared for near duplicates."""
 
 
 class Lines(Model):
     """Lines or paragraphs that occur in more than ``max_documents`` documents are cut from all of them."""
 
     max_documents: Annotated[int, Field(ge=1)]
+    """A line in more documents than this is cut from all."""
     unit: Literal["line", "paragraph"] = "line"
+    """Lines or paragraphs."""
     match: Literal["text", "words"] = "text"
+    """Compare text, or only words (without case, punctuation and digits)."""
     min_chars: Annotated[int, Field(ge=1)] = 12
+    """Shorter lines stay."""
 
 
 class Dedupe(Model):
     exact: bool = True
+    """Remove records with equal text."""
     normalize: bool = False
+    """Compare exact duplicates in NFKC, lower case, with single spaces."""
     fields: Fields = Fields()
+    """Which words of a record are compared; absent: by its kind."""
     lines: Lines | None = None
+    """Cut lines or paragraphs that repeat over documents."""
     near: Annotated[
         Near | None,
-        BeforeValidator(lambda value: {True: {}, False: None}[value] if isinstance(value, bool) else value),
+        BeforeValidator(
+            lambda value: {True: {}, False: None}[value] if isinstance(value, bool) else value,
+            json_schema_input_type=Near | bool | None,
+        ),
     ] = None
+    """Near duplicates by MinHash, verified by exact Jaccard; `true` for the defaults."""
     prefer: tuple[str, ...] = ()
+    """Sources or groups whose records are kept first."""
     rank: Literal["first", "longest"] = "first"
+    """Among records of equal preference, keep the first or the longest."""
     scope: Literal["across", "within"] = "across"
+    """Compare across all sources or within each."""
     keep: Annotated[int, Field(ge=1)] = 1
-    against: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    """Records kept per cluster."""
+    against: Annotated[
+        tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...])
+    ] = ()
+    """Earlier sets or files; removes from this recipe's sources only."""
     max_removed_share: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """The largest share of a source that may be removed; more stops the build."""
 
 
 class Against(Model):
     path: Paths
+    """Files, globs or folders."""
     format: str = "auto"
+    """Record format, as in `sources`."""
     columns: dict[str, str] = {}
+    """Field names, as in `sources`."""
 
 
 class Decontaminate(Model):
     against: Annotated[tuple[Against, ...], Field(min_length=1)]
+    """Evaluation files."""
     ngram: Annotated[int, Field(ge=1, le=100)] = 13
+    """Length of a matching run, in words."""
     min_overlap: Share = 0.5
+    """Share of an item's words that must match."""
     fields: Literal["prompt", "answer", "all"] = "prompt"
+    """Which words are compared."""
 
 
 class Validation(Model):
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each source's records."""
     records: Count | None = None
+    """Records of each source."""
     group_by: str | None = None
-    path: Annotated[tuple[str, ...], BeforeValidator(_several)] = ()
+    """A field; records with the same value stay on one side."""
+    path: Annotated[
+        tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...])
+    ] = ()
+    """Files of their own."""
 
     @model_validator(mode="after")
     def _one_of_three(self) -> Validation:
@@ -205,108 +281,37 @@ class FillInTheMiddle(Model):
     """Documents cut in three and written prefix, suffix, middle: for code models."""
 
     rate: Share = 0.5  # of the documents
+    """Share of the documents that are split."""
 
 
 class Encode(Model):
     max_length: Annotated[int, Field(ge=8)] | None = None
+    """Longest row in tokens; required except for `prompt`."""
     pack: Literal["none", "concat", "best_fit"] | None = None
+    """Several records in one row; by default `best_fit` for `pretrain`, else `none`."""
     loss_on: Literal["all", "assistant", "last_assistant", "final_answer"] = "assistant"
+    """What is trained; `final_answer` is the last assistant turn without calls."""
     mask: tuple[Literal["tool_args", "tool_names"], ...] = ()
+    """Parts of tool calls that are not trained: arguments, names of functions (`sft` only)."""
     overlong: Literal["split", "drop_turns", "truncate", "truncate_prompt", "drop"] | None = None
+    """What happens to records that are too long; the default depends on the kind."""
     special_text: Literal["text", "reject", "allow"] = "text"
+    """Control tokens that occur in the data: text, rejected, or allowed as control."""
     inline_tags: Literal["parse", "text"] = "parse"
+    """Read `<think>` and `<tool_call>` in answers as reasoning and calls, or leave them as text."""
     thinking: Literal["keep", "drop", "last"] = (
         "keep"  # reasoning in answers: of all, of none, behind the last question
     )
+    """Reasoning of assistant turns: encoded as the template does, left out, or only that of the last turn."""
     fim: FillInTheMiddle | None = None
-
-
-class Epochs(Model):
-    """A size given as "this source so many times"."""
-
-    epochs: Annotated[dict[str, Weight], Field(min_length=1, max_length=1)]
-
-
-class Temperature(Model):
-    temperature: Weight
-
-
-class Stage(Model):
-    name: Name
-    share: Share | None = None
-    size: Count | None = None
-    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
-    ramp: Literal["linear"] | None = None
-
-
-class Replay(Model):
-    of: str
-    share: Annotated[float, Field(gt=0, lt=1)]
-
-
-LossNorm = Literal["token", "example"]
-
-
-class Weighed(Model):
-    """Rows of a column ``weight``, by which a trainer that averages the loss over one counts as if over the other."""
-
-    trainer: LossNorm
-    wanted: LossNorm
-
-    @model_validator(mode="after")
-    def _differ(self) -> Weighed:
-        if self.trainer == self.wanted:
-            raise ValueError(f"weighs nothing where both are the same; write loss_norm: {self.trainer}")
-        return self
-
-
-class Mix(Model):
-    unit: Literal["records", "tokens", "loss_tokens"] | None = None
-    size: Count | Epochs | None = None
-    on_short: Literal["error", "shrink", "reweigh"] = "error"
-    weights: Literal["proportional", "unimax"] | Temperature | None = None
-    stages: tuple[Stage, ...] = ()
-    replay: Replay | None = None
-    loss_norm: LossNorm | Weighed | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_names(cls, value: Any) -> Any:
-        """A stage without a name is called by its number."""
-        stages = value.get("stages") if isinstance(value, dict) else None
-        if not isinstance(stages, list | tuple):
-            return value
-        named = [
-            {"name": f"stage-{n}", **stage} if isinstance(stage, dict) else stage
-            for n, stage in enumerate(stages, 1)
-        ]
-        return {**value, "stages": named}
-
-    @model_validator(mode="after")
-    def _stages_add_up(self) -> Mix:
-        shares = [s.share for s in self.stages]
-        if any((s.share is None) == (s.size is None) for s in self.stages):
-            raise ValueError("each stage takes either share or size")
-        if all(x is not None for x in shares) and shares and abs(sum(x or 0 for x in shares) - 1) > 1e-9:
-            raise ValueError(f"the stages' shares sum to {sum(x or 0 for x in shares):g}, not 1")
-        if any(x is None for x in shares) and any(x is not None for x in shares):
-            raise ValueError("stages are sized either all by share or all by size")
-        names = [s.name for s in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError("two stages have the same name")
-        if self.stages and self.stages[0].ramp:
-            raise ValueError("the first stage has nothing to ramp from")
-        return self
-
-    @property
-    def averaged_over(self) -> LossNorm | None:
-        """What the loss is averaged over in the end, the rows' weights counted."""
-        return self.loss_norm.wanted if isinstance(self.loss_norm, Weighed) else self.loss_norm
+    """Fill in the middle, for code (`pretrain` only)."""
 
 
 class Output(Model):
     name: str
+    """Name of the format."""
     options: dict[str, Any] = {}
+    """Its options."""
 
     @model_validator(mode="before")
     @classmethod

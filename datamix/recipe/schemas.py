@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from datamix.clean import STEPS
 from datamix.core.errors import RecipeError, nearest
 
 _HERE = Path(__file__).parent.parent
@@ -33,12 +36,49 @@ def schema_text(name: str) -> str:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The recipe's schema, generated from its classes: what ``schemas/recipe.schema.json`` must hold."""
+    """The recipe's schema, generated from its classes: what ``schemas/recipe.schema.json`` must hold.
+
+    It describes what people write, not what it becomes: one path or a list of them, ``50M``, a step as ``{length: {min_chars: 2}}``.
+    """
+    from datamix.exporters import EXPORT_FORMATS
     from datamix.recipe import Recipe
 
     schema = Recipe.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    steps = {name: _step_options(name, schema["$defs"]["CleanStep"]["properties"]) for name in STEPS}
+    options = {"type": ["object", "null"], "description": "Options of this format."}
+    formats = {name: options for name in EXPORT_FORMATS}  # noqa: C420 - written out, never changed
+    for name, entries in (("CleanStep", steps), ("Output", formats)):
+        node = schema["$defs"][name]
+        outer = {key: node["properties"][key] for key in ("sources", "fields") if key in node["properties"]}
+        schema["$defs"][name] = {
+            "title": node["title"],
+            "description": node.get(
+                "description", "An output format: its name, or a map of its name and options."
+            ),
+            "anyOf": [
+                {"enum": list(entries)},
+                {
+                    "type": "object",
+                    "properties": {**entries, **outer},
+                    "additionalProperties": False,
+                    "oneOf": [{"required": [entry]} for entry in entries],
+                },
+                {key: node[key] for key in ("type", "properties", "required", "additionalProperties")},
+            ],
+        }
+    for name in ("sources", "groups"):
+        schema["properties"][name]["additionalProperties"] = False  # a name of another form
+    schema["$defs"]["Stage"]["required"] = []  # a name is given to those without one
     return schema
+
+
+def _step_options(name: str, shared: dict[str, Any]) -> dict[str, Any]:
+    """The options of one cleaning step, and where it applies."""
+    options = TypeAdapter(STEPS[name]).json_schema()
+    properties = {**options.get("properties", {}), "sources": shared["sources"], "fields": shared["fields"]}
+    step = {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
+    return {**step, "description": " ".join((STEPS[name].__doc__ or f"{name}.").split())}
 
 
 def write_recipe_schema() -> None:
