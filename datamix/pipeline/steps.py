@@ -205,12 +205,8 @@ def decide_and_pack(
     packed = context.run("pack", pack_sources.pack_tasks(packs, fates.key, context.home))
     for source, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
         if not receipt.counts["train"]["rows"]:
-            lost = {name: sum(source.count(f"{name}_by").values()) for name in ("rejected", "cleaned")}
-            decided = fates.counts["sources"][source.name]
-            lost |= {fate: sum(by.values()) for fate, by in decided.items()}
-            reasons = ", ".join(f"{count:,} {fate}" for fate, count in lost.items() if count)
             raise DataError(
-                f"Nothing of source {source.name} is left to train on: {reasons or 'none was read'}. "
+                f"Nothing of source {source.name} is left to train on: {_losses(source, fates)}. "
                 "Relax the steps that removed them, or remove the source."
             )
     names = tuple(r.source.name for r in spec.against)
@@ -218,6 +214,21 @@ def decide_and_pack(
     for note in notes:
         context.screen.say(note)
     return Decided(tuple(sources), fates, tuple(packed), names, notes)
+
+
+def _losses(source: PreparedSource, fates: Receipt) -> str:
+    """What became of a source's records: ``3 cleaned (length_min_chars 3), 1 dropped (template: 'x' is undefined 1)``."""
+    lost: dict[str, dict[str, int]] = {n: source.count(f"{n}_by") for n in ("rejected", "cleaned")}
+    lost |= {fate: dict(by) for fate, by in fates.counts["sources"][source.name].items()}
+    messages = [name for receipt in source.encoded for name in receipt.counts["found"]]
+    messages = sorted({name for name in messages if name.startswith("template: ")})
+    parts = []
+    for fate, by in lost.items():
+        shown = [f"{name} {count:,}" for name, count in sorted(by.items()) if name not in ("", "template")]
+        shown += messages[:3] if "template" in by else []
+        if num := sum(by.values()):
+            parts.append(f"{num:,} {fate}" + (f" ({'; '.join(shown)})" if shown else ""))
+    return ", ".join(parts) or "none was read"
 
 
 def _validation_notes(

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from datamix.core.errors import RecipeError
 
 LIMIT_SECONDS = 10.0  # of processor time for one rendering
@@ -29,10 +31,22 @@ class TemplateFailure(Exception):
 
 
 class ChatTemplate:
-    """One compiled chat template with the named tokens it may print."""
+    """One compiled chat template with the named tokens it may print. Raises RecipeError where it is no Jinja."""
 
-    def __init__(self, source: str, named_tokens: Sequence[tuple[str, str]], kwargs: dict[str, Any]) -> None:
-        self._template = _transformers_templates()._compile_jinja_template(source)
+    def __init__(
+        self,
+        source: str,
+        named_tokens: Sequence[tuple[str, str]],
+        kwargs: dict[str, Any],
+        name: str = "the template",
+    ) -> None:
+        try:
+            self._template = _transformers_templates()._compile_jinja_template(source)
+        except TemplateSyntaxError as error:
+            raise RecipeError(
+                f"chat_template: {name}, line {error.lineno}: it is not valid Jinja: {str(error.message).rstrip('.')}. "
+                "Fix the template, or name another with `chat_template`."
+            ) from error
         self.tree = self._template.environment.parse(source)  # syntax tree of Jinja
         self._values = {**dict(named_tokens), "strftime_now": TODAY.strftime}
         self._values.update({key: value for key, value in kwargs.items() if key not in _RESERVED_NAMES})

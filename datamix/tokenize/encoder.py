@@ -330,7 +330,8 @@ class Encoder:
         if template is None:
             raise RecipeError(_no_template(files.name, "a source of conversations"))
         kwargs = orjson.loads(self.spec.chat_kwargs or "{}")
-        chat = ChatTemplate(template, files.named_tokens, kwargs)
+        name = files.template_name or f"the template of {files.name}"
+        chat = ChatTemplate(template, files.named_tokens, kwargs, name)
         mask = self.spec.mask if self.spec.kind == "sft" else ()
         return ChatRenderer(chat, self.control, files.eos_token_id, self.plain.restarts_after_control, mask)
 

@@ -45,6 +45,7 @@ class TokenizerFiles:
     # ("eos_token", "</s>"), ...: what chat templates may print
     named_tokens: tuple[tuple[str, str], ...] = ()
     tool_template: str | None = None  # for records with tools, where the tokenizer has one of its own
+    template_name: str | None = None  # of the file that the recipe names
 
 
 def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> TokenizerFiles:
@@ -76,6 +77,7 @@ def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> To
         chat_template_sha256=None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         named_tokens=tuple(sorted(named.items())),
         tool_template=tool_template,
+        template_name=chat_template,
     )
 
 

@@ -437,3 +437,22 @@ def test_a_turn_is_trained_to_its_stop(
     encoder = make.encoder(save(tokenizer, tmp_path, template, {"eos_token": "<|endoftext|>"}))
     row = encoder.encode(make.sft([talk]), "sft")[0].to_pylist()[0]
     assert make.trained_text(encoder, row) == trained
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{% for m in messages %}\n{{ m.content }}", "line 2: it is not valid Jinja"),
+        ("a\n\n{{ messages | nosuch }}", "line 3: it is not valid Jinja: No filter named 'nosuch'"),
+    ],
+)
+def test_a_template_that_is_no_jinja_is_a_mistake_of_the_recipe(
+    template: str, words: str, tmp_path: Path
+) -> None:
+    from encode_tokenizers import byte_level, save
+
+    from datamix.core.errors import RecipeError
+
+    folder = save(byte_level(), tmp_path, template, {"eos_token": None})
+    with pytest.raises(RecipeError, match=words):
+        make.encoder(folder).encode(make.sft([[make.user("a"), make.assistant("b")]]), "sft")
