@@ -87,9 +87,9 @@ def responses(row: ForeignRow, names: TurnNames) -> list[Draft]:
         ):
             kind = item.get("type") if isinstance(item, dict) else None
             if kind == "reasoning":
-                reasoning += parts_text(
-                    [*(item.get("summary") or ()), *(item.get("content") or ())], f"{field}[{index}]"
-                )
+                for key in ("summary", "content"):
+                    place = f"{field}[{index}].{key}"
+                    reasoning += parts_text(listed(item.get(key) or [], place), place)
             elif kind in ("function_call", "custom_tool_call"):
                 turns.append({"role": "tool_call", "content": item, "reasoning": reasoning})
                 reasoning = ""

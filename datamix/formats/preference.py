@@ -144,7 +144,7 @@ def judged(row: ForeignRow, names: TurnNames) -> list[Draft]:
         return [replace(_split(row, *pair), margin=margin)]
     questions = _many(row.get("prompt"))
     lists = [value for value in (questions, first, other) if isinstance(value, list)]
-    if len(lists) == 3 and len({len(value) for value in lists}) == 1 and isinstance(first[0], str):
+    if len(lists) == 3 and len({len(value) for value in lists}) == 1 and first and isinstance(first[0], str):
         pair = (
             read_turns([list(turn) for turn in zip(questions, answers, strict=True)], name, names)
             for answers, name in zip((first, other), fields, strict=True)

@@ -161,7 +161,13 @@ def _become(drafts: list[Draft], kind: RecordKind) -> list[Draft]:
 def _reject(rows: contracts.Rows, index: int, unfit: Unfit, spec: ShapeSpec) -> contracts.Reject:
     theirs = dict(spec.columns).get(unfit.field.split("[")[0].split(".")[0])
     where = f" (read from {theirs!r})" if theirs is not None else ""
-    raw = rows.raws[index] or _stored(json_text(rows.values[index]))
+    raw = rows.raws[index]
+    if not raw:
+        text = json_text(rows.values[index])
+        try:  # what was read as bytes that are not UTF-8 are these bytes again
+            raw = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raw = text.encode("utf-8", "surrogatepass")
     detail = f"{unfit.field} {unfit.problem}{where}"
     return contracts.Reject(rows.records[index], rows.lines[index], unfit.reason, detail, raw)
 
@@ -243,11 +249,3 @@ def _not_text(row: Any) -> Unfit:
                 return Unfit("utf8", field, "holds bytes that are not UTF-8")
             return Unfit("surrogate", field, "holds a lone surrogate, which is not text")
     return Unfit("surrogate", "record", "holds a lone surrogate, which is not text")
-
-
-def _stored(text: str) -> bytes:
-    """Text as bytes; what was read as bytes that are not UTF-8 are these bytes again."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")

@@ -36,7 +36,7 @@ _BOOKKEEPING = {  # of the arguments of an OpenHands action: what the runtime ad
         "final_thought",
     ),
 }
-_NOT_SPOKEN = {"null", "change_agent_state", "agent_state_changed", "recall", "pause", "resume", "stop"}
+_NOT_SPOKEN = ("null", "change_agent_state", "agent_state_changed", "recall", "pause", "resume", "stop")
 
 
 def openhands(row: ForeignRow, names: TurnNames) -> list[Draft]:
@@ -50,9 +50,18 @@ def openhands(row: ForeignRow, names: TurnNames) -> list[Draft]:
             raise Unfit("not_object", f"{field}[{index}]", f"is {named(event)}, not an event")
         if "kind" in event:
             turns += _sdk_event(event, extras, f"{field}[{index}]")
+        elif event.get("action", event.get("observation")) in _NOT_SPOKEN:
+            continue
         elif "observation" in event:
-            turns += _observation(event)
-        elif event.get("action") not in _NOT_SPOKEN:
+            metadata = _object(event, "tool_call_metadata")
+            identity = metadata.get("tool_call_id", event.get("cause"))
+            tool = {
+                "role": "tool",
+                "name": metadata.get("function_name"),
+                "content": event.get("content") or "",
+            }
+            turns.append({**tool, "tool_call_id": None if identity is None else str(identity)})
+        else:
             turns += _action(event, extras, answered)
     return [with_extras(Draft(with_system(row, read_turns(turns, field, names))), {**row, **extras})]
 
@@ -94,15 +103,6 @@ def _object(row: ForeignRow, field: str) -> ForeignRow:
     return value if isinstance(value, dict) else {}
 
 
-def _observation(event: ForeignRow) -> list[Any]:
-    if event["observation"] in _NOT_SPOKEN:
-        return []
-    metadata = _object(event, "tool_call_metadata")
-    identity = metadata.get("tool_call_id", event.get("cause"))
-    tool = {"role": "tool", "name": metadata.get("function_name"), "content": event.get("content") or ""}
-    return [{**tool, "tool_call_id": None if identity is None else str(identity)}]
-
-
 def _sdk_event(event: ForeignRow, extras: ForeignRow, field: str) -> list[Any]:
     """Events since OpenHands 1.0: their ``kind`` names them."""
     kind = event["kind"]
@@ -114,7 +114,7 @@ def _sdk_event(event: ForeignRow, extras: ForeignRow, field: str) -> list[Any]:
         message = event.get("llm_message")
         return [message if isinstance(message, dict) else {"role": event.get("source"), "content": message}]
     if kind == "ActionEvent":
-        content = "".join(_text(part, field) for part in event.get("thought") or ())
+        content = _text(event.get("thought"), field)
         call = _object(event, "tool_call") or {
             "name": event.get("tool_name"),
             "arguments": event.get("action"),
@@ -169,7 +169,7 @@ def _step(step: ForeignRow, field: str) -> list[Any]:
     """A model's output and what came of it. Code is part of the output; calls with arguments are calls."""
     output = step.get("model_output")
     content = output if isinstance(output, str) or output is None else _text(output, field)
-    calls = step.get("tool_calls") or []
+    calls = listed(step.get("tool_calls") or [], f"{field}.tool_calls")
     functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
     called = (
         calls
@@ -183,7 +183,9 @@ def _step(step: ForeignRow, field: str) -> list[Any]:
     results = (step.get("observations"), error.get("message") if isinstance(error, dict) else error)
     observed = "\n".join(text for text in (_text(result, field) for result in results) if text)
     if observed:
-        identity = calls[0].get("id") if called else None
+        identity = (
+            next((call.get("id") for call in calls if isinstance(call, dict)), None) if called else None
+        )
         turns.append({"role": "tool" if called else "user", "content": observed, "tool_call_id": identity})
     return turns
 

@@ -73,10 +73,23 @@ def read_turns(value: Any, field: str, names: TurnNames, begun: bool = False) ->
     turns: list[Turn] = []
     spoken = _speakers(value) if value[0].__class__ is str and len(value) > 1 else None
     for index, turn in enumerate(value if spoken is None else spoken):
-        if turn.__class__ is dict and (word := _role_word(turn, names)) is not None:
-            _add_turn(turns, turn, word, f"{field}[{index}]", names)
-        else:
+        word = _role_word(turn, names) if turn.__class__ is dict else None
+        if word is None:
             _add_pair(turns, turn, f"{field}[{index}]")
+            continue
+        role = names.roles.get(word) if word.__class__ is str else None
+        if role is None and (role := role_of(turn, names)) is None:
+            problem = f"has the unknown role {word!r}; map it: columns: {{turn.user: {word}}}"
+            raise Unfit("unknown_role", f"{field}[{index}]", problem)
+        content = turn.get("content") if names.content is None else turn.get(names.content)
+        if content is None and names.content is None:
+            content = next((turn[key] for key in CONTENT_KEYS if turn.get(key) is not None), None)
+        if len(turn) == 2 and content.__class__ is str and role != "call":
+            turns.append((role, content, None, None, None, None, None))
+        elif role == "call":
+            _add_call(turns, turn, content, f"{field}[{index}]", names)
+        else:
+            _add_full_turn(turns, turn, role, content, f"{field}[{index}]", names)
     check_order(turns, field, begun)
     return turns
 
@@ -85,7 +98,9 @@ def is_turns(value: Any) -> bool:
     """Whether a value looks like a conversation, by its first element."""
     first = value[0] if isinstance(value, (list, tuple)) and value else None
     if isinstance(first, dict):
-        return any(key in first for key in ROLE_KEYS) or (bool(first) and first.keys() <= _PAIRED.keys())
+        return any(key in first for key in ROLE_KEYS) or (
+            bool(first) and {str(key).lower() for key in first} <= _PAIRED.keys()
+        )
     if isinstance(first, (list, tuple)):
         return len(first) == 2 and all(isinstance(part, str) for part in first)
     return isinstance(first, str) and len(value) > 1 and all(isinstance(part, str) for part in value)
@@ -136,25 +151,6 @@ def role_of(turn: ForeignRow, names: TurnNames) -> str | None:
     """Our role of a foreign turn, ``call`` for one that is nothing but a call; None: it is unknown."""
     word = _role_word(turn, names)
     return (names.roles.get(word) or names.roles.get(word.lower())) if isinstance(word, str) else None
-
-
-def _add_turn(turns: list[Turn], turn: ForeignRow, word: Any, field: str, names: TurnNames) -> None:
-    role = names.roles.get(word) if word.__class__ is str else None
-    if role is None:
-        role = role_of(turn, names)
-    if role is None:
-        raise Unfit(
-            "unknown_role", field, f"has the unknown role {word!r}; map it: columns: {{turn.user: {word}}}"
-        )
-    content = turn.get("content") if names.content is None else turn.get(names.content)
-    if content is None and names.content is None:
-        content = next((turn[key] for key in CONTENT_KEYS if turn.get(key) is not None), None)
-    if len(turn) == 2 and content.__class__ is str and role != "call":
-        turns.append((role, content, None, None, None, None, None))
-    elif role == "call":
-        _add_call(turns, turn, content, field, names)
-    else:
-        _add_full_turn(turns, turn, role, content, field, names)
 
 
 def _add_call(turns: list[Turn], turn: ForeignRow, content: Any, field: str, names: TurnNames) -> None:

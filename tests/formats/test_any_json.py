@@ -25,6 +25,19 @@ TURN_FIELDS = [
     "loss_weight",
     "name",
 ]
+TURN_FIELDS += ["action", "observation", "kind", "args", "thought", "tool_call_metadata", "model_response"]
+TURN_FIELDS += [
+    "choices",
+    "message",
+    "summary",
+    "functionCall",
+    "functionResponse",
+    "parts",
+    "input",
+    "tools",
+]
+TURN_FIELDS += ["system_prompt", "llm_message", "step_number", "task", "plan", "model_output", "observations"]
+TURN_FIELDS += ["tool_call", "error", "human", "Assistant", "query", "answer", "function_declarations", "id"]
 TURN_FIELDS += [
     "reasoning_content",
     "tool_call_id",
@@ -48,6 +61,27 @@ WORDS = [
     "[",
     "[{}]",
     "{}",
+]
+WORDS += [
+    "SystemPromptEvent",
+    "MessageEvent",
+    "ActionEvent",
+    "ObservationEvent",
+    "reasoning",
+    "function_call_output",
+]
+WORDS += [
+    "tool_use",
+    "tool_result",
+    "thinking",
+    "message",
+    "system",
+    "run",
+    "model_a",
+    '["a"]',
+    "病人：a",
+    "病人",
+    "q: a",
 ]
 WORDS += [
     "\n\nHuman: a\n\nAssistant: b",

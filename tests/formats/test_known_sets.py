@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -308,3 +309,47 @@ def test_a_role_that_is_not_known_is_one_clear_reject(row: Row) -> None:
     (reject,) = shaped.rejects
     assert reject.reason == "unknown_role"
     assert "columns: {turn." in reject.detail
+
+
+LEAVES = [
+    None,
+    0,
+    -1,
+    True,
+    2.5,
+    "",
+    "x",
+    "[",
+    "[1]",
+    '{"a": 1}',
+    [],
+    [1],
+    [[]],
+    {},
+    {"a": []},
+    [{}],
+    {"role": "user"},
+]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The paths of all parts of a row."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, part in parts for place in places(part, (*path, key)))]
+
+
+@pytest.mark.parametrize("row", [case[1] for case in CALLED + CONVERSATIONS])
+def test_a_row_with_any_part_replaced_is_a_record_or_a_reject(row: Row) -> None:
+    found = detect([row])
+    assert found is not None
+    spec = ShapeSpec(found.format, native_kinds(found.format)[0], found.columns)
+    for place in places(row)[1:]:
+        for leaf in LEAVES:
+            broken: Any = copy.deepcopy(row)
+            part = broken
+            for key in place[:-1]:
+                part = part[key]
+            part[place[-1]] = copy.deepcopy(leaf)
+            detect([broken])
+            shaped = shape(Rows([broken], [0], [None], [b""]), 0, spec)
+            assert len(shaped.rejects) + bool(shaped.batch.num_rows) == 1
