@@ -265,7 +265,7 @@ class _Parts:
             raise Unfit(
                 "loss_flag", self._field, "has parts with different flags: a turn is trained whole or not"
             )
-        return next((flag for flag in self._flags if flag is not None), train)
+        return train if train == 0 else next((flag for flag in self._flags if flag is not None), train)
 
     def read(self, parts: list[Any]) -> str | None:
         """The text of all parts; None where there is none beside calls or results. Raises Unfit: a part is of another kind."""

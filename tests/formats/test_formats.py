@@ -723,15 +723,23 @@ def test_a_flag_excludes_a_turn_or_is_a_reject(flag: str) -> None:
     )
 
 
+def test_a_turn_that_is_excluded_stays_so_whatever_its_parts_weigh() -> None:
+    parts = [{"type": "text", "text": "a", "weight": 0.5}]
+    (record,) = only(
+        {"messages": [q("q"), {"role": "assistant", "content": parts, "loss": False}]}, "messages"
+    )
+    assert record["messages"][1]["train"] == 0
+
+
 def test_several_flags_of_one_turn_exclude_it_if_one_does() -> None:
     (record,) = only({"messages": [q("q"), {**a("x"), "weight": 1, "training": False}]}, "messages")
-    assert record["messages"][1]["train"] is False
+    assert record["messages"][1]["train"] == 0
 
 
 def test_a_flag_of_another_name_is_mapped_and_flags_of_spans_are_rejects() -> None:
     row = {"messages": [q("q"), {**a("x"), "learn": 0, "weight": 1}]}
     (record,) = only(row, "messages", columns=(("turn.train", "learn"),))
-    assert record["messages"][1]["train"] is False
+    assert record["messages"][1]["train"] == 0
     spans = [{"begin_offset": 0, "end_offset": 1, "train": False}]
     assert reason({"messages": [q("q"), {**a("x"), "train_detail": spans}]}, "messages")[0] == "loss_flag"
 
