@@ -9,20 +9,45 @@ rows = datamix.open("out")
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamix.commands.api import build, diff, export, init, inspect, plan, push, report, sweep, verify
+    from datamix.dedup import dedupe
+    from datamix.pipeline.built_sets import open_any as open
+    from datamix.recipe import Recipe
 
 __version__ = "0.2.0"
-__all__ = ["Recipe", "__version__", "build", "dedupe", "diff", "open", "plan", "push", "report", "verify"]
+__all__ = [
+    "Recipe",
+    "__version__",
+    "build",
+    "dedupe",
+    "diff",
+    "export",
+    "init",
+    "inspect",
+    "open",
+    "plan",
+    "push",
+    "report",
+    "sweep",
+    "verify",
+]
 
 _PLACES = {  # imported when they are first asked for, so that `datamix --help` is instant
     "Recipe": ("datamix.recipe", "Recipe"),
     "build": ("datamix.commands.api", "build"),
     "dedupe": ("datamix.dedup", "dedupe"),
     "diff": ("datamix.commands.api", "diff"),
+    "export": ("datamix.commands.api", "export"),
+    "init": ("datamix.commands.api", "init"),
+    "inspect": ("datamix.commands.api", "inspect"),
     "open": ("datamix.pipeline.built_sets", "open_any"),
     "plan": ("datamix.commands.api", "plan"),
     "push": ("datamix.commands.api", "push"),
     "report": ("datamix.commands.api", "report"),
+    "sweep": ("datamix.commands.api", "sweep"),
     "verify": ("datamix.commands.api", "verify"),
 }
 
@@ -34,3 +59,7 @@ def __getattr__(name: str) -> Any:
 
     module, attribute = _PLACES[name]
     return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,43 +1,93 @@
-"""The commands as functions: the same work, values instead of text."""
+"""The commands as functions: the same work and the same errors, values instead of text."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from datamix.audit import Check
 from datamix.audit import verify as recount
 from datamix.jobs.build import build as build_set
+from datamix.jobs.build import sweep as build_ladder
 from datamix.pipeline import planning
 from datamix.pipeline.built_sets import default_cache
+from datamix.pipeline.exporting import export as export_set
+from datamix.pipeline.exporting import parse_format
+from datamix.pipeline.progress import Screen, Watch
 from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
+from datamix.reporting.results import BuiltSet, Checks, Exported, Ladder, Plan, Shown, WrittenRecipe
 
 if TYPE_CHECKING:
     from datamix.reporting.differences import SetDiff
 
+Progress = Callable[[str, int, int], None]  # (phase, done, total), in the phase's unit of work
+
 
 def build(
     recipe: Recipe | str | Path, out: str | Path | None = None, *, cache: str | Path | None = None, workers: int = 0,
-    overwrite: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    overwrite: bool = False, progress: Progress | None = None,
+) -> BuiltSet:  # fmt: skip
     """Build a training set and return its manifest; ``out`` defaults to ``./NAME``. Raises DatamixError."""
     read = _recipe(recipe)
-    return build_set(read, _options(read, out, cache, workers, overwrite))
+    options = _options(read, out, cache, workers, overwrite)
+    return BuiltSet(build_set(read, options, _CallbackScreen(progress)), options.out, options.cache)
 
 
 def plan(
-    recipe: Recipe | str | Path,
-    out: str | Path | None = None,
-    *,
-    cache: str | Path | None = None,
-    exact: bool = False,
-) -> dict[str, Any]:
+    recipe: Recipe | str | Path, out: str | Path | None = None, *, cache: str | Path | None = None, exact: bool = False,
+    progress: Progress | None = None,
+) -> Plan:  # fmt: skip
     """What a build would take, as ``datamix plan --json`` prints it. Raises DatamixError."""
-    from datamix.pipeline.progress import Screen
-
     read = _recipe(recipe)
-    return planning.make_plan(read, _options(read, out, cache, 0, False), exact, None, Screen(quiet=True))
+    options = _options(read, out, cache, 0, False)
+    return Plan(planning.make_plan(read, options, exact, None, _CallbackScreen(progress)))
+
+
+def sweep(
+    recipe: Recipe | str | Path, vary: str, out: str | Path | None = None, *, cache: str | Path | None = None, workers: int = 0,
+    scale: float = 1.0, overwrite: bool = False,
+) -> Ladder:  # fmt: skip
+    """Build one virtual set for each share of ``vary`` (``"general=0,0.05,0.25"``), by folder. Raises DatamixError."""
+    read = _recipe(recipe)
+    options = _options(read, out, cache, workers, overwrite)
+    sets = build_ladder(read, vary, options, scale)
+    return Ladder({path: BuiltSet(manifest, path, options.cache) for path, manifest in sets.items()}, scale)
+
+
+def export(
+    out: str | Path, to: str | Sequence[str], *, cache: str | Path | None = None, workers: int = 0,
+    progress: Progress | None = None,
+) -> Exported:  # fmt: skip
+    """Write a finished set in further formats, options as ``name:key=value``; the new files. Raises DatamixError."""
+    formats = [parse_format(name) for name in ([to] if isinstance(to, str) else to)]
+    cache_folder = Path(cache) if cache is not None else None
+    return Exported(export_set(Path(out), formats, cache_folder, workers, _CallbackScreen(progress)))
+
+
+def init(
+    paths: str | Path | Sequence[str | Path], output: str | Path = "recipe.yaml", *, kind: str | None = None,
+    tokenizer: str | None = None, overwrite: bool = False,
+) -> list[WrittenRecipe]:  # fmt: skip
+    """Write a recipe for each kind of record that files or folders hold (or for ``kind`` alone). Raises DatamixError."""
+    from datamix.jobs.init import write_recipes
+
+    names = [str(paths)] if isinstance(paths, str | Path) else [str(path) for path in paths]
+    written = write_recipes(names, kind, Path(output), overwrite, tokenizer)
+    return [
+        WrittenRecipe(
+            path, recipe.kind, recipe.text, tuple((part.paths[0], part.problem) for part in recipe.unused)
+        )
+        for path, recipe in written
+    ]
+
+
+def inspect(path: str | Path, row: int | None = None, *, stats: bool = False, removed: bool = False) -> Shown:
+    """Records of a file, or rows of a set with their trained tokens coloured; ``stats`` and ``removed`` as the command's."""
+    from datamix.reporting.inspection import show
+
+    return Shown(show(Path(path), row, stats, removed))
 
 
 def diff(out1: str | Path, out2: str | Path) -> SetDiff:
@@ -61,9 +111,33 @@ def report(out: str | Path, language: str = "en") -> Path:
     return write_report(Path(out), language)
 
 
-def verify(out: str | Path, inputs: float | None = None) -> list[Check]:
+def verify(out: str | Path, inputs: float | None = None) -> Checks:
     """Recount a finished set from its files: one check a promise; ``inputs``: also derive this share of the rows from the raw files."""
-    return recount(Path(out), inputs)
+    return Checks(recount(Path(out), inputs))
+
+
+class _CallbackScreen(Screen):
+    """Shows nothing, and reports how far each phase is to a function."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        super().__init__(quiet=True)
+        self._progress = progress
+
+    @contextmanager
+    def phase(self, title: str, total: int) -> Iterator[Watch]:
+        with super().phase(title, total) as watch:
+            counter = _Counter(title, total, self._progress) if self._progress else watch
+            yield counter
+
+
+class _Counter:
+    def __init__(self, title: str, total: int, progress: Progress) -> None:
+        self._title, self._total, self._done, self._progress = title, total, 0, progress
+        progress(title, 0, total)
+
+    def advance(self, weight: int, label: str) -> None:
+        self._done += weight
+        self._progress(self._title, self._done, self._total)
 
 
 def _recipe(recipe: Recipe | str | Path) -> Recipe:
