@@ -93,6 +93,7 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
         "collections.abc",
         "click",
         "gc",
+        "json",
         "datamix",
         "datamix.core.errors",
     }

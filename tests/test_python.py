@@ -118,3 +118,13 @@ def test_a_notebook_shows_the_results_as_tables(tmp_path: Path) -> None:
         shown = [output["data"] for output in cell.outputs if output.output_type == "execute_result"]
         assert "text/html" in shown[0]
         assert "text/plain" in shown[0]
+
+
+def test_torch_names_its_extra_where_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = datamix.build(recipe(tmp_path), tmp_path / "out")
+    monkeypatch.delitem(sys.modules, "datamix.load.loader", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(RecipeError, match=r"pip install 'datamix\[torch\]'"):
+        built.open().torch(2)

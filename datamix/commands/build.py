@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 import click
@@ -27,14 +29,17 @@ from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS
 )
 @OVERRIDES
 @click.option("--overwrite", is_flag=True, help="Replace a finished set that another recipe built.")
+@click.option("--quiet", is_flag=True, help="Show no progress and no messages; errors are shown.")
+@click.option("--log", type=PATH, help="Also write phases and messages to this file, as JSON lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the tables.")
 def build(
     recipe: Path, output: Path | None, cache: Path | None, workers: int | None, sample: int | None,
-    overrides: tuple[str, ...], overwrite: bool,
+    overrides: tuple[str, ...], overwrite: bool, quiet: bool, log: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build the training set of a recipe. Safe to rerun: an interrupted build resumes."""
     from datamix.jobs.build import build as run_build
     from datamix.pipeline.built_sets import default_cache
-    from datamix.pipeline.progress import Screen, encode_warnings
+    from datamix.pipeline.progress import LoggedScreen, Screen, encode_warnings
     from datamix.pipeline.steps import Options
     from datamix.recipe import Recipe
     from datamix.reporting.summaries import closing
@@ -42,8 +47,12 @@ def build(
     read = Recipe.read(recipe, overrides)
     out = output or Path(read.name)
     options = Options(out, cache or default_cache(out), workers or 0, sample, overwrite)
-    screen = Screen()
-    manifest = run_build(read, options, screen)
-    click.echo(closing(manifest, out, options.cache))
-    for line in encode_warnings(manifest):
-        click.echo(line)
+    with contextlib.ExitStack() as files:
+        screen = Screen(quiet=quiet)
+        if log is not None:
+            screen = LoggedScreen(files.enter_context(log.open("a", encoding="utf-8")), quiet)
+        manifest = run_build(read, options, screen)
+    if as_json:
+        click.echo(json.dumps(manifest, ensure_ascii=False, indent=2))
+    elif not quiet:
+        click.echo("\n".join([closing(manifest, out, options.cache), *encode_warnings(manifest)]))

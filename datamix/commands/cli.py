@@ -30,6 +30,34 @@ from datamix.commands.sweep import sweep
 from datamix.commands.verify import verify
 from datamix.core.errors import DatamixError, InternalError, Interrupted, mask_secrets
 
+EXAMPLES = {
+    "init": [
+        "datamix init data/ -o recipe.yaml",
+        "datamix init --from lf_train.yaml data/dataset_info.json -o recipe.yaml",
+    ],
+    "plan": ["datamix plan recipe.yaml", "datamix plan recipe.yaml --exact --batch 128 --set mix.size=50M"],
+    "build": [
+        "datamix build recipe.yaml",
+        "datamix build recipe.yaml -o out --set seed=7 --overwrite",
+        "datamix build recipe.yaml --quiet --log build.jsonl --json",
+    ],
+    "verify": ["datamix verify out", "datamix verify out --inputs 0.05"],
+    "inspect": ["datamix inspect data.jsonl", "datamix inspect out --row 3", "datamix inspect out --stats"],
+    "check": ["datamix check data/*.jsonl --as sft"],
+    "convert": ["datamix convert alpaca.json chat.jsonl --to messages"],
+    "dedupe": [
+        "datamix dedupe a.jsonl b.jsonl -o unique.jsonl",
+        "datamix dedupe pages.parquet -o unique.parquet --column text --threshold 0.7",
+    ],
+    "export": ["datamix export out --to llamafactory trl", "datamix export out --to megatron:layout=blocks"],
+    "sweep": ["datamix sweep recipe.yaml --vary general=0,0.05,0.25 -o ladder"],
+    "schema": ["datamix schema recipe > recipe.schema.json"],
+    "cache": ["datamix cache", "datamix cache --prune"],
+    "diff": ["datamix diff out1 out2", "datamix diff out1 out2 --html > diff.html"],
+    "push": ["datamix push out hf://OWNER/NAME"],
+    "report": ["datamix report out --language zh"],
+}
+
 
 def _debug_option() -> click.Option:
     return click.Option(
@@ -52,6 +80,8 @@ class _Cli(click.Group):
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         cmd.params.append(_debug_option())
+        examples = "\n".join(f"  {example}" for example in EXAMPLES[cmd.name or ""])
+        cmd.epilog = f"\b\nExamples:\n{examples}"
         super().add_command(cmd, name)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

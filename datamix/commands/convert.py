@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import click
 
+from datamix.commands.options import complete_record_format
+
 
 @click.command()
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
-@click.option("--to", required=True, metavar="FORMAT", help="alpaca, sharegpt, messages, ...")
+@click.option(
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    shell_complete=complete_record_format,
+    help="alpaca, sharegpt, messages, ...",
+)
 @click.option("--lossy", is_flag=True, help="Allow what the format cannot hold to be lost.")
 @click.option("--overwrite", is_flag=True, help="Replace the target if it exists.")
 def convert(source: str, target: str, to: str, lossy: bool, overwrite: bool) -> None:

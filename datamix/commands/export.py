@@ -6,18 +6,19 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import CACHE, PATH, WORKERS
+from datamix.commands.options import CACHE, PATH, WORKERS, complete_export
 
 
 @click.command()
 @click.argument("out", type=PATH)
-@click.argument("more", nargs=-1, metavar="")
+@click.argument("more", nargs=-1, metavar="", shell_complete=complete_export)
 @click.option(
     "--to",
     "formats",
     multiple=True,
     required=True,
     metavar="FORMAT...",
+    shell_complete=complete_export,
     help="megatron llamafactory trl ...; an option as name:key=value.",
 )
 @CACHE

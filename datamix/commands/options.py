@@ -30,3 +30,31 @@ CACHE: Option = click.option(
 OVERRIDES: Option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY.PATH=VALUE", help="Change one value of the recipe."
 )
+
+
+def complete_export(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of output formats, for the shell."""
+    from datamix.exporters import EXPORT_FORMATS
+
+    return [name for name in EXPORT_FORMATS if name.startswith(incomplete)]
+
+
+def complete_record_format(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Names of record formats, for the shell."""
+    from datamix.formats import RECORD_FORMATS
+
+    return [name for name in RECORD_FORMATS if name.startswith(incomplete)]
+
+
+def complete_source(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Sources and groups of the recipe that was named, for the shell; none where it cannot be read."""
+    from datamix.core.errors import DatamixError
+    from datamix.recipe import Recipe
+
+    try:
+        recipe = Recipe.read(
+            ctx.params.get("recipe") or ctx.args[0]
+        )  # what is not yet complete is not parsed
+    except (DatamixError, IndexError):
+        return []
+    return [f"{name}=" for name in (*recipe.sources, *recipe.groups) if name.startswith(incomplete)]

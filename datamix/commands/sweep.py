@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS
+from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS, complete_source
 
 
 @click.command()
@@ -15,6 +15,7 @@ from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS
     "--vary",
     required=True,
     metavar="NAME=SHARES",
+    shell_complete=complete_source,
     help="A source or group and its shares: general=0,0.05,0.25.",
 )
 @click.option(

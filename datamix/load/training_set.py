@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from numpy.typing import NDArray
 
 from datamix.core.arrays import row_dicts
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, RecipeError
 from datamix.load.batches import Collation, Deal, collate, in_order, numpy_block
 from datamix.load.stores import MODEL_COLUMNS, ArrowStore, ParquetStore, RowStore, open_store
 
@@ -117,8 +117,12 @@ class TrainingSet:
             DataError: the set has no ``input_ids``.
             ValueError: rank, world size or batch size make no sense.
         """
-        from datamix.load.loader import RowStream, TorchLoader
-
+        try:
+            from datamix.load.loader import RowStream, TorchLoader
+        except ModuleNotFoundError as error:
+            raise RecipeError(
+                f"torch(): {error.name} is not installed. Install the extra: pip install 'datamix[torch]'."
+            ) from error
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
                 f"batch_size={batch_size}, rank={rank}, world_size={world_size}: need batch_size >= 1 and 0 <= rank < world_size"

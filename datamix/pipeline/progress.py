@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rich import box
 from rich.console import Console
@@ -80,6 +81,30 @@ class Screen:
             lines = _Lines(self.console, title, total)
             yield lines
             lines.end()
+
+
+class LoggedScreen(Screen):
+    """A screen that also writes what it shows to a file, as JSON lines: phases as they begin and end, and messages."""
+
+    def __init__(self, log: TextIO, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
+        self._log, self._start = log, time.monotonic()
+
+    def say(self, text: str) -> None:
+        super().say(text)
+        self._write({"message": text})
+
+    @contextmanager
+    def phase(self, title: str, total: int) -> Iterator[Watch]:
+        self._write({"phase": title, "event": "begin", "total": total})
+        with super().phase(title, total) as watch:
+            yield watch
+        self._write({"phase": title, "event": "end", "total": total})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        entry = {"seconds": round(time.monotonic() - self._start, 3), **entry}
+        self._log.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._log.flush()
 
 
 class _Silent:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
 import hub_stub
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
-from small import alpaca, recipe, write_jsonl
+from small import alpaca, datamix, recipe, write_jsonl
 
-from datamix.commands.cli import cli
+from datamix.commands.cli import EXAMPLES, cli
 
 CALLS = """
 init data.jsonl -o {tmp}/new.yaml --kind sft
@@ -22,6 +24,7 @@ plan recipe.yaml --json -o {tmp}/set --cache {tmp}/cache --set seed=7
 build recipe.yaml -o {tmp}/set --cache {tmp}/cache --workers 1 --engine local
 build recipe.yaml -o {tmp}/trial --cache {tmp}/cache --sample 50 --set name=trial --debug
 build recipe.yaml -o {tmp}/set --cache {tmp}/cache --set mix.size=2000 --overwrite
+build recipe.yaml -o {tmp}/set --cache {tmp}/cache --set mix.size=2000 --quiet --log {tmp}/build.jsonl --json
 verify {tmp}/set
 verify {tmp}/set --inputs 0.5
 inspect data.jsonl
@@ -128,3 +131,48 @@ def test_a_wrong_option_is_named_on_stderr_with_exit_code_2(capsys: pytest.Captu
         module.main(["build", "recipe.yaml", "--wrkers", "2"])
     assert stopped.value.code == 2
     assert "--wrkers" in capsys.readouterr().err
+
+
+def test_a_quiet_build_shows_nothing_and_logs_phases_as_json_lines(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    done = datamix("build", path, "-o", tmp_path / "out", "--quiet", "--log", tmp_path / "log.jsonl")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    begun = [entry["phase"] for entry in entries if entry.get("event") == "begin"]
+    ended = [entry["phase"] for entry in entries if entry.get("event") == "end"]
+    assert begun == ended
+    assert {"scan", "prepare", "encode"} <= set(begun)
+    times = [entry["seconds"] for entry in entries]
+    assert times == sorted(times)
+    again = datamix("build", path, "-o", tmp_path / "out", "--json", "--quiet")
+    assert json.loads(again.stdout) == json.loads(
+        (tmp_path / "out" / "manifest.json").read_text(encoding="utf-8")
+    )
+    broken = datamix("build", tmp_path / "none.yaml", "--quiet")
+    assert broken.returncode == 2
+    assert "There is no recipe" in broken.stderr
+
+
+@pytest.mark.parametrize("name", list(cli.commands))
+def test_every_help_ends_with_examples_that_the_command_understands(name: str) -> None:
+    shown = invoke(f"{name} --help").output
+    for example in EXAMPLES[name]:
+        assert " ".join(example.split()) in " ".join(shown.split())
+        words = shlex.split(example.split(" >")[0])
+        assert words[:2] == ["datamix", name]
+        cli.commands[name].make_context(name, words[2:])
+
+
+def test_the_shell_completes_formats_sources_and_groups(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+
+    def completions(arguments: list[str], incomplete: str) -> list[str]:
+        completer = ShellComplete(cli, {}, "datamix", "_DATAMIX_COMPLETE")
+        return [item.value for item in completer.get_completions(arguments, incomplete)]
+
+    assert completions(["export", "out", "--to"], "lla") == ["llamafactory"]
+    assert completions(["export", "out", "--to", "trl"], "mega") == ["megatron"]
+    assert "alpaca" in completions(["convert", "a", "b", "--to"], "al")
+    assert completions(["sweep", str(path), "--vary"], "gen") == ["general="]
+    assert completions(["sweep", "none.yaml", "--vary"], "gen") == []
+    assert "build" in completions([], "bu")
