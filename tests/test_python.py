@@ -126,5 +126,5 @@ def test_torch_names_its_extra_where_it_is_not_installed(
     built = datamix.build(recipe(tmp_path), tmp_path / "out")
     monkeypatch.delitem(sys.modules, "datamix.load.loader", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(RecipeError, match=r"pip install 'datamix\[torch\]'"):
+    with pytest.raises(RecipeError, match=r"pip install 'datamix-toolkit\[torch\]'"):
         built.open().torch(2)

@@ -121,7 +121,7 @@ class TrainingSet:
             from datamix.load.loader import RowStream, TorchLoader
         except ModuleNotFoundError as error:
             raise RecipeError(
-                f"torch(): {error.name} is not installed. Install the extra: pip install 'datamix[torch]'."
+                f"torch(): {error.name} is not installed. Install the extra: pip install 'datamix-toolkit[torch]'."
             ) from error
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
