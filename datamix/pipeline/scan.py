@@ -23,7 +23,7 @@ from datamix.formats import RECORD_FORMATS, TURN_PARTS, Detection, detect, unkno
 from datamix.pipeline.grouping import group_files
 from datamix.read import DOCUMENTS, Sniff, cut, file_state, find, read, sha256_of, sniff
 
-_VERSION = 4
+_VERSION = 5
 _TICK_NS = 20_000_000  # file times move in steps of at most 10 ms (a kernel at 100 Hz)
 SAMPLE_RECORDS = 300
 _MORE_RECORDS, _ENOUGH_RECORDS = 100_000, 100  # read where nulls leave a format open; that then decide it

@@ -6,7 +6,7 @@ output but the rows is in it, so that further exports leave it true.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -75,7 +75,22 @@ def _body(manifest: dict[str, Any]) -> Iterator[str]:
     )
     yield "## Sources\n"
     head = ["source", "group", "license", "records read", "records used", f"asked, % of {unit_words(unit)}", "reached", "tokens", "epochs"]  # fmt: skip
-    yield from _table(head, _source_rows(manifest))
+    yield f"| {' | '.join(head)} |\n|{'---|' * len(head)}"
+    for name, source in sources.items():
+        recipe, records, share = (
+            manifest["recipe"]["sources"].get(name, {}),
+            source["records"],
+            source["share"],
+        )
+        cells = [name, recipe.get("group") or "", recipe.get("license") or "not given"]
+        cells += [
+            f"{records['read']:,}",
+            f"{records['used']:,}",
+            percent(share["asked"]),
+            percent(share[unit]),
+        ]
+        cells += [f"{source['emitted']['tokens']:,}", f"{source['epochs']:.2f}"]
+        yield "| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
     yield "\n## Processing\n"
     yield from (f"- {line}" for line in _processing(manifest))
     fates = {step: sum(s["records"][step] for s in sources.values()) for step in _STEPS}
@@ -86,18 +101,6 @@ def _body(manifest: dict[str, Any]) -> Iterator[str]:
     yield "`input_ids` and `labels` are final: nothing is tokenized or masked again." if manifest["kind"] in ("pretrain", "sft") else "Token ids and text are beside each other in each row."  # fmt: skip
     if manifest["content_sha256"]:
         yield f"`datamix verify` recounts the set from its files; its content is `{manifest['content_sha256']}`."
-
-
-def _source_rows(manifest: dict[str, Any]) -> Iterator[list[str]]:
-    unit = manifest["mixture"]["unit"]
-    for name, source in manifest["sources"].items():
-        recipe, records, share = (
-            manifest["recipe"]["sources"].get(name, {}),
-            source["records"],
-            source["share"],
-        )
-        yield [name, recipe.get("group") or "", recipe.get("license") or "not given", f"{records['read']:,}", f"{records['used']:,}",
-               percent(share["asked"]), percent(share[unit]), f"{source['emitted']['tokens']:,}", f"{source['epochs']:.2f}"]  # fmt: skip
 
 
 def _processing(manifest: dict[str, Any]) -> Iterator[str]:
@@ -118,10 +121,3 @@ def _processing(manifest: dict[str, Any]) -> Iterator[str]:
     yield f"Packing `{packing['strategy']}`{length}{full}; longer records: `{recipe['encode']['overlong']}`."
     stages = ", ".join(f"{s['name']} {percent(s['share'], 1)}" for s in manifest["mixture"]["stages"])
     yield f"Mixed in {unit_words(manifest['mixture']['unit'])} with seed {manifest['seed']}; stages: {stages}."
-
-
-def _table(head: Sequence[str], rows: Iterator[list[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield "| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in row) + " |"

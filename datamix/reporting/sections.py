@@ -127,7 +127,12 @@ def _reasons(manifest: dict[str, Any], say: Words) -> Section | None:
     if not reasons:
         return None
     ordered = sorted(reasons, key=lambda key: (-reasons[key], key))
-    rows = [[*key, f"{reasons[key]:,}", _top(places[key], say)] for key in ordered]
+    rows = []
+    for key in ordered:
+        where = [f"{name} {count:,}" for name, count in places[key].most_common(_MAX_PLACES)]
+        if len(places[key]) > _MAX_PLACES:
+            where.append(say("and {n} more").format(n=len(places[key]) - _MAX_PLACES))
+        rows.append([*key, f"{reasons[key]:,}", say.join(where)])
     lead = say(
         "Rejected records are in rejects/ with their original bytes, file and line; the others in removed/."
     )
@@ -135,13 +140,6 @@ def _reasons(manifest: dict[str, Any], say: Words) -> Section | None:
         [say("fate"), say("reason"), say("records"), say("of which sources")], rows, words=(0, 1, 3)
     )
     return Section("reasons", say("Why records are not used"), lead, tables=[table])
-
-
-def _top(counts: Counter[str], say: Words) -> str:
-    """The largest counts with their names: ``web 1,204, books 80, and 3 more``."""
-    parts = [f"{name} {count:,}" for name, count in counts.most_common(_MAX_PLACES)]
-    more = [say("and {n} more").format(n=len(counts) - _MAX_PLACES)] if len(counts) > _MAX_PLACES else []
-    return say.join([*parts, *more])
 
 
 def _funnel(manifest: dict[str, Any], say: Words) -> Section:
