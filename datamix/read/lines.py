@@ -70,6 +70,33 @@ def with_euro(raw: bytes, encoding: str) -> bytes:
     return raw.replace(_ESCAPED_EURO, "€".encode()) if codec_of(encoding) == "gb18030" else raw
 
 
+def stored_bytes(raw: bytes, encoding: str) -> bytes:
+    """The way back from ``utf8_blocks`` to the bytes as stored."""
+    codec = codec_of(encoding)
+    errors = "surrogatepass" if codec in _WIDE else "surrogateescape"
+    return raw if codec == "utf-8" else raw.decode("utf-8", "surrogatepass").encode(codec, errors)
+
+
+def encoding_problem(raw: bytes, encoding: str) -> str | None:
+    """Why a record as ``utf8_blocks`` gives it is not text in its file's encoding: it is in another, or a byte is bad."""
+    codec = codec_of(encoding)
+    stored = stored_bytes(raw, codec)
+    other = other_encoding(stored, codec) if codec not in _WIDE else None
+    if other is not None:
+        return (
+            f"is {other.upper()} in a file that is {codec.upper()}: the file mixes encodings. Write it in one"
+        )
+    if codec == "utf-8":
+        return None
+    text = raw.decode("utf-8", "surrogatepass")
+    euro = "\udc80" if codec == "gb18030" else ""
+    bad = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff" and c != euro), None)
+    if bad is None:
+        return None
+    offset = len(stored_bytes(text[:bad].encode("utf-8", "surrogatepass"), codec))
+    return f"byte 0x{stored[offset]:02x} at offset {offset} is not valid {codec.upper()}"
+
+
 def as_stored(rows: Rows, encoding: str) -> Rows:
     """The same rows with their bytes as stored, where a file was transcoded to be read.
 
@@ -77,56 +104,34 @@ def as_stored(rows: Rows, encoding: str) -> Rows:
     record above the bound may end inside a character and stays as it is.
     """
     codec = codec_of(encoding)
+    rejects = [_stored_reject(reject, codec) for reject in rows.rejects]
     if codec == "utf-8":
-        return (
-            replace(rows, rejects=[_stored(r, r.raw, codec) for r in rows.rejects]) if rows.rejects else rows
+        return replace(rows, rejects=rejects) if rejects else rows
+    raws = [stored_bytes(raw, codec) for raw in rows.raws]
+    sound = [i for i, raw in enumerate(raws) if codec in _WIDE or other_encoding(raw, codec) is None]
+    for i in sorted(set(range(len(raws))) - set(sound)):
+        rejects.append(
+            _stored_reject(Reject(rows.records[i], rows.lines[i], "utf8", "", rows.raws[i]), codec)
         )
-    errors = "surrogatepass" if codec in _WIDE else "surrogateescape"
-
-    def restore(raw: bytes) -> bytes:
-        return raw.decode("utf-8", "surrogatepass").encode(codec, errors)
-
-    raws = list(map(restore, rows.raws))
-    rejects = [r if r.reason == "too_long" else _stored(r, restore(r.raw), codec) for r in rows.rejects]
-    mixed = {i for i, raw in enumerate(raws) if codec not in _WIDE and other_encoding(raw, codec)}
-    if not mixed:
-        return replace(rows, raws=raws, rejects=rejects)
-    rejects += [
-        _stored(Reject(rows.records[i], rows.lines[i], "utf8", "", raws[i]), raws[i], codec)
-        for i in sorted(mixed)
-    ]
-    rejects.sort(key=lambda reject: reject.record)
-    sound = [i for i in range(len(raws)) if i not in mixed]
     return replace(
         rows,
         values=[rows.values[i] for i in sound],
         records=[rows.records[i] for i in sound],
         lines=[rows.lines[i] for i in sound],
         raws=[raws[i] for i in sound],
-        rejects=rejects,
+        rejects=sorted(rejects, key=lambda reject: reject.record),
     )
 
 
-def _stored(reject: Reject, raw: bytes, codec: str) -> Reject:
-    """A reject with the bytes as stored; its detail names the encoding, and that a file mixes two."""
-    is_legacy = codec not in ("utf-8", *_WIDE)
-    other = (
-        other_encoding(raw, codec) if is_legacy or (codec == "utf-8" and reject.reason == "utf8") else None
+def _stored_reject(reject: Reject, codec: str) -> Reject:
+    """A reject with the bytes as stored and, where the encoding is the reason, the reason in its words."""
+    if reject.reason == "too_long" or (codec == "utf-8" and reject.reason != "utf8"):
+        return reject
+    problem = encoding_problem(reject.raw, codec)
+    reason = "encoding" if codec != "utf-8" and problem is not None else reject.reason
+    return replace(
+        reject, reason=reason, detail=problem or reject.detail, raw=stored_bytes(reject.raw, codec)
     )
-    reason = "encoding" if codec != "utf-8" and (other or reject.reason == "utf8") else reject.reason
-    detail = reject.detail
-    if other is not None:
-        detail = (
-            f"is {other.upper()} in a file that is {codec.upper()}: the file mixes encodings. Write it in one"
-        )
-    elif reason == "encoding":
-        codepoints = reject.raw.decode("utf-8", "surrogatepass")
-        known = "\udc80" if codec == "gb18030" else ""
-        bad = next((i for i, c in enumerate(codepoints) if "\ud800" <= c <= "\udfff" and c != known), 0)
-        errors = "surrogatepass" if codec in _WIDE else "surrogateescape"
-        offset = len(codepoints[:bad].encode(codec, errors))
-        detail = f"byte 0x{raw[offset]:02x} at offset {offset} is not valid {codec.upper()}"
-    return replace(reject, reason=reason, detail=detail, raw=raw)
 
 
 def _blocks_of_lines(piece: Slice) -> Iterator[bytes]:

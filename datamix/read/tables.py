@@ -28,6 +28,7 @@ from datamix.read.lines import (
     MAX_RECORD_BYTES,
     LongLine,
     Tail,
+    encoding_problem,
     split_lines,
     utf8_blocks,
     with_euro,
@@ -186,10 +187,10 @@ def read_csv(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     header: list[str] | None = None
     for values, raw, line, problem in _records(piece):
         if header is None:
-            if problem is not None:
+            detail = encoding_problem(raw, piece.encoding) or (problem and problem[1])
+            if detail:
                 raise DataError(
-                    f"{mask_url(piece.path)}: the header line cannot be read: {problem[1]}. Fix the first "
-                    "line."
+                    f"{mask_url(piece.path)}: the header line cannot be read: {detail}. Fix the first line."
                 )
             header = [name or f"column_{i}" for i, name in enumerate(values, 1)]
             name, count = Counter(header).most_common(1)[0]

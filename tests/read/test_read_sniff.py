@@ -214,6 +214,14 @@ def test_a_file_that_mixes_gbk_and_utf8_says_so_and_is_never_read_as_other_chara
     assert all(reject.raw in path.read_bytes() for reject in rows.rejects)
 
 
+@pytest.mark.parametrize(("header", "rest"), [("utf-8", "gb18030"), ("gb18030", "utf-8")])
+def test_a_header_in_another_encoding_than_its_table_says_so(header: str, rest: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("问题内容,回答内容\n".encode(header) + f"{ZH},{ZH}\n".encode(rest) * 20)
+    with pytest.raises(DataError, match=f"is {header.upper()} in a file that is {rest.upper()}"):
+        rows_of(path)
+
+
 def test_a_latin_file_with_a_utf8_line_says_so(tmp_path: Path) -> None:
     line = "Les élèves ont déjà mangé à la forêt, été comme hiver."
     path = tmp_path / "a.jsonl"
