@@ -11,8 +11,8 @@ import handmade
 import pyarrow.parquet as pq
 import pytest
 
-from datamix.core.errors import DataError, RecipeError
-from datamix.reporting.decode import Decoder, visible
+from datamix.core.errors import DataError, RecipeError, visible
+from datamix.reporting.decode import Decoder
 from datamix.reporting.inspection import show
 
 _GREEN = re.compile(r"\x1b\[32m(.*?)\x1b\[0m", re.DOTALL)

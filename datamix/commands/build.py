@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS
+from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS, echo
 
 
 @click.command()
@@ -55,4 +55,4 @@ def build(
     if as_json:
         click.echo(json.dumps(manifest, ensure_ascii=False, indent=2))
     elif not quiet:
-        click.echo("\n".join([closing(manifest, out, options.cache), *encode_warnings(manifest)]))
+        echo("\n".join([closing(manifest, out, options.cache), *encode_warnings(manifest)]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import PATH
+from datamix.commands.options import PATH, echo
 
 
 @click.command()
@@ -17,4 +17,4 @@ def cache(cache: Path, prune: bool) -> None:
     from datamix.pipeline.built_sets import cache_text
     from datamix.pipeline.built_sets import prune as prune_cache
 
-    click.echo(prune_cache(cache) if prune else cache_text(cache))
+    echo(prune_cache(cache) if prune else cache_text(cache))

@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from datamix.commands.options import echo
+
 
 @click.command()
 @click.argument("files", nargs=-1, required=True)
@@ -23,10 +25,10 @@ def check(files: tuple[str, ...], kind: str | None) -> None:
     for problem in validate(list(files), kind):
         reason = problem.code or "whole file"
         reasons[reason] = reasons.get(reason, 0) + 1
-        click.echo(str(problem))
+        echo(str(problem))
     if total := sum(reasons.values()):
         ranked = sorted(reasons.items(), key=lambda item: -item[1])
         by_reason = ", ".join(f"{reason} {num:,}" for reason, num in ranked)
-        click.echo(f"{total:,} problem{'s' * (total != 1)}: {by_reason}.", err=True)
+        echo(f"{total:,} problem{'s' * (total != 1)}: {by_reason}.", err=True)
         sys.exit(1)
-    click.echo("Every record fits.")
+    echo("Every record fits.")

@@ -28,7 +28,7 @@ from datamix.commands.report import report
 from datamix.commands.schema import schema
 from datamix.commands.sweep import sweep
 from datamix.commands.verify import verify
-from datamix.core.errors import DatamixError, InternalError, Interrupted, mask_secrets
+from datamix.core.errors import DatamixError, InternalError, Interrupted, mask_secrets, visible
 
 EXAMPLES = {
     "init": [
@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> Any:
 
         usage = io.StringIO()
         error.show(usage)
-        click.echo(mask_secrets(usage.getvalue()), err=True, nl=False)
+        click.echo(visible(mask_secrets(usage.getvalue())), err=True, nl=False)
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()
@@ -138,9 +138,9 @@ def main(arguments: list[str] | None = None) -> Any:
     except (Exception, KeyboardInterrupt) as error:
         known = _known(error)
         if settings.get("debug"):
-            click.echo(mask_secrets("".join(traceback.format_exception(error))), err=True, nl=False)
+            click.echo(visible(mask_secrets("".join(traceback.format_exception(error)))), err=True, nl=False)
         else:
-            click.echo(click.style("datamix: ", fg="red") + str(known), err=True)
+            click.echo(click.style("datamix: ", fg="red") + visible(str(known)), err=True)
         sys.exit(known.exit_code)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from datamix.commands.options import complete_record_format
+from datamix.commands.options import complete_record_format, echo
 
 
 @click.command()
@@ -23,4 +23,4 @@ def convert(source: str, target: str, to: str, lossy: bool, overwrite: bool) -> 
     """Write the records of one file in another format."""
     from datamix.jobs.convert import convert as convert_file
 
-    click.echo(str(convert_file(source, target, to, lossy=lossy, overwrite=overwrite)))
+    echo(str(convert_file(source, target, to, lossy=lossy, overwrite=overwrite)))

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from datamix.commands.options import echo
+
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
@@ -31,4 +33,4 @@ def dedupe(
 
     near = None if exact_only else NearSpec(threshold=threshold)
     spec = DedupeSpec(near=near, scope=scope, keep=keep, rank_by="longest" if longest else "first")
-    click.echo(str(deduplicate(list(inputs), output, spec, column, overwrite)))
+    echo(str(deduplicate(list(inputs), output, spec, column, overwrite)))

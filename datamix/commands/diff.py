@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import PATH
+from datamix.commands.options import PATH, echo
 
 
 @click.command()
@@ -18,4 +18,4 @@ def diff(out1: Path, out2: Path, html: bool) -> None:
     from datamix.reporting.differences import compare
 
     difference = compare(out1, out2)
-    click.echo(difference.html() if html else str(difference))
+    echo(difference.html() if html else str(difference))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import CACHE, PATH, WORKERS, complete_export
+from datamix.commands.options import CACHE, PATH, WORKERS, complete_export, echo
 
 
 @click.command()
@@ -38,6 +38,6 @@ def export(
         files = [entry for entry in listed if entry["format"] == name]
         keeps = ", ".join(files[0]["keeps"]) or "nothing of the mixture"
         size = short_bytes(sum(e["bytes"] for e in files))
-        click.echo(f"{name:<14} {len(files):>4} files {size:>10}   keeps {keeps}")
+        echo(f"{name:<14} {len(files):>4} files {size:>10}   keeps {keeps}")
         if name in commands:
-            click.echo(f"{'':<15}next, in {out / name}: {commands[name]}")
+            echo(f"{'':<15}next, in {out / name}: {commands[name]}")

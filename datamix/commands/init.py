@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import PATH
+from datamix.commands.options import PATH, echo
 
 
 @click.command()
@@ -36,7 +36,7 @@ def init(
         from datamix.jobs.from_trainer import write_recipe
 
         notes = write_recipe((*configs, *paths), output, overwrite, kind, tokenizer)
-        click.echo("\n".join([f"Wrote {output}.", *notes, f"Next: datamix plan {output}"]))
+        echo("\n".join([f"Wrote {output}.", *notes, f"Next: datamix plan {output}"]))
         return
     if not paths:
         raise click.UsageError("Name files or folders, or a trainer's configuration with --from.")
@@ -47,9 +47,7 @@ def init(
         num = sum(source.num_records for source in recipe.sources)
         about = "~" * any(source.estimated for source in recipe.sources)
         plural = "s" * (len(recipe.sources) != 1)
-        click.echo(
-            f"Wrote {path}: {recipe.kind}, {len(recipe.sources)} source{plural}, {about}{num:,} records."
-        )
+        echo(f"Wrote {path}: {recipe.kind}, {len(recipe.sources)} source{plural}, {about}{num:,} records.")
     for part in written[0][1].unused:
-        click.echo(f"Not used: {part.paths[0]}: {part.problem}")
-    click.echo(f"Next: datamix plan {written[0][0]}")
+        echo(f"Not used: {part.paths[0]}: {part.problem}")
+    echo(f"Next: datamix plan {written[0][0]}")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from datamix.core.errors import visible
+
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -18,6 +20,11 @@ class LocalPath(click.Path):
         if "://" in str(value):
             self.fail(f"{value} is a URL, and a local path is needed here.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def echo(text: object, err: bool = False) -> None:
+    """Print text in which names of files and fields may stand: nothing in it controls the terminal."""
+    click.echo(visible(str(text)), err=err)
 
 
 PATH = LocalPath(path_type=Path)

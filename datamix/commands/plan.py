@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS
+from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS, echo
 
 
 @click.command()
@@ -38,6 +38,6 @@ def plan(
     if as_json:
         import json
 
-        click.echo(json.dumps(result, ensure_ascii=False, indent=2))
+        echo(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        click.echo(plan_table(result))
+        echo(plan_table(result))

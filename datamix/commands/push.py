@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import PATH
+from datamix.commands.options import PATH, echo
 
 
 @click.command()
@@ -16,4 +16,4 @@ def push(out: Path, target: str) -> None:
     """Push a built set and its card to the Hugging Face Hub; a new repository is private."""
     from datamix.jobs.push import push as push_set
 
-    click.echo(push_set(out, target))
+    echo(push_set(out, target))

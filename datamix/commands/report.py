@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import PATH
+from datamix.commands.options import PATH, echo
 
 
 @click.command()
@@ -22,4 +22,4 @@ def report(out: Path, language: str) -> None:
     """Write the report page of a built set again, in English or Chinese; the manifest lists the new page."""
     from datamix.jobs.report import write_report
 
-    click.echo(write_report(out, language, lambda text: click.echo(text, err=True)))
+    echo(write_report(out, language, lambda text: echo(text, err=True)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS, complete_source
+from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS, complete_source, echo
 
 
 @click.command()
@@ -43,4 +43,4 @@ def sweep(
     read = Recipe.read(recipe, overrides)
     out = output or Path(read.name)
     options = Options(out, cache or default_cache(out), workers or 0, overwrite=overwrite)
-    click.echo(ladder_table(run_sweep(read, vary, options, scale, Screen()), scale))
+    echo(ladder_table(run_sweep(read, vary, options, scale, Screen()), scale))

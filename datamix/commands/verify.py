@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from datamix.commands.options import PATH
+from datamix.core.errors import visible
 
 
 @click.command()
@@ -29,7 +30,7 @@ def verify(out: Path, inputs: float | None) -> None:
     for check in checks:
         mark = click.style("ok  ", fg="green") if check.ok else click.style("FAIL", fg="red", bold=True)
         mark = click.style("note", dim=True) if check.name == "not checked" else mark
-        click.echo(f"{mark} {check.name:<14} {check.detail}")
+        click.echo(f"{mark} {visible(f'{check.name:<14} {check.detail}')}")
     if not all(check.ok for check in checks):
         mark_failed(out)
         sys.exit(1)

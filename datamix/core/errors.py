@@ -19,6 +19,14 @@ _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]*://(?:[^\s'\"<>]|['\"](?=[^\s'\"<>/
 _PORT = re.compile(r"\[.*\](:\d*)?|[^:]*(:\d*)?")
 _QUERY = re.compile(r"\?(?=[\w.~%\[\]-]+=)|#")  # elsewhere `?` is a glob's
 _WEB_QUERY = re.compile(r"[?#]")
+_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+_SIGNS = {
+    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: "\u2421",
+    **dict.fromkeys(range(0x80, 0xA0), "\ufffd"),
+    **{code: f"<U+{code:04X}>" for code in _DIRECTIONS},
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),  # bytes of a file name that are not UTF-8
+}
 
 
 def mask_url(url: str) -> str:
@@ -85,6 +93,14 @@ def mask_secrets(text: str, url: str = "") -> str:
         return mask_url(address) + match[0][len(address) :]
 
     return _URL.sub(mask, text) if "://" in text else text
+
+
+def visible(text: str) -> str:
+    """Text that cannot control a terminal or a page: control and direction characters are shown as signs.
+
+    Names of files and fields come from data; line ends and tabs stay.
+    """
+    return text.translate(_SIGNS)
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

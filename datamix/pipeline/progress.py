@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from datamix.core.contracts import Engine, Receipt, Task
+from datamix.core.errors import visible
 
 _LINE_SECONDS = 30.0
 _IN_BYTES = ("scan", "prepare", "lines", "encode", "sign")  # phases whose work is counted in bytes of input
@@ -59,7 +60,7 @@ class Screen:
     def say(self, text: str) -> None:
         """One line of news."""
         if not self.quiet:
-            self.console.print(text)
+            self.console.print(visible(text), markup=False)
 
     @contextmanager
     def phase(self, title: str, total: int) -> Iterator[Watch]:
@@ -139,7 +140,8 @@ class _Lines:
         if now - self._printed >= _LINE_SECONDS:
             self._printed = now
             self._console.print(
-                f"{self._title:<9} {self._done / self._total:4.0%} after {now - self._start:.0f} s ({label})"
+                f"{self._title:<9} {self._done / self._total:4.0%} after {now - self._start:.0f} s ({visible(label)})",
+                markup=False,
             )
 
     def end(self) -> None:
@@ -235,5 +237,5 @@ def scarcity_text(scarcity: dict[str, Any], unit: str, about: str = "") -> str:
 def table_text(table: Table) -> str:
     """A table as plain text, 160 columns at most."""
     buffer = StringIO()
-    Console(file=buffer, width=160, highlight=False).print(table)
+    Console(file=buffer, width=160, highlight=False, markup=False, emoji=False).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")

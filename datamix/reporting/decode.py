@@ -18,18 +18,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from datamix.core.arrays import IGNORE_INDEX
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError, visible
 from datamix.pipeline.built_sets import refuse_newer
 
 # Styles in a terminal.
 TRAINED, ADDED, REMOVED, HEAD, SOFT = "green", "green", "red", "bold", "dim"
 _WIDTH = 112  # columns where there is no terminal, and the least that tables take
-_ESCAPED = {
-    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
-    0x7F: "\u2421",
-    **dict.fromkeys(range(128, 160), "\ufffd"),
-    **{code: f"<U+{code:04X}>" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))},
-}
 
 
 @dataclass(frozen=True)
@@ -78,22 +72,26 @@ class Decoder:
             yield TextSpan(added, mask, end - start)
 
 
-def visible(text: str) -> str:
-    """Text that cannot control a terminal or a page: control and direction characters shown as signs."""
-    return text.translate(_ESCAPED)
-
-
 def render(*parts: Any) -> str:
     """Rich renderables as text with ANSI codes: tables as wide as the terminal, text left for it to wrap."""
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.segment import Segment
     from rich.text import Text
+
+    class Visible:  # names of files and fields may stand anywhere, and must not control the terminal
+        def __init__(self, part: Any) -> None:
+            self.part = Text(part) if isinstance(part, str) else part
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for segment in console.render(self.part, options):
+                yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     width, sink = max(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH), io.StringIO()
     console = Console(
         file=sink, force_terminal=True, color_system="standard", width=width, highlight=False, emoji=False
     )
     for part in parts:
-        console.print(part, markup=False, soft_wrap=isinstance(part, Text))
+        console.print(Visible(part), markup=False, soft_wrap=isinstance(part, Text))
     return sink.getvalue().rstrip("\n")
 
 

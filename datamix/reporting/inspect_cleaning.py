@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from rich.text import Text
 
 from datamix.clean import STEPS, Step, clean, require
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError, visible
 from datamix.core.records import RecordKind, texts
 from datamix.formats import ShapeSpec, shape
 from datamix.pipeline.scan import recognise
 from datamix.read import read
-from datamix.reporting.decode import ADDED, HEAD, REMOVED, SOFT, render, visible
+from datamix.reporting.decode import ADDED, HEAD, REMOVED, SOFT, render
 
 SAMPLE_RECORDS = 20_000
 _ONLY: dict[str, tuple[RecordKind, ...]] = {"sft_checks": ("sft",), "preference_checks": ("preference",)}

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError, visible
 from datamix.core.hashing import file_sha256
 from datamix.core.records import FIELD_SEPARATOR, texts
 from datamix.formats import ShapeSpec, shape
@@ -35,7 +35,6 @@ from datamix.reporting.decode import (
     record_title,
     render,
     split_shards,
-    visible,
 )
 
 _FIRST, _FIRST_PAIRS = 3, 10  # shown where no number is given
