@@ -13,7 +13,7 @@ from datamix.mix.loss_weights import (
 from datamix.mix.passes import caps, epoch_order
 from datamix.mix.quota import Available, LadderStep, MixStage, Quota, Scarcity, StagePlan, quantity
 from datamix.mix.schedule import Deviation, deviation, schedule
-from datamix.mix.solve import solve
+from datamix.mix.solve import TooFewEpochs, solve
 from datamix.mix.weights import MixGroup, replay, source_weights, stage_weights, vary
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Quota",
     "Scarcity",
     "StagePlan",
+    "TooFewEpochs",
     "caps",
     "deviation",
     "effective_cost",

@@ -23,6 +23,7 @@ from datamix.mix.quota import Quota, StagePlan, in_full, quantity, reserve, roun
 from datamix.mix.rule import PassRows, StageRunner, Track
 
 _MAX_SOURCES = 1 << 16
+_MAX_ROWS = 1 << 32
 _recount = Kernel("mix", "schedule", "recount")
 
 
@@ -58,6 +59,12 @@ def schedule(
         for c, w, most in zip(costs, shares, num_allowed, strict=True)
         if most
     )
+    if num_expected > _MAX_ROWS:
+        often = max(zip(max_epochs, names, strict=True))[1]
+        raise RecipeError(
+            f"mix: {int(num_expected):,} rows would have to be ordered, and {_MAX_ROWS:,} can be: give mix.size, or lower "
+            f"sources.{often}.max_epochs"
+        )
     largest = max(int(c.max()) for c, w in zip(costs, shares, strict=True) if w > 0)
     # Where sources come and go, a cap can be used up a little before the end of a run: the others then fill up.
     for slack in (0.0, largest / 2):

@@ -14,6 +14,7 @@ import numpy as np
 from datamix.core.errors import RecipeError
 from datamix.mix.advice import Short, check_rows, first_met, scarcity, too_large
 from datamix.mix.loss_weights import WORTH_REPEATING, effective_cost
+from datamix.mix.passes import rows_allowed
 from datamix.mix.quota import (
     ROUNDING,
     Available,
@@ -79,6 +80,18 @@ def solve(
     return Quota(total, plans, tuple(float(t) for t in taken), epochs, binding, notes, unit, scarce)
 
 
+class TooFewEpochs(RecipeError):
+    """``max_epochs`` of a source allows none of its rows."""
+
+    def __init__(self, source: Available) -> None:
+        least = math.ceil(1000 * source.smallest_row / source.cost) / 1000 or 0.001
+        super().__init__(
+            f"is {source.max_epochs:g}, which allows none of the {source.rows:,} rows of {source.name}; it takes at least "
+            f"{max(least, math.ceil(1000 / source.rows) / 1000):g}"
+        )
+        self.source = source.name
+
+
 def _check(sources: Sequence[Available], stages: Sequence[MixStage]) -> None:
     if not sources or not stages:
         raise RecipeError("mix: there is nothing to mix; give at least one source and one stage")
@@ -89,6 +102,8 @@ def _check(sources: Sequence[Available], stages: Sequence[MixStage]) -> None:
             )
         if not source.max_epochs > 0:
             raise RecipeError(f"sources.{source.name}.max_epochs: must be above 0, not {source.max_epochs:g}")
+        if source.most < source.smallest_row or rows_allowed(source.rows, source.max_epochs) == 0:
+            raise TooFewEpochs(source)
     for stage in stages:
         if len(stage.weights) != len(sources):
             raise ValueError(f"stage {stage.name} weighs {len(stage.weights)} of {len(sources)} sources")

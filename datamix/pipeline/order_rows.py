@@ -19,7 +19,7 @@ from datamix.core.arrays import offsets_from_lengths, open_batch, write_batch
 from datamix.core.contracts import Task
 from datamix.core.hashing import digest
 
-_VERSION = 1
+_VERSION = 2
 _SHARD_TOKENS = 1 << 23
 
 

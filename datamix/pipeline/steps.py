@@ -6,6 +6,7 @@ and makes rows, ``mix_rows`` takes the quota of each source and orders them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -257,7 +258,7 @@ def _validation_notes(
 def mix_rows(recipe: Recipe, context: BuildContext, decided: Decided, scale: float = 1.0) -> Arranged:
     """The quota, then the order. Raises RecipeError where the caps cannot give what is asked."""
     packed = decided.packed[: len(recipe.sources)]
-    quota = translate.quota(recipe, translate.available(recipe, packed, scale))
+    quota = translate.quota(recipe, translate.available(recipe, packed, scale), rows_known=True)
     spec = order_rows.ScheduleSpec(
         names=tuple(recipe.sources),
         bins=tuple(r.folder / "train.arrow" for r in packed),
@@ -268,4 +269,13 @@ def mix_rows(recipe: Recipe, context: BuildContext, decided: Decided, scale: flo
         scale=scale,
     )
     order = context.run("order", [order_rows.schedule_task(spec, [r.key for r in packed], context.home)])[0]
+    start, bound = 0, order.counts["bound"]  # the largest row
+    for number, (stage, end) in enumerate(zip(quota.stages, order.counts["stage_ends"], strict=True)):
+        if end == start:
+            problem = (
+                f"gets no row: it is {stage.length:.3g} of {mix.quantity(quota.total)} {recipe.unit}, and a row holds up to "
+                f"{bound:,.0f}; a share of {math.ceil(1e6 * bound / quota.total) / 1e6:g} has one: raise it, or remove the stage"
+            )
+            raise RecipeError(recipe.format_problems([(("mix", "stages", number), problem)]))
+        start = end
     return Arranged(quota, order)

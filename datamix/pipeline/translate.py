@@ -172,6 +172,9 @@ def step_options(step: CleanStep) -> Any:
         close = nearest(unknown[0], known)
         hint = f"did you mean {close}?" if close else f"its options: {', '.join(known) or 'none'}"
         raise RecipeError(f"{unknown[0]!r} is not an option of this step; {hint}")
+    for name, value in step.options.items():
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise RecipeError(f"{name}: should be below 9,223,372,036,854,775,808 (2^63)")
     try:
         return TypeAdapter(STEPS[step.name]).validate_python(step.options)
     except ValidationError as error:
@@ -208,8 +211,11 @@ def available(recipe: Recipe, packed: Sequence[Receipt], scale: float = 1.0) -> 
     return [available_rows(*row) for row in zip(recipe.sources, costs, epochs, caps, strict=True)]
 
 
-def quota(recipe: Recipe, sources: Sequence[mix.Available]) -> mix.Quota:
-    """How much of each source, and when. Raises RecipeError where the caps cannot give what is asked."""
+def quota(recipe: Recipe, sources: Sequence[mix.Available], rows_known: bool = False) -> mix.Quota:
+    """How much of each source, and when; ``rows_known``: a schedule over the rows follows.
+
+    Raises RecipeError where the caps cannot give what is asked.
+    """
     planned = stages(recipe, sources)
     weighed = [
         i for i in range(len(sources)) if any(s.weights[i] or (s.ramp_to or s.weights)[i] for s in planned)
@@ -225,7 +231,13 @@ def quota(recipe: Recipe, sources: Sequence[mix.Available]) -> mix.Quota:
     present = [replace(s, weights=only(s.weights), ramp_to=s.ramp_to and only(s.ramp_to)) for s in planned]
     asked = recipe.mix.size
     size = dict(asked.epochs) if isinstance(asked, Epochs) else asked
-    solved = mix.solve([sources[i] for i in weighed], present, recipe.unit, size, recipe.mix.on_short)
+    try:
+        solved = mix.solve(
+            [sources[i] for i in weighed], present, recipe.unit, size, recipe.mix.on_short, rows_known
+        )
+    except mix.TooFewEpochs as error:
+        key = ("sources", error.source, "max_epochs")
+        raise RecipeError(recipe.format_problems([(key, str(error))])) from None
     plans = tuple(
         replace(p, weights=spread(p.weights), ramp_to=p.ramp_to and spread(p.ramp_to)) for p in solved.stages
     )

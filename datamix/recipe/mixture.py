@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from datamix.recipe.parts import Count, Model, Name, Share, Weight
+from datamix.recipe.parts import Count, Model, Name, NumEpochs, Share, StageWeight, Weight
 
 
 class Epochs(Model):
     """A size given as "this source so many times"."""
 
-    epochs: Annotated[dict[str, Weight], Field(min_length=1, max_length=1)]
+    epochs: Annotated[dict[str, NumEpochs], Field(min_length=1, max_length=1)]
     """One source and how often it is used."""
 
 
@@ -28,7 +28,7 @@ class Stage(Model):
     """Share of the whole."""
     size: Count | None = None
     """Size in the mixture's unit, instead of `share`."""
-    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    weights: dict[str, StageWeight] | None = None
     """Weights in this stage; absent: the sources' weights."""
     ramp: Literal["linear"] | None = None
     """Move evenly from the previous weights to these."""

@@ -35,6 +35,8 @@ from datamix.recipe.parts import (
 )
 from datamix.recipe.strict_yaml import Key
 
+_MAX_BEST_FIT = 1 << 27  # tokens a row
+
 
 class Recipe(Model):
     """What a training set is made of. ``Recipe.read(path)`` for YAML, ``Recipe.of({...}, base)`` in Python."""
@@ -320,6 +322,13 @@ def _kind_rules(recipe: Recipe) -> list[tuple[Key, str]]:
             encode.max_length is None and kind != "prompt",
             ("encode", "max_length"),
             f"is missing; a {kind} recipe needs it (tokens), such as 2048",
+        ),
+        (
+            encode.pack == "best_fit" and (encode.max_length or 0) > _MAX_BEST_FIT,
+            ("encode", "max_length"),
+            f"is {encode.max_length:,}; best_fit keeps a number a length, for at most {_MAX_BEST_FIT:,}: lower it, or set pack: none"
+            if encode.max_length
+            else "",
         ),
         (
             encode.pack != "none" and unpacked,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
 from typing import Annotated, Any, Literal
@@ -43,6 +44,26 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _not_tiny(value: float) -> float:
+    if 0 < value < _LEAST_WEIGHT:
+        raise ValueError(
+            f"is {value:g}; a weight is at least {_LEAST_WEIGHT:g}, for weights are compared with each other"
+        )
+    return value
+
+
+def _encoding(value: str) -> str:
+    try:
+        is_text = codecs.lookup(value)._is_text_encoding
+    except (LookupError, ValueError):
+        is_text = False
+    if not is_text:
+        raise ValueError(
+            f"is {value!r}, which is no encoding of text; write utf-8, gb18030, utf-16 or another, or leave it out"
+        )
+    return value
+
+
 _Size = Annotated[str, Field(pattern=r"^\s*[0-9]+(\.[0-9]+)?\s*[KMBkmb]\s*$")]  # 50M
 Count = Annotated[
     int, BeforeValidator(_count, json_schema_input_type=Annotated[int, Field(gt=0)] | _Size), Field(gt=0)
@@ -54,7 +75,13 @@ Paths = Annotated[
     Field(min_length=1),
 ]
 Share = Annotated[float, Field(gt=0, le=1)]
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_LEAST_WEIGHT = 1e-12  # below it, or above its inverse, sums of float64 lose what is weighed
+Weight = Annotated[float, Field(gt=0, le=1 / _LEAST_WEIGHT, allow_inf_nan=False), AfterValidator(_not_tiny)]
+StageWeight = Annotated[
+    float, Field(ge=0, le=1 / _LEAST_WEIGHT, allow_inf_nan=False), AfterValidator(_not_tiny)
+]
+NumEpochs = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
 Name = Annotated[str, Field(pattern=_NAME), AfterValidator(_name)]
 
 
@@ -90,13 +117,13 @@ class Source(Model):
     """Record format; `auto` recognises it by content."""
     columns: dict[str, str] = {}
     """Field names of the format and where this file has them."""
-    encoding: str | None = None
+    encoding: Encoding | None = None
     """Character encoding; absent: detected."""
     group: str | None = None
     """The group whose weight this source shares."""
     weight: Weight | None = None
     """Weight of this source, any positive number."""
-    max_epochs: Weight = 1.0
+    max_epochs: NumEpochs = 1.0
     """How often a record may be used, over all stages."""
     max_records: Count | None = None
     """A seeded sample of so many records."""
@@ -285,7 +312,7 @@ class FillInTheMiddle(Model):
 
 
 class Encode(Model):
-    max_length: Annotated[int, Field(ge=8)] | None = None
+    max_length: Annotated[int, Field(ge=8, lt=2**31)] | None = None
     """Longest row in tokens; required except for `prompt`."""
     pack: Literal["none", "concat", "best_fit"] | None = None
     """Several records in one row; by default `best_fit` for `pretrain`, else `none`."""

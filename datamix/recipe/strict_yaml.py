@@ -83,7 +83,12 @@ def _value(node: yaml.Node, key: Key, lines: dict[Key, int], name: str) -> Any:
         raise RecipeError(f"{_at(name, node)}: nested deeper than {MAX_DEPTH} levels.")
     lines.setdefault(key, node.start_mark.line + 1)
     if isinstance(node, yaml.ScalarNode):
-        return scalar(node.value) if node.style is None else node.value
+        try:
+            return scalar(node.value) if node.style is None else node.value
+        except ValueError:  # Python reads no more than 4,300 digits
+            raise RecipeError(
+                f"{_at(name, node)}: {'.'.join(map(str, key))}: is a number of {len(node.value):,} digits; write a shorter one."
+            ) from None
     if isinstance(node, yaml.SequenceNode):
         return [_value(child, (*key, i), lines, name) for i, child in enumerate(node.value)]
     result: dict[str, Any] = {}

@@ -62,6 +62,15 @@ def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> To
             f"tokenizer: {name} has a tokenizer.json without a `model`; it was not written by the "
             "`tokenizers` library. Save it again with `tokenizer.save_pretrained(folder)`."
         )
+    added = spec.get("added_tokens", [])
+    if not isinstance(added, list) or not all(
+        isinstance(t, dict) and isinstance(t.get("id"), int) and isinstance(t.get("content"), str)
+        for t in added
+    ):
+        raise RecipeError(
+            f"tokenizer: {name} has a tokenizer.json whose `added_tokens` is no list of tokens with id and content. "
+            "Save it again with `tokenizer.save_pretrained(folder)`."
+        )
     ids = _token_ids(spec)
     config, named = _config(folder)
     template, tool_template = _templates(config, folder, Path(base), chat_template)
