@@ -224,15 +224,14 @@ class StagedParquet(ExportFormat):
         empty = self.convert(self.info.empty).schema
         names: list[str] = []
         left: list[LeftOut] = []
+
+        def held_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
+            if less := self.left_out(batch):
+                left.extend(less.values())
+                batch = batch.filter(pa.array([i not in less for i in range(len(batch))], pa.bool_()))
+            return self.convert(batch)
+
         for suffix, run in by_stage(batches, self.info, self.split):
             names.append(shard_name(self.split, index, f"{suffix}.parquet"))
-            rows = (self.convert(self._held(batch, left)) for batch in run)
-            write_parquet(make_room(folder, names[-1]), rows, self.info, empty)
+            write_parquet(make_room(folder, names[-1]), map(held_rows, run), self.info, empty)
         return names + write_left_out(folder, self.split, index, left)
-
-    def _held(self, batch: pa.RecordBatch, left: list[LeftOut]) -> pa.RecordBatch:
-        less = self.left_out(batch)
-        left += less.values()
-        return (
-            batch.filter(pa.array([i not in less for i in range(len(batch))], pa.bool_())) if less else batch
-        )

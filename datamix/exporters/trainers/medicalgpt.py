@@ -92,13 +92,10 @@ class MedicalGpt(StagedLines):
             yield from (_pair(talk, row) for talk, row in answers(batch))
         else:
             for talk in talks(batch, self.records, self.info):
-                yield talk if isinstance(talk, LeftOut) else _conversation(talk)
-
-
-def _conversation(talk: Talk) -> dict[str, Any] | LeftOut:
-    if talk.has_untrained_answer:
-        return talk.left_out("untrained_turn")
-    return _example(talk, alternating(sharegpt(talk.turns)))
+                if isinstance(talk, LeftOut) or talk.has_untrained_answer:
+                    yield talk if isinstance(talk, LeftOut) else talk.left_out("untrained_turn")
+                else:
+                    yield _example(talk, alternating(sharegpt(talk.turns)))
 
 
 def _pair(talk: Talk, row: dict[str, Any]) -> dict[str, Any] | LeftOut:

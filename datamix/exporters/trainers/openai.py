@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from datamix.core.records import Kind
-from datamix.exporters.chat_text import Message, answers, openai_messages, talks
+from datamix.exporters.chat_text import answers, openai_messages, talks
 from datamix.exporters.export_format import UNSEEN, LeftOut, RecordSource
 from datamix.exporters.folder import StagedLines
 
@@ -50,7 +51,9 @@ class OpenAi(StagedLines):
                     yield prompt.left_out("media")
                     continue
                 tools = {"tools": prompt.tools} if prompt.tools else {}
-                sides = [self._messages(prompt.turns + row[side]) for side in ("chosen", "rejected")]
+                sides = [openai_messages(prompt.turns + row[side]) for side in ("chosen", "rejected")]
+                for message in chain(*sides):
+                    message.pop("weight", None)  # messages of a pair have none
                 chosen, rejected = (side[len(prompt.turns) :] for side in sides)
                 yield {
                     "input": {"messages": sides[0][: len(prompt.turns)], **tools},
@@ -65,8 +68,3 @@ class OpenAi(StagedLines):
                 yield {"messages": openai_messages(talk.turns)} | (
                     {"tools": talk.tools} if talk.tools else {}
                 )
-
-    @staticmethod
-    def _messages(turns: list[Message]) -> list[Message]:
-        """Messages of a pair, which have no weights."""
-        return [{k: v for k, v in message.items() if k != "weight"} for message in openai_messages(turns)]
