@@ -21,6 +21,9 @@ UNSEEN = (
     "Our tests have not run this trainer: the files follow its sources, and only what their layout alone assures is listed as "
     "kept. Train two steps before a long run."
 )
+TEMPLATE_ROOM = (
+    16  # tokens that a template may write behind the end of a completion, which the set does not hold
+)
 CUT_TEXTS = (
     "Each text is one piece of the set: of a document that is cut over rows, the stretch that a row holds, and nothing of what the "
     "set leaves out. The trainer puts its own end token behind every text, cut or whole."

@@ -17,10 +17,8 @@ import pyarrow as pa
 from datamix.core.records import Kind
 from datamix.exporters.chat_text import answers, has_calls, text_turns, with_media
 from datamix.exporters.columns import documents
-from datamix.exporters.export_format import LeftOut
+from datamix.exporters.export_format import TEMPLATE_ROOM, LeftOut
 from datamix.exporters.folder import StagedParquet, split_names, write_yaml
-
-_ROOM = 16  # tokens
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,9 @@ class Axolotl(StagedParquet):
         if pairs:
             settings |= {"rl": "dpo", "chat_template": "tokenizer_default"}
             # a template may end a turn with more than the token that a completion ends with
-            settings["sequence_len"] = None if self.info.max_length is None else self.info.max_length + _ROOM
+            settings["sequence_len"] = (
+                None if self.info.max_length is None else self.info.max_length + TEMPLATE_ROOM
+            )
         elif self.info.packed:
             settings |= {
                 "sample_packing": True,

@@ -26,7 +26,7 @@ from datamix.exporters.chat_text import (
     talks,
     thought_and_content,
 )
-from datamix.exporters.export_format import CUT_TEXTS, UNSEEN, LeftOut, RecordSource
+from datamix.exporters.export_format import CUT_TEXTS, TEMPLATE_ROOM, UNSEEN, LeftOut, RecordSource
 from datamix.exporters.folder import StagedLines
 
 _CHARACTERS_A_TOKEN = 16  # more than any token has: dpo_training.py counts characters where it means tokens
@@ -78,9 +78,9 @@ class MedicalGpt(StagedLines):
             return f"python CHECKOUT/training/supervised_finetuning.py {files} --model_max_length {length} {one_pass}{tools}{inputs}"
         characters = _CHARACTERS_A_TOKEN * length
         return (
-            f"python CHECKOUT/training/reward_modeling.py {files} --max_source_length {length} --max_target_length 16 {one_pass} "
+            f"python CHECKOUT/training/reward_modeling.py {files} --max_source_length {length} --max_target_length {TEMPLATE_ROOM} {one_pass} "
             f"--remove_unused_columns False{tools}\n"
-            f"python CHECKOUT/training/dpo_training.py {files} --max_source_length {characters} --max_target_length 16 --do_train "
+            f"python CHECKOUT/training/dpo_training.py {files} --max_source_length {characters} --max_target_length {TEMPLATE_ROOM} --do_train "
             f'--max_steps "$(( ($(cat train/*.jsonl | wc -l) + 15) / 16 ))" --eval_strategy no --output_dir output{tools}'
         )
 

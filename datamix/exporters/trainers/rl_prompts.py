@@ -120,7 +120,7 @@ class OpenRlhf(StagedLines):
                 "every prompt, rendered to the tokens that we counted, with its reference and source",
             ),
             "`reward.py` is yours: a function `reward_func(queries, prompts, labels)`; `labels` are our references. `datasource` is the "
-            "record's `data_source`, else our source; `verifier` and `env` stand beside it, for a data set of your own.",
+            "record's `data_source`, else our source; `verifier` and `env` are beside it, for a data set of your own.",
             "It has no place for tool definitions: prompts with tools are left out.",
             "Its sampler shuffles prompts.",
         )

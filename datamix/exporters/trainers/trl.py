@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datamix.core.records import Kind
 from datamix.exporters.chat_text import message_column, meta_column, meta_of, with_media
 from datamix.exporters.columns import pairs
-from datamix.exporters.export_format import LeftOut
+from datamix.exporters.export_format import TEMPLATE_ROOM, LeftOut
 from datamix.exporters.folder import (
     StagedParquet,
     make_room,
@@ -164,8 +164,10 @@ class Trl(StagedParquet):
         elif trainer == "grpo":
             del settings["train_sampling_strategy"]  # it samples by itself
             settings["shuffle_dataset"] = False
-        elif trainer in ("dpo", "reward", "kto"):
+        elif trainer == "reward":
             settings["max_length"] = self.info.max_length
+        elif self.info.max_length is not None:  # rendered by TRL: what follows the end of a turn counts there
+            settings["max_length"] = self.info.max_length + TEMPLATE_ROOM
         return settings
 
 
