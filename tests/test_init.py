@@ -305,3 +305,18 @@ def test_num_samples_and_entries_of_the_hub_are_carried(tmp_path: Path) -> None:
     assert "#   far:" in text
     assert '#     path: "hf://datasets/A/B"' in text
     assert "#     max_records: 7" in text
+
+
+def test_weights_of_folders_are_their_share_of_what_is_trained(tmp_path: Path) -> None:
+    short = [{"instruction": f"{i} " + "a long question " * 20, "output": "yes, it is so"} for i in range(8)]
+    long = [{"instruction": f"{i}?", "output": "a long answer, " * 8} for i in range(8)]
+    lines(tmp_path / "d" / "a" / "one.jsonl", short)
+    lines(tmp_path / "d" / "a" / "two.jsonl", short)
+    lines(tmp_path / "d" / "b" / "chat.jsonl", long)
+    groups = recipe([tmp_path / "d"], None, tmp_path)[0]["groups"]
+    assert groups["a"]["weight"] == pytest.approx(26 / (26 + 120), abs=0.01)
+    lines(tmp_path / "d" / "b" / "pairs.jsonl", [PAIR] * 3)
+    lines(tmp_path / "d" / "a" / "pairs.jsonl", [PAIR] * 6)
+    lines(tmp_path / "d" / "a" / "more.jsonl", [PAIR])
+    pairs = recipe([tmp_path / "d"], "preference", tmp_path)[0]["groups"]
+    assert {name: group["weight"] for name, group in pairs.items()} == {"a": 0.7, "b": 0.3}

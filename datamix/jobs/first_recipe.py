@@ -92,7 +92,7 @@ class SourcePart:
     problem: str = ""  # why it is no source
     container: str = ""
     group: str = ""  # the folder that it shares with others
-    text_bytes: float = 0.0  # of its texts, estimated
+    text_bytes: float = 0.0  # of its documents or answers, estimated
     max_records: int | None = None
     remote: bool = False  # on the Hub, and not loaded
 
@@ -123,7 +123,7 @@ def recipe_text(
         tokenizer, comment = _tokenizer(paths, base, kind)
     elif Path(tokenizer).exists():
         tokenizer = _relative(tokenizer, base)
-    weights = _weights(active)
+    weights = _weights(active, kind)
     lines = [
         f"# A recipe of kind {kind} over {len(active)} source{'s' * (len(active) != 1)}, written by datamix init.",
         "# Check it, then:  datamix plan THIS_FILE   and   datamix build THIS_FILE",
@@ -158,22 +158,23 @@ def recipe_text(
     if weights:
         lines += [
             "",
-            "groups:  # a weight a folder: now about its share of the text, so change it to what you want",
+            "groups:  # a weight a folder: now about its share of what is there: change it to what you want",
         ]
         groups = dict.fromkeys(part.group for part in active if part.group)
         lines += [f"  {_scalar(group)}: {{weight: {weights[group]}}}" for group in groups]
     return FirstRecipe(kind, "\n".join([*lines, "", *_settings(kind)]) + "\n", tuple(active))
 
 
-def _weights(parts: Sequence[SourcePart]) -> dict[str, str]:
+def _weights(parts: Sequence[SourcePart], kind: Kind) -> dict[str, str]:
     """A weight a folder, and a source in none, where there are several folders, one of them with several sources."""
     groups = Counter(part.group for part in parts if part.group)
     if len(groups) < 2 or max(groups.values()) < 2:
         return {}
     sizes: Counter[str] = Counter()
     for part in parts:
-        sizes[part.group or part.name] += max(1, round(part.text_bytes))
-    return {name: f"{max(0.001, size / sizes.total()):.2g}" for name, size in sizes.items()}
+        size = part.text_bytes if kind in ("sft", "pretrain") else part.num_records  # as mix.unit counts
+        sizes[part.group or part.name] += max(1, round(size))
+    return {name: f"{max(0.001, size / sizes.total()):.3g}" for name, size in sizes.items()}
 
 
 def _source(part: SourcePart, kind: Kind, base: str) -> Iterator[str]:

@@ -220,6 +220,10 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
         counts = ", ".join(f"{reason} {n}" for reason, n in reasons)
         problem = f"{len(rejects)} of the first {total} records do not fit {spec.format} ({counts}): {rejects[0].detail}"
     texts = [str(text) for text in texts_of(shaped.batch, spec.kind).to_pylist()]
+    trained = (
+        texts_of(shaped.batch, spec.kind, "answer").to_pylist() if texts and spec.kind == "sft" else texts
+    )
+    num_bytes = sum(len(str(text).encode(errors="replace")) for text in trained)
     num_records, estimated = _count(seen, total)
     return replace(
         part,
@@ -228,7 +232,7 @@ def _look(path: str, columns: tuple[tuple[str, str], ...] = (), format: str | No
         columns=spec.columns,
         num_records=num_records,
         estimated=estimated,
-        text_bytes=sum(len(text.encode(errors="replace")) for text in texts) * num_records / max(1, total),
+        text_bytes=num_bytes * num_records / max(1, total),
         example=one_line(texts[0]) if texts else "",
         problem=one_line(problem, 300),
         container=seen.piece.container,
