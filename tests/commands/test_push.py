@@ -11,6 +11,7 @@ import pytest
 import small
 import yaml
 from click.testing import CliRunner
+from hub_server import hub_server
 
 import datamix
 from datamix.commands.cli import cli
@@ -197,3 +198,22 @@ def test_verify_finds_a_licence_that_the_recipe_does_not_allow(tmp_path: Path) -
     (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     failed = {check.name: check.detail for check in datamix.verify(out) if not check.ok}
     assert failed == {"recipe": "source general has a licence that licenses.allow does not allow"}
+
+
+def test_a_push_over_http_names_the_repository_and_sends_every_file(tmp_path: Path) -> None:
+    out = built(tmp_path)
+    with hub_server() as server:
+        settings = {"HF_ENDPOINT": server.address, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "hf")}
+        done = small.datamix("push", out, "hf://me/small", **settings, HF_HUB_DISABLE_XET="1")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip().startswith(f"{server.address}/datasets/me/small/commit/")
+        assert server.created[0]["name"] == "small"
+        assert server.created[0].get("visibility", "private") == "private"
+        assert {token for path, token in server.requests if path.startswith("/api/repos")} == {
+            "Bearer hf_test"
+        }
+        listed = [e["path"] for e in json.loads((out / "manifest.json").read_bytes())["outputs"]]
+        assert server.files == {name: (out / name).read_bytes() for name in [*listed, "manifest.json"]}
+    done = small.datamix("push", out, "hf://me/small", **settings, HF_HUB_DISABLE_XET="1")
+    assert done.returncode == 4
+    assert "hf://me/small cannot be written" in done.stderr
