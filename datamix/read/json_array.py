@@ -5,7 +5,7 @@ levels, strings, everything possessive, so linear), at the speed of C. What that
 that runs over the end of the block, deeper nesting, broken brackets or quotes) is walked token by token by
 ``_Border``, which keeps its state across blocks and so never reads a byte twice. A raw newline inside a
 string is never JSON: the walk takes it as the string's end, so that a missing quote costs one element.
-Behind a missing bracket no border is certain: reading stops with an error that says where. Memory: a few
+Behind a missing bracket no border is certain: reading stops with an error that names the line. Memory: a few
 blocks, or one element of at most ``MAX_RECORD_BYTES``.
 """
 

@@ -63,7 +63,7 @@ class Dialect:
 
 
 def detect_dialect(text: str, is_whole: bool, prefer: str = ",") -> Dialect:
-    """The dialect of a table that begins with ``text``; ``prefer`` is the delimiter where nothing tells."""
+    """The dialect of a table that begins with ``text``; ``prefer``: the delimiter where none is evident."""
     options: dict[str, str] = {}
     if "\n" not in text and "\r" in text:
         options["newline"] = "\r"

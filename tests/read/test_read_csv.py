@@ -125,6 +125,13 @@ def test_a_line_above_the_bound_is_rejected_alone(tmp_path: Path) -> None:
     assert [(r.reason, len(r.raw)) for r in rows.rejects] == [("too_long", 64 << 10)]
 
 
+def test_a_table_may_have_very_many_columns(tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(100_000)]
+    (tmp_path / "a.csv").write_text(",".join(names) + "\n" + ",".join("1" for _ in names) + "\n")
+    (value,) = rows_of(tmp_path / "a.csv").values
+    assert list(value) == names
+
+
 def test_names_of_columns(tmp_path: Path) -> None:
     assert as_container(tmp_path / "a", b",q\n0,x\n", "csv").values == [{"column_1": "0", "q": "x"}]
     assert as_container(tmp_path / "a", b"q,a\n", "csv").values == []

@@ -1,6 +1,7 @@
 """JSON arrays as a stream: the borders of elements do not depend on blocks, and a broken one is rejected alone."""
 
 import json
+import re
 from pathlib import Path
 
 import orjson
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from reading import SHARED, as_container, only, reasons, rows_of
 
 from datamix.core.errors import DataError
-from datamix.read import cut, read, sniff
+from datamix.read import cut, json_array, read, sniff
 from datamix.read.json_array import split_elements
 
 VALUES = st.recursive(
@@ -107,6 +108,25 @@ def test_an_array_in_an_object_is_read_like_an_array(
     assert [e.problem for e in elements if e.problem] == []
     assert [orjson.loads(e.raw) for e in elements] == values
     assert [content.split(b"\n")[e.line - 1].count(e.raw.split(b"\n")[0]) for e in elements] != [0]
+
+
+@pytest.mark.parametrize("block", [1 << 12, 1 << 22])
+def test_runs_of_brackets_are_walked_in_one_step(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+
+    class Counting:
+        def search(self, text: bytes, position: int) -> re.Match[bytes] | None:
+            nonlocal steps
+            steps += 1
+            return outside.search(text, position)
+
+    outside = json_array._OUTSIDE
+    monkeypatch.setattr(json_array, "_OUTSIDE", Counting())
+    deep = b"[" * 50_000 + b"]" * 50_000
+    content = b"[" + deep + b',{"a":1}]'
+    blocks = [content[i : i + block] for i in range(0, len(content), block)]
+    assert [len(e.raw) for e in split_elements(iter(blocks))] == [100_000, 7]
+    assert steps <= 2 * len(blocks) + 4
 
 
 ROWS = [{"instruction": f"i{i}", "output": f"o{i}"} for i in range(3)]
