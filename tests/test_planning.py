@@ -12,7 +12,7 @@ from datamix.pipeline.planning import make_plan
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
-from datamix.reporting.summaries import plan_table
+from datamix.reporting.summaries import plan_table, plan_tree
 
 GROUPED = {
     "groups": {"domain": {"weight": 0.9}},
@@ -71,3 +71,32 @@ def test_shares_stand_in_every_unit_and_as_the_trainer_averages(grouped: Path) -
         assert line["shares"]["loss_tokens"] == pytest.approx(line["asked"])
     assert "% of loss" in plan_table(plan)
     assert "effective" not in planned(grouped)["sources"][0]["shares"]
+
+
+def test_a_plan_says_how_much_of_each_other_source_is_needed(grouped: Path) -> None:
+    plan = planned(grouped)
+    (need,) = plan["needs"]
+    assert need["source"] == "general"
+    has = {line["name"]: line["loss_tokens"] for line in plan["sources"]}
+    assert need["gives"] == has["general"]
+    for other in need["others"]:
+        asked = next(line["asked"] for line in plan["sources"] if line["name"] == other["name"])
+        assert other["needs"] == pytest.approx(has["general"] * asked / 0.1)
+        assert other["lacks"] == pytest.approx(other["needs"] - other["has"])
+        assert other["epochs"] == pytest.approx(other["needs"] / has[other["name"]])
+    enough = planned(grouped, "sources.medical.max_epochs=1000", "sources.nursing.max_epochs=1000")
+    assert [need["source"] for need in enough["needs"]] != ["general"]
+    text = plan_table(plan)
+    assert "To use all of general (max_epochs 1), medical must give" in text
+    assert "of its records" in text
+
+
+def test_a_tree_shows_groups_and_sources_with_their_shares(grouped: Path) -> None:
+    lines = plan_tree(planned(grouped)).splitlines()
+    assert lines[0].startswith("small  ")
+    assert lines[1].startswith("├── domain  90.0%")
+    assert lines[2].startswith("│   ├── medical  ")
+    assert lines[3].startswith("│   └── nursing  ")
+    assert lines[4].startswith("└── general  10.0%")
+    shown = datamix("plan", grouped, "--tree", "-o", grouped.parent / "set")
+    assert "└── general  10.0%" in shown.stdout, shown.stderr

@@ -15,13 +15,14 @@ from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS, echo
 @click.option(
     "--batch", type=click.IntRange(min=1), help="Also show what a global batch of this many rows holds."
 )
+@click.option("--tree", is_flag=True, help="Groups and sources with their shares, as a tree.")
 @click.option("--json", "as_json", is_flag=True, help="The plan as JSON.")
 @click.option("-o", "--output", type=PATH, help="The folder of the set; default: ./NAME.")
 @CACHE
 @WORKERS
 @OVERRIDES
 def plan(
-    recipe: Path, exact: bool, batch: int | None, as_json: bool, output: Path | None, cache: Path | None, workers: int | None,
+    recipe: Path, exact: bool, batch: int | None, tree: bool, as_json: bool, output: Path | None, cache: Path | None, workers: int | None,
     overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Show what a build would do: every recipe error first, then the table of the mixture."""
@@ -30,7 +31,7 @@ def plan(
     from datamix.pipeline.progress import Screen
     from datamix.pipeline.steps import Options
     from datamix.recipe import Recipe
-    from datamix.reporting.summaries import plan_table
+    from datamix.reporting.summaries import plan_table, plan_tree
 
     read = Recipe.read(recipe, overrides)
     out = output or Path(read.name)
@@ -40,4 +41,4 @@ def plan(
 
         echo(json.dumps(result, ensure_ascii=False, indent=2))
     else:
-        echo(plan_table(result))
+        echo(plan_tree(result) if tree else plan_table(result))

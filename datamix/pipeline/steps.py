@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -175,10 +175,10 @@ def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) ->
     return BuildContext(home, engine, screen, is_own_file(outs or [options.out], options.cache), lease)
 
 
-def decide_and_pack(
-    recipe: Recipe, context: BuildContext, encode: EncodeSpec, sources: Sequence[PreparedSource]
-) -> Decided:
-    """Fates, then rows. Raises DataError where nothing of a source is left to train on."""
+def select_records(
+    recipe: Recipe, context: BuildContext, sources: Sequence[PreparedSource]
+) -> tuple[Receipt, tuple[str, ...]]:
+    """The fate of every record, and the names of what else they were compared with."""
     evals, split = recipe.decontaminate, recipe.validation
     spec = select.SelectSpec(
         sources=tuple(r.shards for r in sources),
@@ -198,6 +198,14 @@ def decide_and_pack(
         ),
     )
     fates = context.run("select", [select.task(spec, context.home)])[0]
+    return fates, tuple(r.source.name for r in spec.against)
+
+
+def decide_and_pack(
+    recipe: Recipe, context: BuildContext, encode: EncodeSpec, sources: Sequence[PreparedSource]
+) -> Decided:
+    """Fates, then rows. Raises DataError where nothing of a source is left to train on."""
+    fates, names = select_records(recipe, context, sources)
     packs: list[pack_sources.PackSpec] = []
     for number, source in enumerate(sources):
         file = fates.folder / f"fates-{number}.arrow"
@@ -210,8 +218,12 @@ def decide_and_pack(
                 f"Nothing of source {source.name} is left to train on: {_losses(source, fates)}. "
                 "Relax the steps that removed them, or remove the source."
             )
-    names = tuple(r.source.name for r in spec.against)
-    notes = tuple(_validation_notes(recipe, sources, fates, packed))
+    notes: tuple[str, ...] = ()
+    for source, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
+        train, held = receipt.counts["train"], receipt.counts["validation"]
+        share = held["tokens"] / max(1, held["tokens"] + train["tokens"])
+        alike = fates.counts.get("alike", {}).get(source.name, 0)
+        notes += validation_notes(recipe, source.name, (held["records"], train["records"]), share, alike)
     for note in notes:
         context.screen.say(note)
     return Decided(tuple(sources), fates, tuple(packed), names, notes)
@@ -232,27 +244,28 @@ def _losses(source: PreparedSource, fates: Receipt) -> str:
     return ", ".join(parts) or "none was read"
 
 
-def _validation_notes(
-    recipe: Recipe, sources: Sequence[PreparedSource], fates: Receipt, packed: Sequence[Receipt]
-) -> Iterator[str]:
-    """Where what is held out is not what was meant: another share of the tokens, or parts of what is trained."""
-    split = recipe.validation
-    for source, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
-        train, held = receipt.counts["train"], receipt.counts["validation"]
-        if split and (alike := fates.counts.get("alike", {}).get(source.name)):
-            yield (
-                f"Validation: {alike:,} of the {held['records']:,} records held out of {source.name} begin with the question of "
-                "a training record, such as another part of the same conversation. `validation: {group_by: FIELD}` keeps the "
-                "records with equal FIELD on one side."
-            )
-        share = held["tokens"] / max(1, held["tokens"] + train["tokens"])
-        if split and split.share and share >= max(2 * split.share, split.share + 0.01):
-            total = held["records"] + train["records"]
-            yield (
-                f"Validation: {held['records']:,} of the {total:,} records of {source.name} hold {share:.0%} of its tokens, where "
-                f"{100 * split.share:.3g}% was asked: its records are few, or of unequal length. Split them before, or hold out a file "
-                "of their kind: `validation: {path: FILE}`."
-            )
+def validation_notes(
+    recipe: Recipe, name: str, records: tuple[int, int], share: float, alike: int
+) -> tuple[str, ...]:
+    """Where what is held out of a source is not what was meant: another share of the tokens, or parts of what is trained.
+
+    ``records``: held out and trained; ``share``: of the tokens, held out; ``alike``: begin like training records.
+    """
+    asked, (held, train) = recipe.validation, records
+    notes: list[str] = []
+    if asked and alike:
+        notes.append(
+            f"Validation: {alike:,} of the {held:,} records held out of {name} begin with the question of a training record, such "
+            "as another part of the same conversation. `validation: {group_by: FIELD}` keeps the records with equal FIELD on one "
+            "side."
+        )
+    if asked and asked.share and share >= max(2 * asked.share, asked.share + 0.01):
+        notes.append(
+            f"Validation: {held:,} of the {held + train:,} records of {name} hold {share:.0%} of its tokens, where "
+            f"{100 * asked.share:.3g}% was asked: its records are few, or of unequal length. Split them before, or hold out a "
+            "file of their kind: `validation: {path: FILE}`."
+        )
+    return tuple(notes)
 
 
 def mix_rows(recipe: Recipe, context: BuildContext, decided: Decided, scale: float = 1.0) -> Arranged:

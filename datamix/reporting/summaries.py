@@ -67,8 +67,8 @@ def plan_table(plan: dict[str, Any]) -> str:
         heads.append(f"% of loss,\n{plan['loss_norm']} mean")
     mixture = _table("the mixture takes", ("asked", unit, "epochs", "at most", "worth", "unused", *heads, ""))
     for line in plan["sources"]:
-        mark = "" if line["exact"] and line["stage"] == "after dedupe" else "~"
-        counts = (mark + short_count(line[name]) for name in UNIT_WORDS)
+        mark = "" if line["exact"] else "~"
+        counts = (mark + short_count(line[name]) + _margin(line, name) for name in UNIT_WORDS)
         available.add_row(line["name"], f"{line['files']:,}", *counts, line["stage"])
         taken, worth = mark + short_count(line["taken"]), mark + short_count(line["effective"])
         epochs = (f"{line['epochs']:.2f}", f"{line['max_epochs']:g}")
@@ -82,6 +82,9 @@ def plan_table(plan: dict[str, Any]) -> str:
     if "batch" in plan:
         amounts_of = ", ".join(f"{name} {number:,.1f}" for name, number in plan["batch"].items())
         lines.append(f"Each global batch holds, within two rows: {amounts_of}.")
+    lines += [
+        _need_text(need, unit, about) for need in plan["needs"] if any(o["lacks"] for o in need["others"])
+    ]
     lines += [f"Note: {note}" for note in plan["notes"]]
     lines.append(
         f"Disk: ~{short_bytes(plan['out_bytes'])} for the set, ~{short_bytes(plan['cache_bytes'])} for the cache; "
@@ -89,9 +92,57 @@ def plan_table(plan: dict[str, Any]) -> str:
     )
     if not plan["exact"]:
         lines.append(
-            "Numbers with ~ are estimated from a sample, before duplicates are removed; --exact counts them."
+            "Numbers with ~ are estimates, right within the margin 19 times of 20; --exact counts them."
+        )
+    if plan.get("seconds"):
+        lines.append(
+            f"Time: about {plan['seconds'] / 60:.0f} min."
+            if plan["seconds"] > 90
+            else f"Time: about {plan['seconds']:.0f} s."
         )
     return "\n".join(lines)
+
+
+def plan_tree(plan: dict[str, Any]) -> str:
+    """Groups and sources with the shares asked and what is taken of each."""
+    unit, about = UNIT_WORDS[plan["unit"]], "" if plan["exact"] else "~"
+    by_name = {line["name"]: line for line in plan["sources"]}
+    grouped = {name for members in plan["groups"].values() for name in members}
+    tops = [(name, members) for name, members in plan["groups"].items()]
+    tops += [(name, []) for name in by_name if name not in grouped]
+
+    def text(name: str, lines: list[dict[str, Any]]) -> str:
+        taken = about + short_count(sum(line["taken"] for line in lines))
+        epochs = f", {lines[0]['epochs']:.2f} epochs" if len(lines) == 1 and lines[0]["name"] == name else ""
+        return f"{name}  {sum(line['asked'] for line in lines):.1%}  {taken} {unit}{epochs}"
+
+    rows = [f"{plan['name']}  {about}{short_count(plan['total'])} {unit}"]
+    for at, (name, members) in enumerate(tops):
+        is_last = at == len(tops) - 1
+        rows.append(
+            ("└── " if is_last else "├── ") + text(name, [by_name[m] for m in members] or [by_name[name]])
+        )
+        for number, member in enumerate(members):
+            branch = "└── " if number == len(members) - 1 else "├── "
+            rows.append(("    " if is_last else "│   ") + branch + text(member, [by_name[member]]))
+    return "\n".join(rows)
+
+
+def _need_text(need: dict[str, Any], unit: str, about: str) -> str:
+    """What the other sources lack for one to be used up."""
+    short = [
+        f"{o['name']} must give {about}{short_count(o['needs'])} {unit} ({o['epochs']:.2f} epochs) and has {about}"
+        f"{short_count(o['has'])}: it lacks {about}{short_count(o['lacks'])}, about {short_count(o['records'])} of its records"
+        for o in need["others"]
+        if o["lacks"]
+    ]
+    return f"To use all of {need['source']} (max_epochs {need['max_epochs']:g}), {'; '.join(short)}."
+
+
+def _margin(line: dict[str, Any], name: str) -> str:
+    """How far an estimate may be wrong, as a part of it."""
+    part = line["margins"].get(name, 0.0) / max(1.0, line[name])
+    return f" ±{part:.1%}" if part >= 0.0005 else ""
 
 
 def ladder_table(sets: dict[Path, dict[str, Any]], scale: float = 1.0) -> str:
