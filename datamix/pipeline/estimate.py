@@ -2,7 +2,7 @@
 
 Records are sorted by bytes and cut into strata of equal bytes; of each a few are encoded and made to fit, spread over
 the files. Tokens follow bytes closely inside a stratum, so a ratio a stratum, times its bytes, is the estimate; a stratum of few
-records, such as one huge one, is encoded whole. The margin is twice the standard error, which holds 19 times of 20 (Cochran,
+records, such as one huge one, is encoded whole. The margin is two and a half standard errors, which holds 19 times of 20 (Cochran,
 Sampling Techniques, 1977, 6.13). Costs at most a thousand encoded records a source, and one pass over the sizes of the others.
 """
 
@@ -30,7 +30,7 @@ from datamix.tokenize import fit as truncate_records
 
 _VERSION = 1
 _NUM_STRATA, _PER_STRATUM = 24, 40
-_DEVIATIONS = 2.1  # standard errors of the margin: 95 %
+_DEVIATIONS = 2.5  # standard errors of the margin: 95 %, of lengths with long tails too
 _LONG_CHARS = 1 << 20  # of a longer text only parts are encoded
 _PARTS, _PART_CHARS = 8, 1 << 15
 _PARTS_ERROR = 0.005  # of the tokens of a text estimated from parts of it
@@ -95,6 +95,10 @@ def estimate(spec: EstimateSpec, folder: Path) -> dict[str, Any]:
                     free = 1 - len(sample) / len(whole)
                     variance[name] += len(whole) ** 2 * free * spread / len(sample)
         long = sizes[pool[at]] > _LONG_CHARS if spec.source.kind == "text" else np.zeros(len(at), bool)
+        unseen = (
+            3 * (len(pool) - len(at)) / len(at)
+        )  # a rare reason to drop a record may not be in the sample: rule of three
+        variance["usable"] = max(variance["usable"], (unseen / _DEVIATIONS) ** 2)
         variance["tokens"] += float(((_PARTS_ERROR * lengths[long]) ** 2).sum())
         variance["loss"] += float(((_PARTS_ERROR * loss[long]) ** 2).sum())
     return {

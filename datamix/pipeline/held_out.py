@@ -20,7 +20,7 @@ from datamix.pipeline.prepare import read_batches
 from datamix.pipeline.shards import Identities, PreparedPart, SourceShards
 
 Rows = NDArray[np.int64]
-_ALIKE_SHARE = 0.02  # of the held-out records: fewer that begin like training records are not worth a notice
+_ALIKE_SHARE = 0.05  # of the held-out records: fewer that begin like training records are not worth a notice
 
 
 @dataclass(frozen=True)
