@@ -207,6 +207,8 @@ def test_reasoning_stays_where_the_recipe_says(
     assert "".join(n for n in "123" if f"{THOUGHT} {n}" in text) == stays
     assert "and more" in text
     assert manifest["sources"]["s"]["noticed"].get("thinking", 0) == (1 if stays else 0)
+    page = (tmp_path / "set/report.html").read_text(encoding="utf-8")
+    assert ("Records with reasoning, before duplicates are removed: s 50.0 %" in page) == bool(stays)
 
 
 @pytest.mark.parametrize(
