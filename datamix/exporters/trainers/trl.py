@@ -46,8 +46,9 @@ class Trl(StagedParquet):
 
     def convert(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """What each trainer takes; of a pair, a margin of 0 is what one without a margin counts as."""
-        tools = {"tools": batch.column("tools")} if self.info.tools else {}
-        if self.info.chat_kwargs is not None:  # its trainers hand each row's to the template
+        has_text = self.info.kind in ("preference", "prompt")  # rows of other kinds hold ids alone
+        tools = {"tools": batch.column("tools")} if has_text and self.info.tools else {}
+        if has_text and self.info.chat_kwargs is not None:  # its trainers hand each row's to the template
             texts = batch.column("chat_template_kwargs").fill_null("{}")
             tools["chat_template_kwargs"] = pa.ExtensionArray.from_storage(pa.json_(), texts)
         if self.info.kind == "prompt":
