@@ -91,7 +91,7 @@ def parse_shell(text: str) -> None:
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"\w+=\S+", words[0]):
             words = words[1:]
-        if words[:1] == ["datamix"] and words[1:2] != ["--version"]:
+        if words[:1] == ["datamix"] and words[1:2] not in (["--version"], ["|"]):
             command = cli.commands[words[1]]
             command.make_context(
                 words[1],

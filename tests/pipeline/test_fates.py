@@ -85,7 +85,10 @@ def test_a_source_of_which_nothing_is_left_is_named_with_what_took_its_records(t
     write_jsonl(tmp_path / "copies.jsonl", alpaca(GENERAL, 300)[:20])
     with (tmp_path / "medical.jsonl").open("a") as stream:
         stream.write((tmp_path / "copies.jsonl").read_text())
-    with pytest.raises(DataError, match=r"medical is left to train on: 3 rejected, 20 removed\. "):
+    with pytest.raises(
+        DataError,
+        match=r"medical is left to train on: 3 rejected \(json_syntax 3\), 20 removed \(exact 20\)\. ",
+    ):
         run(path)
 
 
