@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small import TOKENIZER, write_jsonl
@@ -87,3 +88,27 @@ def test_trajectories_are_trained_by_part(encode: dict[str, Any], call: str, tmp
 def test_a_mask_of_calls_is_refused_where_there_are_no_labels(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="mask"):
         Recipe.of({**recipe(tmp_path, mask=["tool_args"]), "kind": "pretrain"}, tmp_path)
+
+
+def test_verify_knows_turns_that_are_not_trained_where_everything_else_is(tmp_path: Path) -> None:
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "no", "weight": 0},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    write_jsonl(tmp_path / "talk.jsonl", [{"messages": talk}] * 3)
+    value = recipe(tmp_path, loss_on="all") | {"sources": {"all": {"path": "talk.jsonl"}}}
+    out = tmp_path / "out"
+    build(Recipe.of(value, tmp_path), Options(out, tmp_path / "cache", workers=1))
+    assert [check.detail for check in verify(out) if not check.ok] == []
+    rows = pq.read_table(out / "train")
+    labels = rows["labels"].to_pylist()
+    masked = [[IGNORE_INDEX if n in (0, 5) else label for n, label in enumerate(row)] for row in labels]
+    place = rows.schema.get_field_index("labels")
+    shard = next((out / "train").glob("*.parquet"))
+    pq.write_table(
+        rows.set_column(place, rows.schema.field(place), pa.array(masked, rows.schema.field(place).type)),
+        shard,
+    )
+    assert any("masks more than first tokens" in check.detail for check in verify(out) if not check.ok)

@@ -29,7 +29,7 @@ from datamix.audit.row_laws import (
     wrong_columns,
 )
 from datamix.audit.seeded_order import SeededOrder
-from datamix.audit.trained_spans import TrainedSpans, control_ids, turn_headers
+from datamix.audit.trained_spans import TrainedSpans, control_ids, masked_within_turns, turn_headers
 from datamix.core.content import ContentDigest, files_digest
 from datamix.pipeline.rows import RowReader
 
@@ -60,11 +60,11 @@ class Recount:
         self.prefix = PrefixDeviation(read_stages(mixture, list(self.inputs.names)))
         self.uses = Uses(self.inputs)
         self._trains_all = kind == "sft" and encode.get("loss_on", "assistant") == "all"
+        self._control = control_ids(out / "tokenizer" / "tokenizer.json")
         self._spans: TrainedSpans | None = None
         if kind == "sft" and not self._trains_all and not encode.get("mask"):
             folder, kwargs = out / "tokenizer", manifest["recipe"].get("chat_template_kwargs")
-            control = control_ids(folder / "tokenizer.json")
-            self._spans = TrainedSpans(control, turn_headers(folder, kwargs))
+            self._spans = TrainedSpans(self._control, turn_headers(folder, kwargs))
         # The order is checked where every row is one record, of sources that no sweep scaled down and no head was taken of.
         whole = packing["strategy"] == "none" and kind != "pretrain" and manifest.get("sample") is None
         self.order = SeededOrder(whole and not manifest.get("virtual"))
@@ -134,8 +134,9 @@ class Recount:
                 self._masks.add_row(idle, row_name, first, "trains nothing")
                 if self._trains_all:
                     untrained = counted.tokens - counted.loss_tokens > counted.records
-                    text = "masks more than first tokens, the recipe trains all"
-                    self._masks.add_row(untrained, row_name, first, text)
+                    text = "masks more than first tokens and whole turns, the recipe trains all"
+                    within = masked_within_turns(batch, self._control)
+                    self._masks.add_row(untrained & within, row_name, first, text)
                 if self._spans is not None:
                     self._spans.add(batch, row_name, first)
                 if self.weights is not None:

@@ -9,6 +9,7 @@ opens or closes turns with plain text, nothing is concluded. Cost: the tokenizer
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ from datamix.core.arrays import IGNORE_INDEX
 
 _FIRST, _SECOND = "ANSWER-ONE", "ANSWER-TWO"  # unlike anything that a template writes
 _USER = {"role": "user", "content": "QUESTION-ONE"}
-_CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}, "id": "call0000a"}
-_CALLS = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+_ARGUMENTS = {"a": 1}
+_CALL = {"type": "function", "function": {"name": "f", "arguments": _ARGUMENTS}, "id": "call0000a"}
+_CALLS: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
 _RESULT = {"role": "tool", "name": "f", "content": "RESULT", "tool_call_id": "call0000a"}
 _THOUGHT = {"role": "assistant", "content": _SECOND, "reasoning_content": "THOUGHT", "thinking": "THOUGHT"}
 _MAX_HEADER = 16  # tokens; more is a template that opens turns with plain text
@@ -44,6 +46,7 @@ class TurnHeaders:
     headers: tuple[Ids, ...]  # without the white space at their end
     openers: NDArray[np.int64]
     blanks: frozenset[int]  # ids of white space alone
+    first: int  # opens an assistant's turn
 
     def precede(self, ids: NDArray[Any], low: int, start: int) -> bool:
         """Whether a header, and white space behind it, ends at ``start``, in a record that begins at ``low``."""
@@ -108,18 +111,41 @@ class _Probe:
         without, whole = self._ids(talk[:3]), self._ids(talk[:3], prompt=True)
         if whole[: len(without)] == without:
             headers.append(whole[len(without) :])
-        try:
-            before = self._before([_USER, _CALLS, _RESULT, answers[1]], _SECOND)
-            headers.append(before[self._last_control(before) :])
-        except Exception:  # the template has no calls and results
-            pass
+        opener = next((token for token in max(headers, key=len) if token in self._control), main[0])
+        headers += self._other_headers(opener)
         cores = {core for header in headers if (core := self._core(header)) and len(core) <= _MAX_HEADER}
         longest = self._core(main)
         # The end of a header may open a user's turn too.
         cores -= {longest[-n:] for n in range(1, len(longest))}
         closer = next((token for token in self._ids(talk)[len(first) :] if token in self._control), None)
         openers = {*main, *question[-len(main) :], *first} & self._control - self._answer_ids(main) - {closer}
-        return TurnHeaders(tuple(sorted(cores)), np.array(sorted(openers), np.int64), self._blanks)
+        return TurnHeaders(tuple(sorted(cores)), np.array(sorted(openers), np.int64), self._blanks, opener)
+
+    def _other_headers(self, opener: int) -> list[list[int]]:
+        """What comes before an answer to a result, content that is written behind a result, and a thought."""
+        headers = []
+        for arguments, content in (
+            (_ARGUMENTS, ""),
+            (json.dumps(_ARGUMENTS), ""),
+            (json.dumps(_ARGUMENTS), None),
+        ):
+            calls = copy.deepcopy(_CALLS) | {"content": content}
+            calls["tool_calls"][0]["function"]["arguments"] = arguments
+            answer = {"role": "assistant", "content": _SECOND}
+            for talk in ([_USER, calls, _RESULT, answer], [_USER, calls | {"content": _SECOND}, _RESULT]):
+                try:
+                    before = self._before(talk, _SECOND)
+                except Exception:  # the template has no calls, or reads them in another form
+                    continue
+                headers.append(before[self._last_control(before) :])
+        for talk in ([_USER, _THOUGHT], [_USER, _THOUGHT, _USER | {"content": "QUESTION-TWO"}]):
+            try:
+                before = self._before(talk, "THOUGHT")
+            except Exception:  # the template writes no thoughts
+                continue
+            if opener in before:
+                headers.append(before[len(before) - 1 - before[::-1].index(opener) :])
+        return headers
 
     def _ids(self, talk: Messages, prompt: bool = False) -> list[int]:
         ids: list[int] = self._tokenizer.encode(self._render(talk, prompt), add_special_tokens=False).ids
@@ -185,6 +211,25 @@ def _renderer(folder: Path, kwargs: dict[str, Any]) -> Callable[[Messages, bool]
     return render
 
 
+def masked_within_turns(batch: pa.RecordBatch, control: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Rows of a recipe that trains everything in which more is masked than first tokens and whole turns, ``[num_rows]``.
+
+    A turn that the data marks as not trained is masked to its end, which is a control token.
+    """
+    ids, labels = lists(batch.column("input_ids")), lists(batch.column("labels"))
+    rows = np.zeros(batch.num_rows, np.bool_)
+    if not np.array_equal(ids.offsets, labels.offsets) or not len(ids.values):
+        return rows
+    masked = labels.values == IGNORE_INDEX
+    edges = np.concatenate([[0], np.cumsum(pieces(batch).length)])  # of records
+    starts = np.zeros(len(masked) + 1, np.bool_)
+    starts[np.clip(edges, 0, len(masked))] = True
+    ends = np.flatnonzero(masked & (~np.append(masked[1:], False) | starts[1:]) & ~starts[:-1])
+    odd = ends[~np.isin(ids.values[ends], control)]
+    rows[np.searchsorted(ids.offsets, odd, side="right") - 1] = True
+    return rows
+
+
 class TrainedSpans:
     """Counts how trained spans begin and end and what they hold, over all rows."""
 
@@ -213,6 +258,10 @@ class TrainedSpans:
         stops = np.flatnonzero(trained & ~np.append(trained[1:], False) & ~border[1:])
         self._num_spans += len(stops)
         odd = stops[~np.isin(ids.values[stops], self._control)]
+        if (
+            self._headers is not None
+        ):  # a turn that the template does not close before it opens another of the assistant's
+            odd = odd[ids.values[odd + 1] != self._headers.first]
         self._odd_ends.add_first(odd, lambda stop: where(stop, "ends within a turn"))
         if self._headers is None or not len(trained):
             return
