@@ -112,3 +112,21 @@ def test_verify_knows_turns_that_are_not_trained_where_everything_else_is(tmp_pa
         shard,
     )
     assert any("masks more than first tokens" in check.detail for check in verify(out) if not check.ok)
+
+
+BARE = (  # like DeepSeek V3, which writes the header of calls once a conversation
+    "{% set ns = namespace(called=false) %}{% for m in messages %}{% if m.tool_calls %}{% if not ns.called %}<|im_start|>assistant\n"
+    "{% set ns.called = true %}{% endif %}{% for c in m.tool_calls %}<|endoftext|>{{ c.function.name }}"
+    "{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_verify_knows_calls_that_a_template_writes_without_a_header(tmp_path: Path) -> None:
+    value = recipe(tmp_path)
+    rounds = [trajectory(n)["messages"] + trajectory(n + 1)["messages"] for n in range(12)]
+    write_jsonl(tmp_path / "calls.jsonl", [{"messages": messages} for messages in rounds])
+    (tmp_path / "calls.jinja").write_text(BARE, encoding="utf-8")
+    out = tmp_path / "out"
+    build(Recipe.of(value, tmp_path), Options(out, tmp_path / "cache", workers=1))
+    assert [check.detail for check in verify(out) if not check.ok] == []

@@ -47,6 +47,9 @@ class TurnHeaders:
     openers: NDArray[np.int64]
     blanks: frozenset[int]  # ids of white space alone
     first: int  # opens an assistant's turn
+    bare: frozenset[
+        int
+    ]  # control ids that begin a call where the template writes it behind a question without a header
 
     def precede(self, ids: NDArray[Any], low: int, start: int) -> bool:
         """Whether a header, and white space behind it, ends at ``start``, in a record that begins at ``low``."""
@@ -58,6 +61,11 @@ class TurnHeaders:
                 return False
             start -= 1
         return False
+
+    def begins_bare(self, ids: NDArray[Any], start: int) -> bool:
+        """Whether a call that has no header begins at ``start``, white space before it."""
+        first = (int(i) for i in ids[start : start + _MAX_BLANKS + 1] if int(i) not in self.blanks)
+        return next(first, -1) in self.bare
 
 
 def turn_headers(folder: Path, kwargs: dict[str, Any] | None) -> TurnHeaders | None:
@@ -75,6 +83,17 @@ def control_ids(tokenizer: Path) -> NDArray[np.int64]:
         return np.array(sorted(t["id"] for t in added if t.get("special")), np.int64)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return np.zeros(0, np.int64)
+
+
+def _calls(name: str) -> list[dict[str, Any]]:
+    """An assistant's turn that calls a function, in the forms that templates read."""
+    text = json.dumps(_ARGUMENTS)
+    turns = []
+    for arguments, content in ((_ARGUMENTS, ""), (text, ""), (text, None)):
+        turn = copy.deepcopy(_CALLS) | {"content": content}
+        turn["tool_calls"][0]["function"] = {"name": name, "arguments": arguments}
+        turns.append(turn)
+    return turns
 
 
 class _Probe:
@@ -119,18 +138,13 @@ class _Probe:
         cores -= {longest[-n:] for n in range(1, len(longest))}
         closer = next((token for token in self._ids(talk)[len(first) :] if token in self._control), None)
         openers = {*main, *question[-len(main) :], *first} & self._control - self._answer_ids(main) - {closer}
-        return TurnHeaders(tuple(sorted(cores)), np.array(sorted(openers), np.int64), self._blanks, opener)
+        ids = np.array(sorted(openers), np.int64)
+        return TurnHeaders(tuple(sorted(cores)), ids, self._blanks, opener, self._bare_calls(opener))
 
     def _other_headers(self, opener: int) -> list[list[int]]:
         """What comes before an answer to a result, content that is written behind a result, and a thought."""
         headers = []
-        for arguments, content in (
-            (_ARGUMENTS, ""),
-            (json.dumps(_ARGUMENTS), ""),
-            (json.dumps(_ARGUMENTS), None),
-        ):
-            calls = copy.deepcopy(_CALLS) | {"content": content}
-            calls["tool_calls"][0]["function"]["arguments"] = arguments
+        for calls in _calls("f"):
             answer = {"role": "assistant", "content": _SECOND}
             for talk in ([_USER, calls, _RESULT, answer], [_USER, calls | {"content": _SECOND}, _RESULT]):
                 try:
@@ -146,6 +160,20 @@ class _Probe:
             if opener in before:
                 headers.append(before[len(before) - 1 - before[::-1].index(opener) :])
         return headers
+
+    def _bare_calls(self, opener: int) -> frozenset[int]:
+        """Control ids between a later question and its call, where no header is between them (DeepSeek V3)."""
+        later, bare = _USER | {"content": "QUESTION-TWO"}, set[int]()
+        for calls, again in zip(_calls("f"), _calls("SECOND-CALL"), strict=True):
+            try:
+                answer = {"role": "assistant", "content": _FIRST}
+                rendered = self._render([_USER, calls, _RESULT, answer, later, again], False)
+                between = rendered.split("QUESTION-TWO")[1].split("SECOND-CALL")[0]
+            except Exception:  # the template has no calls, or reads them in another form
+                continue
+            ids = set(self._tokenizer.encode(between, add_special_tokens=False).ids)
+            bare |= set() if opener in ids else ids & self._control
+        return frozenset(bare)
 
     def _ids(self, talk: Messages, prompt: bool = False) -> list[int]:
         ids: list[int] = self._tokenizer.encode(self._render(talk, prompt), add_special_tokens=False).ids
@@ -270,6 +298,8 @@ class TrainedSpans:
         starts, lows = starts[(lows == 0) | (starts != lows)], lows[(lows == 0) | (starts != lows)]
         pairs = zip(lows.tolist(), starts.tolist(), strict=True)
         sound = np.array([self._headers.precede(ids.values, *pair) for pair in pairs], np.bool_)
+        if self._headers.bare:
+            sound |= np.array([self._headers.begins_bare(ids.values, s) for s in starts.tolist()], np.bool_)
         self._num_sound += int(sound.sum())
         odd = starts[~sound]
         self._odd_starts.add_first(odd, lambda start: where(start, "begins within a turn or in another's"))
