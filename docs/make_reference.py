@@ -233,8 +233,11 @@ def option_row(command: str, option: click.Option, context: click.Context, langu
     meaning = describe("options", key, (option.help or "").split("  [")[0], language)
     value = "" if option.is_flag else option.make_metavar(context).replace(" RANGE", "").replace("|", "\\|")
     shown = option.default if option.show_default and option.default is not None else ""
+    names = (
+        context.help_option_names if option.name == "help" else option.opts
+    )  # click stores the first that it made
     cells = [
-        ", ".join(f"`{o}`" for o in option.opts),
+        ", ".join(f"`{o}`" for o in names),
         f"`{value}`" if value else "",
         f"`{shown}`" if shown != "" else "",
         meaning,
