@@ -98,7 +98,7 @@ def build(out: Path, kind: str, pack: str = "none") -> Path:
     emitted = {(p.file, p.record) for row in order for p in row}
     for row in unused:
         fates.update({(p.file, p.record): "unused" for p in row if (p.file, p.record) not in emitted})
-    schema = row_schema(kind, pack == "best_fit", meta=False)  # type: ignore[arg-type]
+    schema = row_schema(kind, pack == "best_fit")  # type: ignore[arg-type]
     half = len(order) // 2
     _write_rows(out / "train/part-00000.parquet", order[:half], kind, pack, schema)
     _write_rows(out / "train/part-00001.parquet", order[half:], kind, pack, schema)

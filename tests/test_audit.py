@@ -22,7 +22,7 @@ from datamix.audit import Check, verify
 from datamix.audit.prefix import PrefixDeviation, read_stages
 from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import RecipeError
-from datamix.core.records import row_schema
+from datamix.core.records import OPTIONAL_COLUMNS, row_schema
 from datamix.jobs.build import build
 from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
@@ -539,10 +539,9 @@ def test_the_published_schema_of_rows_has_the_columns_that_are_written(
     of = (
         "sft" if kind == "pretrain" else kind
     )  # rows of both have one shape; weights of tokens are of sft alone
-    options = dict.fromkeys(("meta", "weighed", "tools", "kwargs", "loss_weights"), True)
-    everything = row_schema(of, packed, paired, **options)
+    everything = row_schema(of, packed, paired, OPTIONAL_COLUMNS)
     assert list(shape["properties"]) == everything.names
-    assert shape["required"] == row_schema(kind, packed, paired, meta=kind == "prompt").names
+    assert shape["required"] == row_schema(kind, packed, paired).names
 
 
 @pytest.mark.parametrize(("kind", "pack"), KINDS)

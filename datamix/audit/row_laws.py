@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from datamix.audit.findings import Check, Findings
 from datamix.core.arrays import IGNORE_INDEX, Ragged, offsets_from_lengths
-from datamix.core.records import Kind, row_schema
+from datamix.core.records import OPTIONAL_COLUMNS, Kind, row_schema
 
 _ROUNDING = 1e-6  # of a float32
 
@@ -124,9 +124,10 @@ def piece_losses(batch: pa.RecordBatch, kind: Kind) -> NDArray[np.int64]:
 def wrong_columns(schema: pa.Schema, shape: RowShape) -> str:
     """What the columns of a shard have that rows of this kind do not, or the other way; "" where they agree."""
     paired = "completion_ids" not in schema.names
-    names = ("tools", "chat_template_kwargs", "loss_weights")
-    extras = [name in schema.names for name in names]
-    expected = row_schema(shape.kind, shape.packed, paired, "meta" in schema.names, shape.weighed, *extras)
+    optional = {name for name in OPTIONAL_COLUMNS if name in schema.names} - {"weight"}
+    expected = row_schema(
+        shape.kind, shape.packed, paired, optional | ({"weight"} if shape.weighed else set())
+    )
     for name in expected.names:
         if name not in schema.names:
             return f"lacks the column {name}"

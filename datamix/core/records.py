@@ -8,6 +8,7 @@ schema.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import pyarrow as pa
@@ -190,37 +191,36 @@ PIECE = pa.struct(
 )
 
 
-def row_schema(
-    kind: Kind,
-    packed: bool,
-    paired: bool = True,
-    meta: bool = False,
-    weighed: bool = False,
-    tools: bool = False,
-    kwargs: bool = False,
-    loss_weights: bool = False,
-) -> pa.Schema:
+OPTIONAL_COLUMNS = ("meta", "weight", "loss_weights", "tools", "chat_template_kwargs")
+
+
+def row_schema(kind: Kind, packed: bool, paired: bool = True, optional: Collection[str] = ()) -> pa.Schema:
     """The columns of ``train/``. ``packed``: documents of one row kept apart by positions (``best_fit``).
 
-    ``tools``: turns of pairs and prompts hold reasoning and calls, and rows the tool definitions, as records do;
-    ``loss_weights``: rows of conversations hold the weight of the loss of each token, 0 where its label is ignored;
-    ``kwargs``: rows of pairs and prompts name what the chat template was given beside them.
+    ``optional``: which of OPTIONAL_COLUMNS the set has; those that rows of this kind never have are left out.
+    ``loss_weights`` is of conversations: the weight of the loss of each token, 0 where its label is ignored.
+    ``tools`` and ``chat_template_kwargs`` are of pairs and prompts: the tool definitions, with reasoning and calls in
+    the turns as records have them, and what the chat template was given beside the messages.
     """
     fields = [
         pa.field("source", pa.string()),
         pa.field("stage", pa.string()),
         pa.field("records", pa.list_(PIECE)),
     ]
-    turn = pa.list_(pa.struct([field for field in MESSAGE if field.name in TURN_FIELDS[: 6 if tools else 2]]))
+    turn = pa.list_(
+        pa.struct(
+            [field for field in MESSAGE if field.name in TURN_FIELDS[: 6 if "tools" in optional else 2]]
+        )
+    )
     if kind in ("pretrain", "sft"):
         fields += [pa.field("input_ids", _IDS), pa.field("labels", _IDS)]
         if packed:
             fields += [pa.field("position_ids", _IDS), pa.field("seq_lengths", _IDS)]
         else:
             fields += [pa.field("attention_mask", pa.list_(pa.int8()))]
-        if loss_weights and kind == "sft":
+        if "loss_weights" in optional and kind == "sft":
             fields += [pa.field("loss_weights", WEIGHTS)]
-        if weighed:
+        if "weight" in optional:
             fields += [pa.field("weight", pa.float32())]
     elif kind == "preference" and paired:
         fields += [pa.field(f"{n}_ids", _IDS) for n in ("prompt", "chosen_completion", "rejected_completion")]
@@ -235,10 +235,8 @@ def row_schema(
         fields += [pa.field("prompt", turn), pa.field("completion", turn)]
     else:
         fields += [pa.field("prompt_ids", _IDS), pa.field("prompt", turn), pa.field("reference", pa.string())]
-    if tools and kind in ("preference", "prompt"):
-        fields += [pa.field("tools", pa.string())]
-    if kwargs and kind in ("preference", "prompt"):
-        fields += [pa.field("chat_template_kwargs", pa.string())]
-    if meta or kind == "prompt":
+    if kind in ("preference", "prompt"):
+        fields += [pa.field(n, pa.string()) for n in ("tools", "chat_template_kwargs") if n in optional]
+    if "meta" in optional or kind == "prompt":
         fields += [pa.field("meta", pa.string())]
     return pa.schema(fields)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamix.core.records import Kind, row_schema
+from datamix.core.records import OPTIONAL_COLUMNS, Kind, row_schema
 
 UNSEEN = (
     "Our tests have not run this trainer: the files follow its sources, and only what their layout alone assures is listed as "
@@ -100,9 +100,11 @@ class SetInfo:
     @property
     def schema(self) -> pa.Schema:
         """Columns of the rows, used where a shard holds none."""
-        weighed = self.weighing is not None
-        extras = (self.tools, self.chat_kwargs is not None, self.loss_weights)
-        return row_schema(self.kind, self.packed, self.paired, self.meta, weighed, *extras)
+        has = (self.meta, self.weighing, self.loss_weights, self.tools, self.chat_kwargs)
+        optional = [
+            name for name, value in zip(OPTIONAL_COLUMNS, has, strict=True) if value not in (False, None)
+        ]
+        return row_schema(self.kind, self.packed, self.paired, optional)
 
     @property
     def empty(self) -> pa.RecordBatch:

@@ -102,14 +102,14 @@ def _remarks(manifest: dict[str, Any], say: Words) -> Iterator[Verdict]:
     if truncated:
         text = "{records} longer than max_length lost tokens; what is left of them can be used."
         yield Verdict("look", say(text).format(records=say.count(truncated, "record")))
-    if any(source.get("noticed", {}).get("thinking") for source in sources.values()):
-        parts = []
-        for name, source in sources.items():
+    parts = []
+    for name, source in sources.items():
+        if thinking := source.get("noticed", {}).get("thinking"):
             records = source["records"]
             total = max(1, records["read"] - records["rejected"] - records["cleaned"])
-            share = min(1.0, source.get("noticed", {}).get("thinking", 0) / total)
-            parts.append(f"{name} {percent(share, 1)}")
-        text = "Records with reasoning, before duplicates are removed: {parts}; the others have none."
+            parts.append(f"{name} {percent(min(1.0, thinking / total), 1)}")
+    if parts:
+        text = "Records with reasoning, before duplicates are removed: {parts}."
         yield Verdict("good", say(text).format(parts=say.join(parts)))
     losses = [
         (source["records"][fate] / source["records"]["read"], name, fate)
