@@ -536,9 +536,8 @@ def test_the_published_schema_of_rows_has_the_columns_that_are_written(
     kind: Any, packed: bool, paired: bool, name: str
 ) -> None:
     shape = json.loads(schema_text("row"))["$defs"][name]
-    of = (
-        "sft" if kind == "pretrain" else kind
-    )  # rows of both have one shape; weights of tokens are of sft alone
+    # rows of both have one shape; weights of tokens are of sft alone
+    of = "sft" if kind == "pretrain" else kind
     everything = row_schema(of, packed, paired, OPTIONAL_COLUMNS)
     assert list(shape["properties"]) == everything.names
     assert shape["required"] == row_schema(kind, packed, paired).names

@@ -133,6 +133,13 @@ def test_what_a_person_should_look_at_is_said(packed: Path, changes: dict[str, A
     assert [v.tone for v in found] == ["look"]
 
 
+def test_only_sources_that_hold_reasoning_are_named_for_it(packed: Path) -> None:
+    sentences = [v.sentence for v in verdicts(_manifest(packed, sources__medical__noticed={"thinking": 1}))]
+    (found,) = [sentence for sentence in sentences if sentence.startswith("Records with reasoning")]
+    assert "medical" in found
+    assert "general" not in found
+
+
 def test_sources_of_a_group_are_judged_together(packed: Path) -> None:
     manifest = _manifest(packed)
     for source in manifest["recipe"]["sources"].values():

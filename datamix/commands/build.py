@@ -39,7 +39,7 @@ def build(
     """Build the training set of a recipe. Safe to rerun: an interrupted build resumes."""
     from datamix.jobs.build import build as run_build
     from datamix.pipeline.built_sets import default_cache
-    from datamix.pipeline.progress import LoggedScreen, Screen, encode_warnings
+    from datamix.pipeline.progress import LoggedScreen, Screen, encode_warnings, open_log
     from datamix.pipeline.steps import Options
     from datamix.recipe import Recipe
     from datamix.reporting.summaries import closing
@@ -50,7 +50,7 @@ def build(
     with contextlib.ExitStack() as files:
         screen = Screen(quiet=quiet)
         if log is not None:
-            screen = LoggedScreen(files.enter_context(log.open("a", encoding="utf-8")), quiet)
+            screen = LoggedScreen(files.enter_context(open_log(log)), quiet)
         manifest = run_build(read, options, screen)
     if as_json:
         click.echo(json.dumps(manifest, ensure_ascii=False, indent=2))

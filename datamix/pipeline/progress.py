@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich import box
@@ -22,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from datamix.core.contracts import Engine, Receipt, Task
-from datamix.core.errors import visible
+from datamix.core.errors import RecipeError, visible
 
 _LINE_SECONDS = 30.0
 _IN_BYTES = ("scan", "prepare", "lines", "encode", "sign")  # phases whose work is counted in bytes of input
@@ -84,6 +85,9 @@ class Screen:
             lines.end()
 
 
+_LOG_BEGINS = b'{"seconds": '
+
+
 class LoggedScreen(Screen):
     """A screen that also writes what it shows to a file, as JSON lines: phases as they begin and end, and messages."""
 
@@ -106,6 +110,17 @@ class LoggedScreen(Screen):
         entry = {"seconds": round(time.monotonic() - self._start, 3), **entry}
         self._log.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self._log.flush()
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a log to append to. Raises RecipeError for a file that is no such log: it would be changed."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as stream:
+            if stream.read(len(_LOG_BEGINS)) != _LOG_BEGINS:
+                raise RecipeError(
+                    f"--log: {path} is no log of a build, and is left as it is. Name another file."
+                )
+    return path.open("a", encoding="utf-8")
 
 
 class _Silent:

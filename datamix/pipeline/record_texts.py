@@ -61,10 +61,8 @@ class RecordTexts:
                 texts[place] = record
             for batch, fitted, places in source.fitted(rows[at]):
                 for place, turns in zip(at[places].tolist(), batch.take(fitted).to_pylist(), strict=True):
-                    texts[place] |= {
-                        "messages": turns,
-                        "chosen": None,
-                    }  # of a pair's answer too: it was rendered whole
+                    # of a pair's answer too: it was rendered whole
+                    texts[place] |= {"messages": turns, "chosen": None}
         return texts
 
     def piece_texts(

@@ -134,6 +134,21 @@ def test_a_wrong_option_is_named_on_stderr_with_exit_code_2(capsys: pytest.Captu
     assert "--wrkers" in capsys.readouterr().err
 
 
+def test_a_log_is_added_to_a_log_and_to_no_file_of_another_kind(tmp_path: Path) -> None:
+    path, mine = recipe(tmp_path), tmp_path / "mine.jsonl"
+    mine.write_text('{"text": "my corpus"}\n', encoding="utf-8")
+    refused = datamix("build", path, "-o", tmp_path / "out", "--log", mine)
+    assert refused.returncode == 2
+    assert "is no log of a build" in refused.stderr
+    assert mine.read_text(encoding="utf-8") == '{"text": "my corpus"}\n'
+    log = tmp_path / "log.jsonl"
+    sizes = []
+    for _ in range(2):
+        assert datamix("build", path, "-o", tmp_path / "out", "--overwrite", "--log", log).returncode == 0
+        sizes.append(log.stat().st_size)
+    assert 0 < sizes[0] < sizes[1]
+
+
 def test_a_quiet_build_shows_nothing_and_logs_phases_as_json_lines(tmp_path: Path) -> None:
     path = recipe(tmp_path)
     done = datamix("build", path, "-o", tmp_path / "out", "--quiet", "--log", tmp_path / "log.jsonl")
