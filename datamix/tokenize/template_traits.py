@@ -195,7 +195,8 @@ def _appended(plain: Rendering | None, control: ControlTokens) -> frozenset[str]
     answer = _slots_of(plain, 1)
     tail, before = plain.text[answer[-1].end :], plain.text[: answer[0].start]
     matches = control.find(tail)
-    first = next((m for m in matches[1:] if before.endswith(tail[m.start :])), None)
+    before = before.rstrip()  # Jinja drops the newline at the end of a template
+    first = next((m for m in matches[1:] if before.endswith(tail[m.start :].rstrip())), None)
     return frozenset(m.token.text for m in matches if first is not None and m.start >= first.start)
 
 

@@ -403,6 +403,9 @@ REPEATED = HEADED + (  # the header of a result repeats the name of the call; ca
     "{% set ns.name = m.tool_calls[0].function.name %}{% elif m.role == 'tool' %}from {{ ns.name }}: {{ m.content }}<|im_end|>"
     "{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# A generation prompt that nobody asked for follows the last turn.
+ALWAYS = HEADED + "{{ m.content }}<|im_end|>\n{% endfor %}"
+WRITTEN = "{{ '<|im_start|>assistant\n' }}"
 ASKED = [
     make.user("a"),
     make.assistant(None, tool_calls=[make.call("find", {"q": "b"})]),
@@ -419,6 +422,9 @@ ASKED = [
             [make.user("a"), make.assistant("b"), make.user("c"), make.assistant("")],
             ["<answer>b</answer><|im_end|>", "<answer></answer><|im_end|>"],
         ),
+        (ALWAYS + "<|im_start|>assistant\n", [make.user("a"), make.assistant("b")], ["\nb<|im_end|>"]),
+        (ALWAYS + WRITTEN, [make.user("a"), make.assistant("b")], ["b<|im_end|>"]),
+        (ALWAYS + WRITTEN, [make.user("a"), make.assistant("b"), make.user("c"), make.assistant("d")], ["b<|im_end|>", "d<|im_end|>"]),
         (OPENERS, ASKED[:2], ['<call>find{"q": "b"}</call><|tool|>']),
         (OPENERS, [*ASKED, make.assistant("d")], ['<call>find{"q": "b"}</call><|tool|>', "d<|user|>"]),
         (OPENERS, [*ASKED, make.assistant("d"), make.user("e")], ['<call>find{"q": "b"}</call><|tool|>', "d<|user|>"]),
