@@ -234,7 +234,7 @@ def option_row(command: str, option: click.Option, context: click.Context, langu
     value = "" if option.is_flag else option.make_metavar(context).replace(" RANGE", "").replace("|", "\\|")
     shown = option.default if option.show_default and option.default is not None else ""
     names = (
-        context.help_option_names if option.name == "help" else option.opts
+        context.help_option_names if "--help" in option.opts else option.opts
     )  # click stores the first that it made
     cells = [
         ", ".join(f"`{o}`" for o in names),
