@@ -8,6 +8,7 @@ sampled records, and the memory of the sampled rows.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -25,8 +26,9 @@ from datamix.audit.findings import Check, Findings, Unchecked, first_line
 from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import DatamixError
 from datamix.core.hashing import file_sha256, mix64, salt
-from datamix.pipeline.built_sets import built_set
+from datamix.pipeline.built_sets import built_set, default_cache
 from datamix.pipeline.engine import LocalEngine
+from datamix.pipeline.input_places import input_places, missing_inputs
 from datamix.pipeline.prepare import read_batches
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource, SourceWork, prepare_sources
 from datamix.pipeline.progress import Screen
@@ -76,24 +78,22 @@ class _Piece:
 def check_inputs(out: Path, manifest: dict[str, Any], share: float, claims: list[Unchecked]) -> list[Check]:
     """The inputs as listed, and a ``share`` of the rows (1: all) encoded again from them."""
     inputs, rows = Findings("inputs"), Findings("derived")
-    local = [e for e in manifest["inputs"] if "://" not in e["path"]]  # others are hashed as they are read
-    # The recipe's folder: the first of this one, OUT's parents and OUT under which every local input is.
-    folders = [Path(), *out.absolute().parents, out]
-    base = next((f for f in folders if all((f / e["path"]).is_file() for e in local)), None)
-    if base is None:
-        text = f"is not below this folder or one above {out}: run verify where the recipe is"
-        inputs.add(f"{local[0]['path']} {text}")
+    places = input_places(out, manifest)
+    if missing := missing_inputs(manifest, places):
+        text = "was not found: run verify in the folder of the recipe file that built the set, or with the cache of the build"
+        inputs.add(f"{missing[0]} {text} ({default_cache(out)})", len(missing))
         return [inputs.check()]
-    for entry in local:
-        path = base / entry["path"]
-        if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
+    for entry, path in zip(
+        manifest["inputs"], places.paths, strict=True
+    ):  # those at addresses are hashed as they are read
+        if path and (os.path.getsize(path) != entry["bytes"] or file_sha256(Path(path)) != entry["sha256"]):
             inputs.add(f"{entry['path']} has other content than when the set was built")
     if inputs.num:
         return [inputs.check()]
     num_rows = 0
     try:
         with tempfile.TemporaryDirectory() as folder:
-            sources, works, encoder = _prepared(out, manifest, base, Path(folder))
+            sources, works, encoder = _prepared(out, manifest, places.recipe, Path(folder))
             _check_counts(inputs, manifest, sources)
             pieces = _sample_pieces(out, manifest, share)
             num_rows = len({p.row for group in pieces.values() for p in group})
@@ -110,11 +110,9 @@ def check_inputs(out: Path, manifest: dict[str, Any], share: float, claims: list
 
 
 def _prepared(
-    out: Path, manifest: dict[str, Any], base: Path, folder: Path
+    out: Path, manifest: dict[str, Any], recipe: Recipe, folder: Path
 ) -> tuple[list[PreparedSource], list[SourceWork], Encoder]:
     """Every source read, shaped and cleaned anew below ``folder``."""
-    recipe = Recipe.model_validate(manifest["recipe"])
-    recipe._base = str(base)
     spec = encode_spec(recipe, find_tokenizer(str((out / "tokenizer").absolute()), "."))
     works = source_works(recipe, spec, manifest["sample"])
     context = BuildContext(folder, LocalEngine(1), Screen(quiet=True))
@@ -136,6 +134,8 @@ def _check_counts(findings: Findings, manifest: dict[str, Any], sources: list[Pr
             "source": file.source, "path": file.label, "bytes": file.num_bytes, "sha256": file.sha256, "records": count,
             "encoding": text, "container": file.container, "compression": file.compression, "format": file.format,
         }.items():  # fmt: skip
+            if key == "path" and entry[key].startswith("../"):
+                continue  # of 0.1: as seen from the recipe
             if key in entry:
                 findings.expect(f"{entry['path']}: {key}", entry[key], value)
     for source in sources:

@@ -62,11 +62,11 @@ def save(cache: Path, key: str, built: BuiltSet, out: Path) -> None:
     store = cache / "store"
     splits = _with_paths(built.splits, lambda p: Path(_STORE, p.relative_to(store)))
     text = canonical(BuiltSet(splits, built.keys, os.path.relpath(out, cache)))
-    _write(cache, cache / "sets" / f"{key}.json", text)
+    write_file(cache, cache / "sets" / f"{key}.json", text)
     _note_place(cache, key, out)
 
 
-def _write(cache: Path, path: Path, text: str) -> None:
+def write_file(cache: Path, path: Path, text: str) -> None:
     """Write a file of the cache atomically, whoever else writes it at this moment."""
     draft = cache / "store" / PARTIAL / partial_name(path.stem)
     for folder in (draft.parent, path.parent):
@@ -147,7 +147,7 @@ def mark_format(cache: Path) -> str | None:
     if path.is_file() and path.read_text(encoding="utf-8") == _FORMAT:
         return None
     is_old = path.is_file() or any((cache / "store").glob("??/*/receipt.json"))
-    _write(cache, path, _FORMAT)
+    write_file(cache, path, _FORMAT)
     if not is_old:
         return None
     return (

@@ -21,6 +21,7 @@ from datamix.pipeline.ledger import Account
 from datamix.pipeline.scan import InputFile
 from datamix.pipeline.steps import Arranged, Decided, ResolvedBuild
 from datamix.pipeline.write_shards import is_training
+from datamix.read import published_path
 from datamix.recipe import Recipe
 
 # Versions that can change a byte of a set.
@@ -76,7 +77,7 @@ def make_manifest(made: ResolvedBuild, written: Written) -> dict[str, Any]:
         "virtual": not recipe.write,
         "packages": {name: version(name) for name in [*PACKAGES, *sorted(extra)]},
         "tokenizer": {
-            "name": recipe.tokenizer,
+            "name": published_path(recipe.tokenizer),
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
             "eos_token_id": tokenizer.eos_token_id,

@@ -26,6 +26,7 @@ from datamix.core.records import TURN_FIELDS
 from datamix.exporters import Weighing
 from datamix.pipeline import built_sets, ledger, translate, write_shards
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
+from datamix.pipeline.input_places import save_places
 from datamix.pipeline.manifest import Written, make_manifest
 from datamix.pipeline.order_rows import costs_in_order
 from datamix.pipeline.out_folder import (
@@ -96,6 +97,7 @@ def publish(
     copy_tokenizer(made.tokenizer, folder)
     listed += [output(staged, path, "tokenizer", "", 0) for path in sorted(folder.iterdir())]
     built_sets.save(options.cache, key, built_sets.BuiltSet(splits, _keys(made)), out)
+    save_places(options.cache, key, made.recipe)
     commands = write_shards.commands(formats, splits["train"].info)
     manifest = make_manifest(
         made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands)
@@ -125,6 +127,7 @@ def remember(made: ResolvedBuild, options: Options) -> None:
     key = set_key(made)
     if built_sets.load(options.cache.absolute(), key) is None:
         built_sets.save(options.cache, key, built_sets.BuiltSet(row_sets(made), _keys(made)), options.out)
+    save_places(options.cache, key, made.recipe)
 
 
 def _load_ahead(tokenizer: TokenizerFiles) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamix.core.errors import RecipeError, mask_url
+from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest
 from datamix.pipeline import encode_pass, prepare, prepare_sources, translate
 from datamix.pipeline.built_sets import load, read_manifest
@@ -14,6 +14,7 @@ from datamix.pipeline.scan import SourceRequest
 from datamix.pipeline.select import Reference
 from datamix.pipeline.shards import SourceShards
 from datamix.pipeline.store import Store
+from datamix.read import published_path
 from datamix.recipe import Recipe
 
 
@@ -21,7 +22,7 @@ def evals(recipe: Recipe, context: BuildContext) -> tuple[SourceShards, ...]:
     """The evaluation files, as what they natively are."""
     works: list[SourceWork] = []
     for e in recipe.decontaminate.against if recipe.decontaminate else ():
-        name = ", ".join(map(mask_url, e.path))
+        name = ", ".join(map(published_path, e.path))
         request = SourceRequest(name, e.path, recipe.base, e.format, None, tuple(sorted(e.columns.items())))
         works.append(SourceWork(request, "native"))
     return tuple(source.shards for source in prepare_sources.prepare_sources(context, works))
@@ -33,7 +34,7 @@ def against(recipe: Recipe, context: BuildContext) -> tuple[Reference, ...]:
     for path in recipe.dedupe.against if recipe.dedupe else ():
         manifest = read_manifest(Path(recipe.base, path)) if "://" not in path else None
         if manifest is None or "recipe_sha256" not in manifest:
-            request = SourceRequest(mask_url(path), (path,), recipe.base)
+            request = SourceRequest(published_path(path), (path,), recipe.base)
             work = SourceWork(request, recipe.kind, dedupe=translate.signing_spec(recipe))
             references += [Reference(r.shards) for r in prepare_sources.prepare_sources(context, [work])]
             continue
@@ -64,6 +65,6 @@ def _signed(recipe: Recipe, context: BuildContext, path: str, train: RowSet, num
     signed = context.run("sign", tasks)
     key = digest("earlier", rows.source.key, train.order and train.order.parent.name, [r.key for r in signed])
     signatures = tuple(r.folder / "signatures.arrow" for r in signed)
-    name = f"{path}:{rows.source.name}"
+    name = f"{published_path(path)}:{rows.source.name}"
     source = SourceShards(name, rows.source.kind, key, rows.source.parts, signatures=signatures)
     return Reference(source, train.order, rows.bins, number)

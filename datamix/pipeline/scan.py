@@ -10,18 +10,17 @@ import json
 import mmap
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datamix.core.contracts import Receipt, Reject, Slice, Task
-from datamix.core.errors import DataError, RecipeError, mask_url
+from datamix.core.errors import DataError, RecipeError
 from datamix.core.hashing import digest
 from datamix.formats import RECORD_FORMATS, TURN_PARTS, Detection, detect, unknown_roles
 from datamix.pipeline.grouping import group_files
-from datamix.read import DOCUMENTS, Sniff, cut, file_state, find, read, sha256_of, sniff
+from datamix.read import DOCUMENTS, Sniff, cut, file_state, find, name_files, read, sha256_of, sniff
 
 _VERSION = 5
 _TICK_NS = 20_000_000  # file times move in steps of at most 10 ms (a kernel at 100 Hz)
@@ -51,7 +50,7 @@ class InputFile:
 
     source: str
     path: str  # as it is opened
-    label: str  # as the manifest names it: relative to the recipe
+    label: str  # as the manifest names it: see `name_files`
     sha256: str
     num_bytes: int
     container: str
@@ -91,7 +90,8 @@ def tasks(request: SourceRequest, home: Path, is_own: Callable[[str, Sequence[st
     Raises RecipeError where a path matches nothing.
     """
     places = [p if "://" in p else os.path.join(request.base, os.path.expanduser(p)) for p in request.paths]
-    paths = [path for path in find(request.paths, request.base) if not is_own(path, places)]
+    found = [path for path in find(request.paths, request.base) if not is_own(path, places)]
+    paths = [path for path, _ in name_files(found, request.paths, request.base)]
     if not paths:
         raise RecipeError(
             f"Source {request.source}: {', '.join(request.paths)} holds only files of the set that is built, of its folder or of its cache. "
@@ -328,6 +328,8 @@ def files(request: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[
                 seen.update({key: decided[0][key] for key in ("format", "kind", "columns")})
     check_columns(request, entries)
     result: list[InputFile] = []
+    paths = [path for task, _ in done for path in task.spec.paths]
+    labels = dict(name_files(paths, request.paths, request.base))
     for (task, _), group in zip(done, scanned, strict=True):
         spec: ScanSpec = task.spec
         for path, state, seen in zip(spec.paths, spec.states, group, strict=True):
@@ -337,21 +339,15 @@ def files(request: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[
                     f"Name the format (`format: alpaca`, one of {', '.join(RECORD_FORMATS)}) or map the fields "
                     "(`columns: {instruction: THEIR_FIELD, output: THEIR_FIELD}`)."
                 )
-            label = mask_url(path) if "://" in path else Path(os.path.relpath(path, request.base)).as_posix()
             plain = {
                 name: seen[name] for name in ("sha256", "num_bytes", "container", "compression", "encoding")
             }
             options = tuple((a, b) for a, b in seen["options"])
             columns = request.columns or tuple((a, b) for a, b in seen["columns"])
             result.append(
-                InputFile(request.source, path, label, **plain, options=options, format=seen["format"],
+                InputFile(request.source, path, labels[path], **plain, options=options, format=seen["format"],
                           kind=seen["kind"], columns=columns, state=state)
             )  # fmt: skip
-    names = Counter(file.label for file in result)
-    if max(names.values(), default=1) > 1:  # URLs that differ only in what is masked
-        result = [
-            replace(f, label=f"{f.label}#{n}") if names[f.label] > 1 else f for n, f in enumerate(result)
-        ]
     return result
 
 

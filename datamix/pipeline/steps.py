@@ -104,7 +104,7 @@ def preflight(recipe: Recipe) -> TokenizerFiles:
         try:
             check()
         except DatamixError as error:
-            problems.append((key, str(error) + _hub_hint(recipe, key)))
+            problems.append((key, f"{error}{_hint(recipe, key, str(error))}"))
     if not any(key[0] == "clean" for key, _ in problems):
         translate.cleaning_steps(recipe, next(iter(recipe.sources)))  # what steps need to be installed
     tokenizer: TokenizerFiles | None = None
@@ -117,8 +117,10 @@ def preflight(recipe: Recipe) -> TokenizerFiles:
     return tokenizer
 
 
-def _hub_hint(recipe: Recipe, key: Key) -> str:
-    """What to write for a path that looks like the id of a dataset on the Hub."""
+def _hint(recipe: Recipe, key: Key, problem: str) -> str:
+    """What to write for a path of a manifest, or one that looks like the id of a dataset on the Hub."""
+    if "'<SOURCE>/" in problem:
+        return " <SOURCE> stands for an absolute path in the recipe of a manifest: write where the files are."
     paths = recipe.sources[str(key[1])].path if key[0] == "sources" else ()
     ids = [path for path in paths if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path)]
     missing = [

@@ -17,12 +17,24 @@ from datamix.read.documents import read_document, read_warc
 from datamix.read.json_array import read_json
 from datamix.read.json_lines import Take, read_jsonl, read_lines
 from datamix.read.lines import as_stored, codec_of
-from datamix.read.listing import find
+from datamix.read.listing import find, local_path, name_files, published_path
 from datamix.read.sniffing import Sniff, cut, sniff
 from datamix.read.storage import check_unchanged, explained, file_state, is_remote, sha256_of
 from datamix.read.tables import read_csv
 
-__all__ = ["DOCUMENTS", "Sniff", "cut", "file_state", "find", "read", "sha256_of", "sniff"]
+__all__ = [
+    "DOCUMENTS",
+    "Sniff",
+    "cut",
+    "file_state",
+    "find",
+    "local_path",
+    "name_files",
+    "published_path",
+    "read",
+    "sha256_of",
+    "sniff",
+]
 
 DOCUMENTS = ("text", "html", "pdf", "docx", "epub")  # containers whose files are one document each
 _READERS: dict[str, Callable[[Slice, int], Iterator[Rows]]] = {

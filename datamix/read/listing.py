@@ -4,6 +4,9 @@ A plain file is taken as it is named. A glob (``**`` too) matches files only. A 
 followed, hidden names skipped; what is in a data folder but is not data (a README, a licence, the
 bookkeeping of ``save_to_disk`` and of LLaMA-Factory) is skipped where data is beside it. One listing a
 folder; no file is opened.
+
+What a set says of its inputs must not depend on where they or the recipe are: ``name_files`` gives files the names that
+manifests have, and their order in a source; ``published_path`` is a path of a recipe without its absolute part.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import fnmatch
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from datamix.core.errors import RecipeError, mask_secrets, mask_url
 from datamix.read.storage import explained, filesystem_of, is_remote, is_special
 
 _MAGIC = re.compile(r"[*?\[]")
+_ELSEWHERE = "<SOURCE>"  # in manifests: the absolute part of a path of the recipe
 _NOT_DATA = re.compile(
     r"(readme|licen[cs]e|copying|notice|changelog|citation)([._-][a-z]{2}(-[a-z]+)?)?(\.(md|txt|rst|cff))?$|"
     r"(dataset_infos?|state|dataset_dict)\.json$",
@@ -63,6 +68,74 @@ def find(paths: Sequence[str], base: str) -> list[str]:
             raise RecipeError(f"path {path!r}: there is no such file or folder{_nearest(full)}.")
         files.update(matches)
     return sorted(files, key=lambda path: path.encode("utf-8", "surrogateescape"))
+
+
+def name_files(files: Sequence[str], paths: Sequence[str], base: str) -> list[tuple[str, str]]:
+    """Files that ``find(paths, base)`` gave, in the order of the source, each with its name in a manifest.
+
+    A file that a path below the recipe's folder names is called by its place there; another one by its place below the fixed
+    part of the path that names it: the folder, or what is before the first wildcard. They are sorted by their places seen
+    from the recipe's folder, behind them those of absolute paths by these. Cost: a dictionary; files times folders and globs.
+
+    >>> name_files(["r/a/x.json", "/d/e/y.json", "s/z.json"], ["a/*.json", "/d/*/y.json", "../s"], "r")
+    [('s/z.json', 'z.json'), ('r/a/x.json', 'a/x.json'), ('/d/e/y.json', 'e/y.json')]
+    """
+    exact: dict[str, str] = {}  # file -> the path of the recipe that names it
+    folders: list[tuple[str, str]] = []  # (fixed part, path of the recipe)
+    for written in (os.path.expanduser(local_path(path)) for path in paths):
+        full = os.path.normpath(os.path.join(base, written))
+        exact.setdefault(full, written)
+        folders.append((full, written))
+        fixed, rest = _split(written)
+        if _MAGIC.search(rest):
+            folders.append((os.path.normpath(os.path.join(base, fixed)), written))
+    named: list[tuple[int, bytes, str, str]] = []
+    for file in files:
+        if is_remote(local_path(file)):
+            named.append((2, os.fsencode(file), file, published_path(file).replace(f"{_ELSEWHERE}/", "")))
+            continue
+        place = os.path.normpath(local_path(file))
+        folder, written = os.path.dirname(place), exact.get(place, "")
+        if not written:
+            folder, written = next(((f, w) for f, w in folders if _is_below(place, f)), (folder, place))
+        is_absolute = os.path.isabs(written)
+        seen = place if is_absolute else os.path.relpath(place, base)
+        is_inside = not is_absolute and os.path.normpath(written).split(os.sep)[0] != os.pardir
+        label = seen if is_inside else os.path.relpath(place, folder)
+        named.append((int(is_absolute), os.fsencode(seen), file, label))
+    in_order = [(file, label) for _, _, file, label in sorted(named)]
+    times = Counter(label for _, label in in_order)  # equal in several folders, or but for what is masked
+    return [(f, f"{label}#{n}" if times[label] > 1 else label) for n, (f, label) in enumerate(in_order)]
+
+
+def published_path(path: str) -> str:
+    """A path of a recipe as manifests hold it: ``/data/zh/*.jsonl`` -> ``<SOURCE>/*.jsonl``; secrets of URLs masked."""
+    *before, last = mask_url(path).split("::")
+    scheme, separator, rest = last.partition("://")
+    if separator and scheme not in ("file", "local"):
+        return mask_url(path)
+    place = rest if separator else last
+    if os.path.isabs(place) or place.startswith("~"):
+        place = f"{_ELSEWHERE}/{_split(os.path.normpath(place))[1]}"
+    return "::".join([*before, scheme + separator + place if separator else place])
+
+
+def local_path(path: str) -> str:
+    """A path without the scheme of local files."""
+    return path if "::" in path else path.removeprefix("file://").removeprefix("local://")
+
+
+def _split(path: str) -> tuple[str, str]:
+    """What is fixed of a path, and the rest: from the first wildcard on, else its last part."""
+    parts = path.split(os.sep)
+    first = next((n for n, part in enumerate(parts) if _MAGIC.search(part)), len(parts) - 1)
+    return os.sep.join(parts[:first]) or (os.sep if path.startswith(os.sep) else ""), os.sep.join(
+        parts[first:]
+    )
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.relpath(path, folder).split(os.sep)[0] != os.pardir
 
 
 def _globbed(full: str) -> list[str]:

@@ -6,7 +6,7 @@ published JSON Schema (``schemas/recipe.schema.json``) is generated from these c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 from datamix.core.errors import RecipeError, mask_url, nearest
 from datamix.core.hashing import digest
 from datamix.core.records import Kind
+from datamix.read import published_path
 from datamix.recipe import strict_yaml
 from datamix.recipe.dataset_entries import expand
 from datamix.recipe.mistakes import explain
@@ -170,28 +171,30 @@ class Recipe(Model):
         return self.model_dump(mode="json")
 
     def published(self) -> dict[str, Any]:
-        """The resolved recipe as manifests hold it: secrets of URLs are masked."""
-        masked: dict[str, Any] = _masked(self.resolved())
+        """The resolved recipe as manifests hold it: without secrets of URLs and places of files (``<SOURCE>/...``)."""
+        masked: dict[str, Any] = _changed_paths(self.resolved(), published_path)
+        return masked
+
+    def with_places(self) -> dict[str, Any]:
+        """The resolved recipe with the places of files as written, secrets of URLs masked: what a cache holds."""
+        masked: dict[str, Any] = _changed_paths(self.resolved(), mask_url)
         return masked
 
     def sha256(self) -> str:
-        """The fingerprint of the published recipe: another password in a URL is the same recipe."""
+        """The fingerprint of the published recipe: another password in a URL, or place of the files, is the same recipe."""
         return digest(self.published())
 
 
-def _masked(value: Any) -> Any:
+def _changed_paths(value: Any, change: Callable[[str], str], is_path: bool = False) -> Any:
+    """The same value with every path in it changed."""
     if isinstance(value, dict):
-        return {k: _masked_paths(v) if k in _PATH_KEYS else _masked(v) for k, v in value.items()}
-    return [_masked(item) for item in value] if isinstance(value, list) else value
-
-
-def _masked_paths(value: Any) -> Any:
+        return {k: _changed_paths(v, change, k in _PATH_KEYS) for k, v in value.items()}
     if isinstance(value, list):
-        return [_masked_paths(item) for item in value]
-    return mask_url(value) if isinstance(value, str) else _masked(value)
+        return [_changed_paths(item, change, is_path) for item in value]
+    return change(value) if is_path and isinstance(value, str) else value
 
 
-_PATH_KEYS = ("path", "against", "tokenizer", "chat_template")
+_PATH_KEYS = ("path", "against", "tokenizer", "chat_template", "scores")
 
 
 DEFAULTS: dict[str, tuple[str, str, str]] = {  # kind -> mix.unit, encode.pack, encode.overlong

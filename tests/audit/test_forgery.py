@@ -329,7 +329,7 @@ def test_raw_files_that_are_nowhere_are_said_to_be(
     target = forged(built, tmp_path, lambda manifest: None)
     ok, detail = with_inputs(target, monkeypatch, tmp_path)["inputs"]
     assert not ok
-    assert "run verify where the recipe is" in detail
+    assert "run verify in the folder of the recipe file" in detail
 
 
 def test_the_command_takes_a_share(built: Path) -> None:
