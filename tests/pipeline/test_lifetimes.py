@@ -47,6 +47,11 @@ if __name__ == "__main__":
 """
 
 
+def default_signals() -> None:
+    """``nohup`` hands an ignored SIGHUP on to every child."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def descendants(folder: Path, process: subprocess.Popen[bytes]) -> list[int]:
     """Handles of both workers and of the process that they are forked from."""
     pids = folder / "pids"
@@ -67,7 +72,10 @@ def test_workers_end_with_their_parent_however_it_ends(
     (tmp_path / "thing.py").write_text(MODULE)
     (tmp_path / "program.py").write_text(PROGRAM)
     process = subprocess.Popen(
-        [sys.executable, "program.py", task, start], cwd=tmp_path, stderr=subprocess.DEVNULL
+        [sys.executable, "program.py", task, start],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=default_signals,
     )
     handles = descendants(tmp_path, process)
     process.send_signal(number)
@@ -90,6 +98,7 @@ def test_a_signal_interrupts_a_build_which_then_resumes(
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
+        preexec_fn=default_signals,
     )
     while not list((tmp_path / "a/.datamix/store").glob("??/*")) and process.poll() is None:
         time.sleep(0.002)
