@@ -105,3 +105,8 @@ class Lines(Screen):
 
     def say(self, text: str) -> None:
         self.lines.append(text)
+
+
+def tree_digest(out: Path) -> str:
+    """Sixteen hex digits for all files of a set, names included."""
+    return hashlib.sha256(json.dumps(fingerprint(out)).encode()).hexdigest()[:16]

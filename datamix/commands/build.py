@@ -18,11 +18,10 @@ from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS, echo
 @WORKERS
 @click.option(
     "--engine",
-    type=click.Choice(["local"]),
+    type=click.Choice(["local", "workers"]),
     default="local",
     show_default=True,
-    expose_value=False,  # nothing to choose from yet
-    help="Where tasks run.",
+    help="Where tasks run: in processes here, or in `datamix worker` processes that share the cache.",
 )
 @click.option(
     "--sample", type=click.IntRange(min=1), help="Read at most N records of each file, for a trial build."
@@ -33,7 +32,7 @@ from datamix.commands.options import CACHE, OVERRIDES, PATH, WORKERS, echo
 @click.option("--log", type=PATH, help="Also write phases and messages to this file, as JSON lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest instead of the tables.")
 def build(
-    recipe: Path, output: Path | None, cache: Path | None, workers: int | None, sample: int | None,
+    recipe: Path, output: Path | None, cache: Path | None, workers: int | None, engine: str, sample: int | None,
     overrides: tuple[str, ...], overwrite: bool, quiet: bool, log: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Build the training set of a recipe. Safe to rerun: an interrupted build resumes."""
@@ -44,9 +43,13 @@ def build(
     from datamix.recipe import Recipe
     from datamix.reporting.summaries import closing
 
+    if workers is not None and engine != "local":
+        raise click.UsageError(
+            f"--workers is for --engine local: with {engine} there are as many as you start."
+        )
     read = Recipe.read(recipe, overrides)
     out = output or Path(read.name)
-    options = Options(out, cache or default_cache(out), workers or 0, sample, overwrite)
+    options = Options(out, cache or default_cache(out), workers or 0, sample, overwrite, engine)
     with contextlib.ExitStack() as files:
         screen = Screen(quiet=quiet)
         if log is not None:

@@ -28,6 +28,7 @@ from datamix.commands.report import report
 from datamix.commands.schema import schema
 from datamix.commands.sweep import sweep
 from datamix.commands.verify import verify
+from datamix.commands.worker import worker
 from datamix.core.errors import DatamixError, InternalError, Interrupted, mask_secrets, visible
 
 EXAMPLES = {
@@ -56,6 +57,7 @@ EXAMPLES = {
     "diff": ["datamix diff out1 out2", "datamix diff out1 out2 --html > diff.html"],
     "push": ["datamix push out hf://OWNER/NAME"],
     "report": ["datamix report out --language zh"],
+    "worker": ["datamix worker /shared/.datamix", "datamix worker /shared/.datamix --index 3/64 --idle 60"],
 }
 
 
@@ -113,6 +115,7 @@ for _command in (
     sweep,
     schema,
     cache,
+    worker,
 ):
     cli.add_command(_command)
 

@@ -8,6 +8,7 @@ schedule of about ten bytes a row.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,12 @@ from datamix.tokenize.tokenizer import slow_engine_notice
 def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dict[str, Any]:
     """Build a training set; return its manifest. Raises DatamixError with what to do."""
     screen = screen or Screen(quiet=True)
+    if options.engine != "local":  # other machines have other working directories
+        options = replace(options, out=options.out.absolute(), cache=options.cache.absolute())
+        recipe = recipe.at(os.path.abspath(recipe.base))
     tokenizer = preflight(recipe)
-    with hold(options.out, recipe, options, screen):
-        context = open_context(options, screen)
+    with hold(options.out, recipe, options, screen) as held:
+        context = replace(open_context(options, screen), held=held)
         try:
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)

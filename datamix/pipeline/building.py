@@ -1,7 +1,8 @@
 """``OUT/.building``: work in progress, marked as ours, locked by the process that writes OUT.
 
 The lock is advisory (``flock``) on a file inside, checked by inode: a folder that was taken away and made again is another
-lock. Links inside are unlinked, never followed.
+lock. Links inside are unlinked, never followed. A build by workers on other machines also holds a lease there, with a heartbeat,
+and needs no lock where the file system has none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from datamix.core.errors import DatamixError, MachineError, RecipeError
 from datamix.core.machine import advice, reason
+from datamix.pipeline.leases import DEAD_SECONDS, LEASES, Lease, process_start
 
 BUILDING = ".building"
 OWNED = "owned.json"  # there while files are moved into place
@@ -27,16 +29,21 @@ _LOCK = "lock"
 
 
 @contextmanager
-def hold_folder(out: Path) -> Iterator[None]:
-    """Lock OUT for this process; ``.building`` is there meanwhile.
+def hold_folder(out: Path, shared: bool = False) -> Iterator[Lease | None]:
+    """Lock OUT for this process; ``.building`` is there meanwhile. ``shared``: by a lease too, which other machines see.
 
     A failure that leaves no work in ``.building`` takes away the folders that were made for it. Raises RecipeError with the
-    pid of the process that holds OUT, MachineError where OUT cannot be written.
+    pid of the process, or the lease of the build, that holds OUT, MachineError where OUT cannot be written.
     """
     created = _make_building(out)
-    handle = _locked(out)
+    handle = _locked(out, shared)
     try:
-        yield
+        lease = _leased(out, shared)
+    except DatamixError:
+        os.close(handle)
+        raise
+    try:
+        yield lease
     except DatamixError:
         if not any((out / BUILDING).glob("??/*")) and not (out / BUILDING / OWNED).exists():
             remove_building(out)
@@ -45,7 +52,26 @@ def hold_folder(out: Path) -> Iterator[None]:
                     folder.rmdir()
         raise
     finally:
+        if lease is not None:
+            lease.close()
         os.close(handle)
+
+
+def _leased(out: Path, shared: bool) -> Lease | None:
+    """The lease of this build. Raises RecipeError where another build holds one that beats."""
+    building = out / BUILDING
+    if not shared and not (building / LEASES).is_dir():
+        return None
+    lease = Lease(building, "build")
+    if others := lease.others():
+        age = lease.age_of(others[0])
+        lease.close()
+        raise RecipeError(
+            f"Another build (lease {others[0].name}, heartbeat {max(0, age):.0f} s ago) is writing {out}. Wait for it, stop it, or "
+            f"choose another folder with -o; where it died with its machine, run this again when {DEAD_SECONDS:.0f} s have passed "
+            "since its last heartbeat."
+        )
+    return lease
 
 
 def remove_building(out: Path) -> None:
@@ -153,7 +179,7 @@ def carries_marker(building: Path) -> bool:
     return False
 
 
-def _locked(out: Path) -> int:
+def _locked(out: Path, shared: bool) -> int:
     path = out / BUILDING / _LOCK
     while True:
         try:
@@ -165,6 +191,8 @@ def _locked(out: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                if shared:  # the lease decides
+                    return handle
                 os.close(handle)
                 raise MachineError(
                     f"{out} is on a file system that has no file locks ({error.strerror}), as Lustre and NFS often are "
@@ -172,6 +200,8 @@ def _locked(out: Path) -> int:
                     "(the set can be copied afterwards), or mount this one with locks (Lustre: -o flock; NFS: with lockd)."
                 ) from error
             pid = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+            if shared and not (pid.isdigit() and process_start(int(pid))) and _had_lease(out):
+                return handle  # of a machine that died: its lease decides
             os.close(handle)
             raise RecipeError(
                 f"Another build (process {pid}) is writing {out}. Wait for it, stop it, or choose another folder with -o."
@@ -185,6 +215,12 @@ def _locked(out: Path) -> int:
     os.ftruncate(handle, 0)
     os.pwrite(handle, str(os.getpid()).encode(), 0)
     return handle
+
+
+def _had_lease(out: Path) -> bool:
+    with suppress(OSError):
+        return any((out / BUILDING / LEASES).iterdir())
+    return False
 
 
 def staging(out: Path) -> Path:

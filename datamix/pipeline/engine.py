@@ -103,16 +103,22 @@ def _ended(futures: dict[Future[Receipt], tuple[int, Task]]) -> Iterator[tuple[i
 
 
 def _start_worker() -> None:
-    """One thread a worker: the parallel unit is the task. Ctrl-C is for the parent to handle."""
-    import gc
+    """Ctrl-C is for the parent to handle."""
     import signal
+
+    preload.end_worker_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    one_thread()
+
+
+def one_thread() -> None:
+    """One thread a worker: the parallel unit is the task."""
+    import gc
 
     import pyarrow as pa
 
     # parsing allocates many objects and no cycles: the cyclic GC took 10 % of the time
     gc.set_threshold(100_000)
-    preload.end_worker_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
     pa.set_cpu_count(1)

@@ -22,9 +22,9 @@ from functools import cache as once
 from hashlib import sha256
 from pathlib import Path
 
-_FOLDER = "leases"
+LEASES = "leases"
 _BEAT_SECONDS = 5.0
-_DEAD_SECONDS = 60.0  # without a heartbeat
+DEAD_SECONDS = 60.0  # without a heartbeat
 _WAIT_SECONDS = 0.05
 
 
@@ -56,18 +56,33 @@ def process_start(pid: int) -> str:
 
 
 class Lease:
-    """One command's announcement in a cache; ``purpose`` is ``build`` or ``prune``."""
+    """One command's announcement in a cache; ``purpose`` is ``build``, ``worker`` or ``prune``."""
 
     def __init__(self, cache: Path, purpose: str) -> None:
-        self._folder = cache / _FOLDER
+        self._folder = cache / LEASES
         self._folder.mkdir(parents=True, exist_ok=True)
         pid = os.getpid()
         name = f"{purpose}-{machine_tag()}-{pid}-{process_start(pid)}-{secrets.token_hex(4)}"
         self._path = self._folder / name
         self._path.touch()
         self._named: set[str] = set()
+        self.is_lost = False  # others took this process for dead
         self._ended = threading.Event()
         threading.Thread(target=self._beat, name="lease", daemon=True).start()
+
+    @property
+    def id(self) -> str:
+        """The name of this lease."""
+        return self._path.name
+
+    def is_beating(self, name: str) -> bool:
+        """Whether the lease ``name`` of this cache has a heartbeat, by the clock of the file system: a stopped process has none."""
+        path = self._folder / name
+        return path.exists() and self._is_alive(path) and self.age_of(path) < DEAD_SECONDS
+
+    def beating(self) -> list[str]:
+        """The names of all other leases that have a heartbeat."""
+        return [path.name for path in self.others() if self.is_beating(path.name)]
 
     def name(self, keys: Iterable[str]) -> None:
         """Name results before they are looked for, and wait while a prune runs that may not have seen the names."""
@@ -109,15 +124,27 @@ class Lease:
         _, tag, pid, start, _ = path.name.split("-") if path.name.count("-") == 4 else ("", "", "", "", "")
         if tag == machine_tag():
             return process_start(int(pid)) == start
+        return self.age_of(path) < DEAD_SECONDS
+
+    def age_of(self, path: Path) -> float:
+        """Seconds since a file of this file system was touched, by its clock; infinite where it is gone."""
         with suppress(OSError):
+            self._touch()
+            return self._path.stat().st_mtime - path.stat().st_mtime
+        return float("inf")
+
+    def _touch(self) -> None:
+        try:
             os.utime(self._path)
-            return self._path.stat().st_mtime - path.stat().st_mtime < _DEAD_SECONDS
-        return False
+        except FileNotFoundError:  # stopped for a minute, and taken for dead by others
+            if not self._ended.is_set():
+                self.is_lost = True
+                self._path.write_text("".join(f"{key}\n" for key in sorted(self._named)), encoding="ascii")
 
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT_SECONDS):
             with suppress(OSError):
-                os.utime(self._path)
+                self._touch()
 
 
 def sweep(paths: Iterable[Path], lease: Lease) -> None:

@@ -20,20 +20,11 @@ from datamix.core.errors import DataError
 from datamix.pipeline.ledger import Account
 from datamix.pipeline.scan import InputFile
 from datamix.pipeline.steps import Arranged, Decided, ResolvedBuild
+from datamix.pipeline.task_files import CONTAINER_PACKAGES, PACKAGES, STEP_PACKAGES
 from datamix.pipeline.write_shards import is_training
 from datamix.read import published_path
 from datamix.recipe import Recipe
 
-# Versions that can change a byte of a set.
-PACKAGES = ("pyarrow", "tokenizers", "transformers", "jinja2", "numpy", "ftfy")
-_OF_CONTAINER = {
-    "html": "resiliparse",
-    "epub": "resiliparse",
-    "pdf": "pypdfium2",
-    "docx": "mammoth",
-    "warc": "warcio",
-}
-_OF_STEP = {"language": "py3langid"}
 _FATES = ("cleaned", "removed", "dropped", "validation", "used", "unused")
 _AMOUNTS = ("rows", *UNITS)
 Amounts = dict[tuple[str, str], Counter[str]]  # (stage, source) -> rows, records, tokens, loss_tokens
@@ -63,8 +54,8 @@ def make_manifest(made: ResolvedBuild, written: Written) -> dict[str, Any]:
     total, length = sum(emitted.values(), Counter[str]()), recipe.encode.max_length
     is_language = recipe.kind in ("pretrain", "sft")
     containers = {file.container for source in decided.sources for file in source.files}
-    extra = {_OF_CONTAINER[c] for c in containers & _OF_CONTAINER.keys()}
-    extra |= {_OF_STEP[step.name] for step in recipe.clean if step.name in _OF_STEP}
+    extra = {CONTAINER_PACKAGES[c] for c in containers & CONTAINER_PACKAGES.keys()}
+    extra |= {STEP_PACKAGES[step.name] for step in recipe.clean if step.name in STEP_PACKAGES}
     return {
         "datamix_version": __version__,
         "name": recipe.name,

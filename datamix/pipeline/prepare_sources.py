@@ -13,7 +13,7 @@ from typing import Literal
 
 from datamix.clean import Step
 from datamix.core.contracts import Engine, Receipt, Task
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import DataError, MachineError, RecipeError
 from datamix.core.hashing import digest
 from datamix.core.records import RecordKind
 from datamix.dedup import DedupeSpec, LineSpec
@@ -41,11 +41,20 @@ class BuildContext:
     screen: Screen
     is_own: Callable[[str, Sequence[str]], bool] = lambda path, places: False
     lease: Lease | None = None  # of the cache, where the work is done there
+    held: Lease | None = None  # of OUT, where machines share it
 
     def name(self, keys: Iterable[str]) -> None:
         """Say which results this run uses, so that pruning leaves them."""
         if self.lease is not None:
             self.lease.name(keys)
+
+    def check_held(self) -> None:
+        """Raise MachineError where another build took OUT over, because this one had no heartbeat for a minute."""
+        if self.held is not None and self.held.is_lost:
+            raise MachineError(
+                "This build was stopped for a minute or longer, and another one has taken its place. Nothing was published here: "
+                "wait for the other one."
+            )
 
     def close(self) -> None:
         """Stop the workers, and withdraw from the cache."""
@@ -54,6 +63,7 @@ class BuildContext:
             self.lease.close()
 
     def run(self, title: str, tasks: Sequence[Task]) -> list[Receipt]:
+        self.check_held()
         self.name(task.key for task in tasks)
         return run_tasks(self.engine, self.screen, title, tasks)
 

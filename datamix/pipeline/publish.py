@@ -27,6 +27,7 @@ from datamix.exporters import Weighing
 from datamix.pipeline import built_sets, ledger, translate, write_shards
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
 from datamix.pipeline.input_places import save_places
+from datamix.pipeline.leases import Lease
 from datamix.pipeline.manifest import Written, make_manifest
 from datamix.pipeline.order_rows import costs_in_order
 from datamix.pipeline.out_folder import (
@@ -53,13 +54,13 @@ _VERSION = 1
 
 
 @contextmanager
-def hold(out: Path, recipe: Recipe, options: Options, screen: Screen) -> Iterator[None]:
-    """Keep OUT for one build. Raises RecipeError where another build holds it, or files of somebody else are in the way."""
+def hold(out: Path, recipe: Recipe, options: Options, screen: Screen) -> Iterator[Lease | None]:
+    """Keep OUT for one build, with a lease where machines share it. Raises RecipeError where another build holds it, or files of somebody else are in the way."""
     check_out(out, options.cache, recipe, options.overwrite)
-    with hold_folder(out):
+    with hold_folder(out, options.engine != "local") as lease:
         # Another build may have ended meanwhile.
         check_out(out, options.cache, recipe, options.overwrite)
-        yield
+        yield lease
         if (out / MANIFEST).exists():
             remove_leftovers(out, screen.say)
             remove_building(out)
@@ -116,6 +117,7 @@ def publish(
             manifest["outputs"].append(output(staged, staged / name, form, form, 0))
         manifest["outputs"].sort(key=lambda entry: str(entry["path"]))
         watch.advance(1, "report")
+    context.check_held()
     switch(out, staged, owned, (None, manifest), context.screen.say)
     clear_failed(out)
     record_whole(out, manifest, options.cache)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamix import mix
-from datamix.core.contracts import Receipt
+from datamix.core.contracts import Engine, Receipt
 from datamix.core.errors import DataError, DatamixError, RecipeError
 from datamix.core.hashing import canonical
 from datamix.core.machine import failures_at
@@ -27,6 +27,7 @@ from datamix.exporters import SetInfo, open_sink
 from datamix.pipeline import order_rows, pack_sources, references, select, translate
 from datamix.pipeline.built_sets import mark_format
 from datamix.pipeline.engine import LocalEngine, default_workers
+from datamix.pipeline.engine_workers import WorkersEngine
 from datamix.pipeline.held_out import Split
 from datamix.pipeline.leases import Lease, sweep
 from datamix.pipeline.out_folder import is_own_file
@@ -51,6 +52,7 @@ class Options:
     workers: int = 0  # 0: as many as there are processors
     sample: int | None = None  # only this many records of each file, for a trial build
     overwrite: bool = False
+    engine: str = "local"  # local | workers
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,11 @@ def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) ->
         sweep((home / PARTIAL).glob("*"), lease)
         if notice := mark_format(options.cache):
             screen.say(notice)
-    engine = LocalEngine(options.workers or default_workers())
+    engine: Engine
+    if options.engine == "workers":
+        engine = WorkersEngine(options.cache, options.out, lease, screen)
+    else:
+        engine = LocalEngine(options.workers or default_workers())
     return BuildContext(home, engine, screen, is_own_file(outs or [options.out], options.cache), lease)
 
 

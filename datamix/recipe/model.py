@@ -86,6 +86,12 @@ class Recipe(Model):
         """The folder that relative paths start from."""
         return self._base
 
+    def at(self, base: str) -> Recipe:
+        """The same recipe with relative paths that start from another spelling of its folder."""
+        moved = self.model_copy()
+        moved._base = base
+        return moved
+
     @property
     def unit(self) -> str:
         """``mix.unit``: validation fills in the default of the kind."""

@@ -46,6 +46,7 @@ push {tmp}/set hf://me/small
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --scale 0.5 --cache {tmp}/cache --workers 1 --set seed=3
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --cache {tmp}/cache --overwrite
 schema manifest
+worker {tmp}/cache --index 0/2 --idle 0
 cache --cache {tmp}/cache
 cache --cache {tmp}/cache --prune
 """
@@ -62,6 +63,7 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "blend.txt").write_text("1 data_text_document")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.HfApi", hub_stub.Hub)
+    monkeypatch.setattr("datamix.jobs.worker.one_thread", lambda: None)  # of this process too
     outputs: dict[str, str] = {}
     for line in CALLS.strip().splitlines():
         line = line.format(tmp=tmp_path)
