@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamix.commands.api import build, diff, export, init, inspect, plan, push, report, sweep, verify
     from datamix.dedup import dedupe
+    from datamix.jobs.loss_callback import LossCallback
     from datamix.pipeline.built_sets import open_any as open
     from datamix.recipe import Recipe
 
 __version__ = "0.2.0"
 __all__ = [
+    "LossCallback",
     "Recipe",
     "__version__",
     "build",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _PLACES = {  # imported when they are first asked for, so that `datamix --help` is instant
+    "LossCallback": ("datamix.jobs.loss_callback", "LossCallback"),
     "Recipe": ("datamix.recipe", "Recipe"),
     "build": ("datamix.commands.api", "build"),
     "dedupe": ("datamix.dedup", "dedupe"),

@@ -77,6 +77,9 @@ def test_no_import_circle() -> None:
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
     torch_files = ("loader.py", "torchtune_rows.py")  # imported where torch is asked for, and by nobody else
     allowed = {"torch"} if path.name in torch_files else set()
+    allowed |= (
+        {"transformers"} if path.name == "loss_callback.py" else set()
+    )  # a callback is one of its classes
     assert {n.split(".")[0] for n in imported(path, top_level_only=True)} & HEAVY <= allowed
 
 
@@ -148,4 +151,9 @@ def test_no_function_is_longer_than_sixty_lines() -> None:
 
 
 def test_no_function_takes_whatever_it_is_given() -> None:
-    assert not [(path.name, node.name) for path, node in functions() if node.args.kwarg]
+    takes = [(path.name, node.name) for path, node in functions() if node.args.kwarg]
+    events = {
+        ("loss_callback.py", "on_train_begin"),
+        ("loss_callback.py", "on_step_end"),
+    }  # a trainer's, which names more in each version
+    assert set(takes) <= events

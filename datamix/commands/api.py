@@ -104,11 +104,11 @@ def push(out: str | Path, target: str) -> str:
     return push_set(Path(out), target)
 
 
-def report(out: str | Path, language: str = "en") -> Path:
-    """Write the report page of a finished set again (``en`` or ``zh``), list it in the manifest; its path. Raises DatamixError."""
+def report(out: str | Path, language: str = "en", losses: str | Path | None = None) -> Path:
+    """Write the report page of a finished set again (``en`` or ``zh``, with a ``losses.jsonl``), list it; its path. Raises DatamixError."""
     from datamix.jobs.report import write_report
 
-    return write_report(Path(out), language)
+    return write_report(Path(out), language, Path(losses) if losses is not None else None)
 
 
 def verify(out: str | Path, inputs: float | None = None) -> Checks:

@@ -56,7 +56,7 @@ EXAMPLES = {
     "cache": ["datamix cache", "datamix cache --prune"],
     "diff": ["datamix diff out1 out2", "datamix diff out1 out2 --html > diff.html"],
     "push": ["datamix push out hf://OWNER/NAME"],
-    "report": ["datamix report out --language zh"],
+    "report": ["datamix report out --language zh", "datamix report out --losses out/losses.jsonl"],
     "worker": ["datamix worker /shared/.datamix", "datamix worker /shared/.datamix --index 3/64 --idle 60"],
 }
 

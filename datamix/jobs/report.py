@@ -14,17 +14,21 @@ from datamix.reporting import render_report
 PAGE = "report.html"
 
 
-def write_report(out: Path, language: str = "en", warn: Callable[[str], None] = print) -> Path:
-    """Write ``OUT/report.html`` anew and return its path; in English it is the page that the build wrote.
+def write_report(
+    out: Path, language: str = "en", losses: Path | None = None, warn: Callable[[str], None] = print
+) -> Path:
+    """Write ``OUT/report.html`` anew and return its path; in English, without ``losses``, it is the page that the build wrote.
 
     A page that somebody changed is set aside as ``report.html.yours``, and ``warn`` is given a sentence about it. Raises
-    RecipeError where OUT is no finished set, or for a language that the page does not have.
+    RecipeError where OUT is no finished set, for a language that the page does not have, or for a file of losses that is none.
     """
     finished_manifest(out)
     with hold_folder(out):
         manifest = finished_manifest(out)  # another command may have ended meanwhile
         staged = staging(out)
-        (staged / PAGE).write_text(render_report(out, manifest, language=language), encoding="utf-8")
+        (staged / PAGE).write_text(
+            render_report(out, manifest, language=language, losses=losses), encoding="utf-8"
+        )
         rest = [entry for entry in manifest["outputs"] if entry["path"] != PAGE]
         new = [*rest, write_shards.output(staged, staged / PAGE, "report", "report", 0)]
         new.sort(key=lambda entry: str(entry["path"]))

@@ -138,6 +138,18 @@ def round_ticks(top: float, label: Callable[[float], str]) -> list[Tick]:
     return [(100 * n * step / top, label(n * step)) for n in range(int(top / step + 1e-9) + 1)]
 
 
+def range_ticks(low: float, high: float) -> list[Tick]:
+    """At most five round values within ``low`` to ``high``, as ticks of an axis from one to the other."""
+    power = 10.0 ** math.floor(math.log10((high - low) / _MAX_TICKS))
+    step = next(power * n for n in (1, 2, 2.5, 5, 10) if (high - low) / (power * n) < _MAX_TICKS)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9)) + (step / 10 ** math.floor(math.log10(step)) == 2.5)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [
+        (100 * (n * step - low) / (high - low), f"{n * step + 0.0:.{digits}f}")
+        for n in range(first, last + 1)
+    ]
+
+
 def part_ticks() -> list[Tick]:
     """An axis from 0 to the whole."""
     return [(100 * n / 4, percent_text(n / 4)) for n in range(5)]

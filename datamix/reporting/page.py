@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datamix.core.losses import read_losses
 from datamix.pipeline.progress import short_bytes
 from datamix.reporting.charts import Section
 from datamix.reporting.decode import read_manifest
 from datamix.reporting.gather import gather
+from datamix.reporting.loss_section import loss_section, loss_verdicts, source_losses
 from datamix.reporting.sections import row_section, sections
 from datamix.reporting.verdicts import Verdict, verdicts
 from datamix.reporting.words import Words, percent, unit_words
@@ -27,15 +29,23 @@ def render_report(
     manifest: dict[str, Any] | None = None,
     costs: NDArray[np.int64] | None = None,
     language: str = "en",
+    losses: Path | None = None,
 ) -> str:
     """The report of the set below ``out`` as one HTML page.
 
     ``manifest`` is given where it is not written yet, ``costs`` (of each row, in the unit of the mixture) where they are
-    known. Raises RecipeError where ``out`` is no finished set, or for a language that the page does not have.
+    known, ``losses`` a ``losses.jsonl`` of a run on the set. Raises RecipeError where ``out`` is no finished set, for a language that
+    the page does not have, or for losses that are none.
     """
     manifest, say = manifest or read_manifest(out), Words(language)
+    opening: list[Verdict] = []
+    first: list[Section] = []
+    if losses is not None:
+        curves = read_losses(losses)
+        by_source = source_losses(out, manifest, curves)
+        opening, first = list(loss_verdicts(by_source, say)), [loss_section(by_source, curves, say)]
     shown = sections(out, manifest, gather(out, manifest, costs), say)
-    return _set_page(manifest, verdicts(manifest, say), shown, say)
+    return _set_page(manifest, [*opening, *verdicts(manifest, say)], [*first, *shown], say)
 
 
 def render_rows(out: Path, manifest: dict[str, Any], first: int, num_rows: int) -> str:
