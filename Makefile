@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo docs test test-torch test-formats test-trainers mutants check format schemas package clean
+.PHONY: help demo docs test test-torch test-formats test-trainers test-faults mutants check format schemas package clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ test-trainers: .venv/ready .venv-formats/ready .venv-llamafactory/ready .venv-ax
 	@.venv-llamafactory/bin/python -m pytest -m trainers tests/trainers/test_llamafactory.py
 	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 .venv-axolotl/bin/python -m pytest -m trainers tests/trainers/test_axolotl.py
 	@HF_HUB_OFFLINE=1 .venv-swift/bin/python -m pytest -m trainers tests/trainers/test_swift.py
+
+test-faults: .venv/ready-dev  ## every command that writes meets faults of every kind and must lose nothing (two hours at most, continues)
+	@$(BIN)/python -m tests.faults $(FAULTS)
 
 mutants: .venv/ready-dev  ## take out one line at a time at the seams and see a test fail (an hour at most, continues)
 	@$(BIN)/python tests/mutants.py

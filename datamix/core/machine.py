@@ -10,7 +10,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 
 from datamix.core.errors import MachineError
 
@@ -44,6 +45,31 @@ _ADVICE = {  # errno -> what to do, and whether another place helps
     errno.ENOMEM: ("use fewer workers (--workers 1), or a machine with more memory", False),
     errno.EAGAIN: ("raise the limit of processes (`ulimit -u`), or use fewer workers (--workers 1)", False),
 }
+
+
+def files_below(folder: Path, pattern: str = "") -> list[Path]:
+    """The files and links below a folder, sorted; with ``counts/*.json`` those at that depth of such names.
+
+    Raises OSError where a folder cannot be listed: pathlib's own globs then go on without its files. None where there is no folder.
+    """
+    if not os.path.lexists(folder):
+        return []
+    parts = PurePath(pattern).parts
+    found = []
+    for top, folders, names in os.walk(folder, onerror=_raise):
+        names += [name for name in folders if os.path.islink(os.path.join(top, name))]
+        depth = len(Path(top).relative_to(folder).parts)
+        if parts:
+            folders[:] = [
+                name for name in folders if depth + 1 < len(parts) and fnmatchcase(name, parts[depth])
+            ]
+            names = [name for name in names if depth + 1 == len(parts) and fnmatchcase(name, parts[depth])]
+        found += [Path(top, name) for name in names]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def advice(error: OSError, move: str = "") -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamix.core.machine import files_below
 from datamix.core.records import OPTIONAL_COLUMNS, Kind, row_schema
 
 UNSEEN = (
@@ -176,7 +177,7 @@ class ExportFormat(ABC):
 
     def write_readme(self, folder: Path, trainer: str, notes: Sequence[str], command: str = "") -> str:
         """Write ``README.md``: the command (or several, a line each), what survives in the trainer, and notes."""
-        names = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("left_out/*.jsonl"))]
+        names = [path.relative_to(folder).as_posix() for path in files_below(folder, "left_out/*.jsonl")]
         reasons = Counter(
             json.loads(line)["reason"] for n in names for line in (folder / n).read_text().splitlines()
         )

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from datamix.core.machine import files_below
 from datamix.exporters.columns import first_schema, rechunk
 from datamix.exporters.export_format import ExportFormat, LeftOut, SetInfo
 
@@ -45,7 +46,7 @@ def shard_name(split: str, index: int, suffix: str) -> str:
 
 def split_names(folder: Path, pattern: str) -> dict[str, list[str]]:
     """Splits in a format's folder -> their files: ``train`` first, then ``validation_SOURCE``."""
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
+    files = [path.relative_to(folder).as_posix() for path in files_below(folder, pattern)]
     splits = sorted({name.rsplit("/", 2)[-2] for name in files}, key=lambda s: (s != "train", s))
     return {split: [name for name in files if name.rsplit("/", 2)[-2] == split] for split in splits}
 

@@ -131,11 +131,16 @@ def _unwritable(out: Path, error: OSError) -> MachineError:
 
 
 def _mark(marker: Path) -> None:
-    """Write the marker, empty before and whole after one call: others look at it meanwhile."""
+    """Write the marker, empty before and whole after one call: others look at it meanwhile.
+
+    A disk that is full, or a limit, may let a part through; the next try then fails, and a later run completes it.
+    """
     handle = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        if os.pread(handle, 1, 0) == b"":
-            os.pwrite(handle, _MARKER_TEXT.encode(), 0)
+        text = _MARKER_TEXT.encode()
+        if (written := len(os.pread(handle, len(text), 0))) < len(text):
+            while written < len(text):
+                written += os.pwrite(handle, text[written:], written)
             os.fsync(handle)
     finally:
         os.close(handle)
@@ -156,7 +161,7 @@ def _is_marked(building: Path) -> bool:
         return True
     with suppress(OSError):
         names = {p.name for p in building.iterdir()}
-        marker = _MARKER not in names or _content(building / _MARKER) in (b"", _MARKER_TEXT.encode())
+        marker = _MARKER not in names or _MARKER_TEXT.encode().startswith(_content(building / _MARKER))
         lock = _LOCK not in names or (_content(building / _LOCK) or b"0").isdigit()
         return names <= {_MARKER, _LOCK} and marker and lock
     return False

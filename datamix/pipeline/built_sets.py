@@ -21,8 +21,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from datamix import __version__
-from datamix.core.errors import DataError
+from datamix.core.errors import DataError, MachineError
 from datamix.core.hashing import canonical
+from datamix.core.machine import advice, files_below, reason
 from datamix.load import TrainingSet, open_set
 from datamix.pipeline.leases import Lease, partial_name, sweep
 from datamix.pipeline.progress import short_bytes
@@ -71,8 +72,11 @@ def write_file(cache: Path, path: Path, text: str) -> None:
     draft = cache / "store" / PARTIAL / partial_name(path.stem)
     for folder in (draft.parent, path.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _note_place(cache: Path, key: str, out: Path) -> None:
@@ -134,7 +138,7 @@ def _with_paths(value: Any, move: Callable[[Path], Path]) -> Any:
 
 def all_sets(cache: Path) -> dict[str, BuiltSet]:
     """Every set that the cache holds whole, by key."""
-    names = sorted(p.stem for p in (cache / "sets").glob("*.json"))
+    names = [p.stem for p in files_below(cache / "sets", "*.json")]
     return {name: built for name in names if (built := load(cache, name)) is not None}
 
 
@@ -187,11 +191,19 @@ def open_any(
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a finished set, else None. Raises DataError where a newer major version wrote it."""
+    """The manifest of a finished set, else None.
+
+    Raises DataError where a newer major version wrote it, MachineError where it is there and cannot be read: the set may be whole.
+    """
+    path = folder / "manifest.json"
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):
+        if not path.is_file():
+            return None
+        manifest = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
+    except OSError as error:
+        raise MachineError(f"{path} cannot be read: {reason(error)}. {advice(error)}") from error
     if not isinstance(manifest, dict):
         return None
     refuse_newer(folder, manifest)

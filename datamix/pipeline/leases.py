@@ -39,11 +39,13 @@ def machine_tag() -> str:
 
 
 def process_start(pid: int) -> str:
-    """When a process started, in ticks since boot: with the pid it names the process; empty where there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        pass
+    """When a process started, in ticks since boot: with the pid it names the process; empty where there is none.
+
+    One that has ended counts as none, also where its parent does not ask for its exit code, as in many containers.
+    """
+    with suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in ("Z", "X") else fields[19]
     if Path("/proc/self/stat").exists():
         return ""
     try:  # a system without /proc

@@ -23,8 +23,9 @@ import jsonschema_rs
 
 from datamix.core.errors import MachineError, RecipeError
 from datamix.core.hashing import digest, file_sha256
+from datamix.core.machine import files_below
 from datamix.pipeline.building import BUILDING, OWNED, carries_marker, is_marked
-from datamix.pipeline.built_sets import refuse_newer
+from datamix.pipeline.built_sets import read_manifest, write_file
 from datamix.pipeline.store import check_cache, sync
 from datamix.recipe import Recipe
 from datamix.recipe.parts import HELD_OUT
@@ -54,17 +55,9 @@ def _validator() -> Any:
 
 
 def read_set(out: Path) -> dict[str, Any] | None:
-    """The manifest of the set in OUT where it follows our schema, else None. Raises DataError for a newer version's."""
-    if not (out / MANIFEST).is_file():
-        return None
-    try:
-        manifest = json.loads((out / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(manifest, dict):
-        return None
-    refuse_newer(out, manifest)
-    return manifest if _validator().is_valid(manifest) else None
+    """The manifest of the set in OUT where it follows our schema, else None. Raises as ``read_manifest`` does."""
+    manifest = read_manifest(out)
+    return manifest if manifest is not None and _validator().is_valid(manifest) else None
 
 
 def owned_files(out: Path) -> Owned:
@@ -98,7 +91,7 @@ def leftover_files(out: Path) -> Owned:
     """The files that a killed publishing or export may have left in OUT."""
     noted: Owned = {}
     if is_marked(out / BUILDING):
-        with suppress(OSError, ValueError):
+        with suppress(FileNotFoundError, ValueError):
             noted = json.loads((out / BUILDING / OWNED).read_bytes())
     return {name: list(digests) for name, digests in noted.items() if _is_below(name)}
 
@@ -174,8 +167,9 @@ def check_out(out: Path, cache: Path, recipe: Recipe, overwrite: bool) -> None:
     for name in (*_FILES, *ledger):
         _check_free(out, name, owned)
     for name in _READ_BY_PATTERN:
-        for path in (out / name).rglob("*.parquet"):
-            _check_free(out, path.relative_to(out).as_posix(), owned)
+        found = [path.relative_to(out) for path in files_below(out / name)]
+        for path in {p for file in found for p in (file, *file.parents) if p.suffix == ".parquet"}:
+            _check_free(out, path.as_posix(), owned)
 
 
 def _check_empty(out: Path, cache: Path) -> None:
@@ -238,7 +232,7 @@ def switch(
     ``manifests``: the one that holds while files change (None: no set) and the one that holds afterwards. Raises RecipeError,
     with nothing changed, where a file of somebody else is in the way.
     """
-    new = sorted(p.relative_to(staged).as_posix() for p in staged.rglob("*") if p.is_file())
+    new = sorted(p.relative_to(staged).as_posix() for p in files_below(staged))
     for name in new:
         _check_free(out, name, replaced)
     moved = listed_files([entry for entry in manifests[1]["outputs"] if entry["path"] in set(new)])
@@ -280,7 +274,7 @@ def _take_away(out: Path, name: str, digests: Sequence[str], report: Callable[[s
             if not os.path.lexists(p := path.with_name(f"{path.name}.yours{'' if n == 1 else f'.{n}'}"))
         )
         path.rename(aside)
-        report(f"{path} was changed after it was built: it is now {aside}.")
+        report(f"{path} was changed after it was built, or cannot be read: it is now {aside}.")
     for folder in parents:
         with suppress(OSError):  # holds files of somebody else, or of ours that stay
             folder.rmdir()
@@ -354,9 +348,7 @@ def _states_path(out: Path, key: str, cache: Path) -> Path:
 
 
 def _record(out: Path, key: str, cache: Path, states: Mapping[str, State]) -> None:
-    path = _states_path(out, key, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(path, states, path.parent)
+    write_file(cache, _states_path(out, key, cache), json.dumps(states))
 
 
 def mark_failed(out: Path) -> None:

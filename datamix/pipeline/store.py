@@ -22,7 +22,7 @@ import xxhash
 
 from datamix.core.contracts import Receipt, Task
 from datamix.core.errors import DataError, RecipeError
-from datamix.core.machine import failures_at
+from datamix.core.machine import failures_at, files_below
 from datamix.pipeline.leases import partial_name
 
 PARTIAL = "partial"  # folder of half-written results
@@ -103,10 +103,10 @@ def carry(task: Task) -> Receipt:
         with failures_at(store.root, f"working on {task.label}", move):
             partial.mkdir(parents=True)
             counts = task.call(task.spec, partial)
+            made = files_below(partial)
             files = {
                 p.relative_to(partial).as_posix(): [p.stat().st_size, _digest(p), *_state(p.stat())]
-                for p in sorted(partial.rglob("*"))
-                if p.is_file()
+                for p in made
             }
             counts = json.loads(json.dumps(counts))
             receipt = {
@@ -116,7 +116,8 @@ def carry(task: Task) -> Receipt:
                 "seal": _seal(task.key, files, counts),
             }
             (partial / _RECEIPT).write_text(json.dumps(receipt, ensure_ascii=False), encoding="utf-8")
-            sync([*partial.rglob("*"), partial])
+            folders = {folder for p in made for folder in p.parents if folder.is_relative_to(partial)}
+            sync([*made, partial / _RECEIPT, *folders, partial])
             _publish(partial, store.folder(task.key))
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -13,7 +13,7 @@ import pytest
 from small import datamix, recipe
 
 from datamix.core.errors import MachineError
-from datamix.core.machine import _ADVICE, advice, failures_at, machine_failure
+from datamix.core.machine import _ADVICE, advice, failures_at, files_below, machine_failure
 
 
 @pytest.mark.parametrize("number", sorted(_ADVICE))
@@ -84,3 +84,24 @@ def test_a_limit_of_file_sizes_stops_other_commands_in_words_too(tmp_path: Path,
     assert "cannot be written there (File too large)" in done.stderr
     assert not list(tmp_path.glob(".datamix-*"))
     assert not target.exists()
+
+
+def test_files_are_listed_by_depth_and_name_and_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1.json", "a/2.txt", "b/3.json", "b/c/4.json", "5.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert files_below(tmp_path, "*/*.json") == [tmp_path / "a/1.json", tmp_path / "b/3.json"]
+    assert len(files_below(tmp_path)) == 5
+    assert files_below(tmp_path / "none") == []
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(errno.EPERM, "refused", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        files_below(tmp_path, "*/*.json")

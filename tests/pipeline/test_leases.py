@@ -185,3 +185,13 @@ def test_a_file_system_without_locks_is_said_to_be_one(
         building.hold_folder(tmp_path / "set"),
     ):
         pass
+
+
+def test_a_process_that_ended_and_is_not_asked_for_its_exit_code_holds_nothing(tmp_path: Path) -> None:
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    assert leases.process_start(child.pid)
+    assert child.stdin is not None
+    child.stdin.close()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and still in the table of processes
+    assert leases.process_start(child.pid) == ""
+    child.wait()

@@ -1,5 +1,6 @@
 """Nothing of the user's in and around OUT is touched, by no option, wherever a build is killed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,10 +12,11 @@ import pytest
 from small import GENERAL, Lines, alpaca, datamix, fingerprint, recipe, write_jsonl
 
 from datamix import Recipe, verify
-from datamix.core.errors import RecipeError
+from datamix.core.errors import MachineError, RecipeError
 from datamix.jobs.build import build
 from datamix.pipeline import out_folder
 from datamix.pipeline.building import BUILDING, hold_folder
+from datamix.pipeline.built_sets import prune
 from datamix.pipeline.exporting import export
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.steps import Options
@@ -391,3 +393,63 @@ def test_the_manifest_is_on_the_disk_before_it_has_its_name(
     flushed, named, folder = events
     assert Path(flushed).name.startswith("manifest.json.partial")
     assert (named, folder) == (f"-> {tmp_path / 'manifest.json'}", str(tmp_path))
+
+
+def test_a_manifest_that_cannot_be_read_is_the_machines_failure_and_no_missing_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = recipe(tmp_path), tmp_path / "set"
+    run(path, out)
+    before, read_bytes = fingerprint(out), Path.read_bytes
+
+    def fail(self: Path) -> bytes:
+        if self.name == "manifest.json":
+            raise OSError(errno.EIO, "broken", str(self))
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    for command in (
+        lambda: run(path, out),
+        lambda: export(out, [("jsonl", ())], None),
+        lambda: prune(tmp_path / ".datamix"),
+    ):
+        with pytest.raises(MachineError, match=r"manifest\.json cannot be read: Input/output error"):
+            command()
+    monkeypatch.undo()
+    assert fingerprint(out) == before
+
+
+def test_a_full_disk_at_the_very_end_leaves_no_draft_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if target.parent.name == "files":
+            raise OSError(errno.ENOSPC, "full", str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(MachineError, match="No space left"):
+        run(recipe(tmp_path), tmp_path / "set")
+    cache = tmp_path / ".datamix"
+    assert [*(cache / "files").iterdir(), *(cache / "store/partial").iterdir()] == []
+
+
+def test_a_limit_that_lets_a_part_of_the_marker_through_does_not_lock_the_user_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite, sizes = os.pwrite, [9]
+
+    def write_a_part(handle: int, content: bytes, place: int) -> int:
+        if not sizes:
+            raise OSError(errno.EFBIG, "too large")
+        return pwrite(handle, content[: sizes.pop()], place)
+
+    monkeypatch.setattr(os, "pwrite", write_a_part)
+    with pytest.raises(MachineError, match="File too large"), hold_folder(tmp_path / "set"):
+        pass
+    monkeypatch.undo()
+    assert (tmp_path / "set" / BUILDING / "datamix").stat().st_size == 9
+    with hold_folder(tmp_path / "set"):
+        assert (tmp_path / "set" / BUILDING / "datamix").read_text().startswith("Work in progress")

@@ -112,6 +112,22 @@ def test_a_full_out_is_not_told_to_move_its_cache(tmp_path: Path) -> None:
     assert "--cache" not in str(caught.value)
 
 
+def test_a_result_whose_files_cannot_be_listed_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("inner"):
+            raise PermissionError(errno.EPERM, "refused", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(MachineError, match="Operation not permitted while"):
+        carry(task(tmp_path))
+    assert Store(tmp_path).finished() == []
+
+
 def test_a_fault_of_an_input_is_passed_on(tmp_path: Path) -> None:
     def breaks(spec: str, folder: Path) -> dict[str, Any]:
         raise OSError(errno.EIO, "Input/output error", "/mnt/data.jsonl")

@@ -24,6 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamix.core.arrays import ragged
+from datamix.core.machine import files_below
 from datamix.core.records import Kind
 from datamix.exporters.columns import as_tokens, piece_lengths
 from datamix.exporters.export_format import ExportFormat
@@ -111,7 +112,7 @@ class Megatron(ExportFormat):
         written = [self._blend(split_folder(self.split), bins, folder)]
         for stage, staged in stage_files(bins, self.info, self.split).items():
             written.append(self._blend(f"stage-{stage}", staged, folder))
-        texts = {p.stem: p.read_text().split() for p in sorted(folder.glob("*.txt"))}
+        texts = {p.stem: p.read_text().split() for p in files_below(folder, "*.txt")}
         valid = [word for name, words in texts.items() if name.startswith("validation_") for word in words]
         blends = {"train": texts.get("train") or None, "valid": valid or None, "test": None}
         written.append(write_json(folder, "blend.json", blends))
@@ -131,7 +132,7 @@ class Megatron(ExportFormat):
             return "Rows are token for token those of the set; where a document is cut, nothing keeps its pieces apart."
         if self.info.eos_token_id is None:
             return "The tokenizer names no end-of-text token, so nothing keeps documents apart."
-        counts = [json.loads(path.read_text()) for path in sorted(folder.glob("counts/*.json"))]
+        counts = [json.loads(path.read_text()) for path in files_below(folder, "counts/*.json")]
         documents, added = (sum(c[name] for c in counts) for name in ("documents", "end_tokens_added"))
         return (
             f"Every document here is one piece of the set and ends with token {self.info.eos_token_id}, which alone keeps documents "

@@ -21,6 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from datamix.core.arrays import row_dicts
+from datamix.core.machine import files_below
 from datamix.core.records import Kind
 from datamix.exporters.columns import first_schema, rechunk
 from datamix.exporters.export_format import ExportFormat, SetInfo
@@ -139,7 +140,7 @@ class ArrowFolder:
         written = _write_state(files, split_folder(self.split), root)
         for stage, staged in stage_files(files, self.info, self.split).items():
             written += _write_state(staged, f"stages/{stage}", root)
-        states = (state.parent.name for state in root.glob("*/state.json"))
+        states = (state.parent.name for state in files_below(root, "*/state.json"))
         splits = sorted(states, key=lambda name: (name != "train", name))
         written.append(write_json(root, "dataset_dict.json", {"splits": splits}))
         return [self.below + name for name in written]

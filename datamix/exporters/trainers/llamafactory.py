@@ -19,6 +19,7 @@ import orjson
 import pyarrow as pa
 
 from datamix.core.arrays import IGNORE_INDEX, list_column, ragged
+from datamix.core.machine import files_below
 from datamix.core.records import Kind
 from datamix.exporters.chat_text import Talk, alternating, answers, piece_texts, sharegpt, talks
 from datamix.exporters.columns import completion, pairs, select
@@ -73,7 +74,7 @@ class LlamaFactory(ExportFormat):
         """Write the dataset's state, ``dataset_info.json``, the configs and the README."""
         tokens = ArrowFolder(self.info, self.split, below="tokenized/")
         names = tokens.finish(shards, folder)
-        texts = sorted(p.relative_to(folder).as_posix() for p in folder.glob("text/*/*.jsonl"))
+        texts = [p.relative_to(folder).as_posix() for p in files_below(folder, "text/*/*.jsonl")]
         # text/train/00000.jsonl -> NAME_train_00000
         datasets = {n: "_".join((self.info.name, *n.removesuffix(".jsonl").split("/")[1:])) for n in texts}
         entries = {datasets[name]: {"file_name": name, **self._columns()} for name in texts}

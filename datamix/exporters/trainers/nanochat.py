@@ -14,6 +14,7 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamix.core.machine import files_below
 from datamix.core.records import Kind
 from datamix.exporters.chat_text import piece_texts
 from datamix.exporters.columns import rechunk
@@ -45,7 +46,7 @@ class Nanochat(ExportFormat):
 
     def finish(self, shards: list[list[str]], folder: Path) -> list[str]:
         """Join the validation of all sources into the last file; write the README."""
-        parts = sorted(folder.glob("validation/*.parquet"))
+        parts = files_below(folder, "validation/*.parquet")
         if parts:
             (folder / _LAST).unlink(missing_ok=True)
             batches = (batch for p in parts for batch in pq.ParquetFile(p).iter_batches(columns=["text"]))

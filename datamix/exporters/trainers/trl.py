@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamix.core.machine import files_below
 from datamix.core.records import Kind
 from datamix.exporters.chat_text import message_column, meta_column, meta_of, with_media
 from datamix.exporters.columns import pairs
@@ -138,7 +139,7 @@ class Trl(StagedParquet):
                 'Self-distillation: `trl.experimental.sdft.SDFTTrainer(..., train_dataset=load_dataset("parquet", '
                 'data_files="train/*.parquet", split="train"))` reads `prompt` and `privileged_context`; every row needs one.'
             )
-        if any(folder.glob("steps/train/*.parquet")):
+        if files_below(folder, "steps/train/*.parquet"):
             notes.append(
                 'Process rewards: `trl.experimental.prm.PRMTrainer(..., train_dataset=load_dataset("parquet", '
                 'data_files="steps/train/*.parquet", split="train"))` reads `prompt`, `completions` and `labels`, in our order.'
