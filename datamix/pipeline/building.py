@@ -211,10 +211,15 @@ def _locked(out: Path, shared: bool) -> int:
             raise RecipeError(
                 f"Another build (process {pid}) is writing {out}. Wait for it, stop it, or choose another folder with -o."
             ) from None
-        with suppress(OSError):
+        try:
             if os.stat(path).st_ino == os.fstat(handle).st_ino:
                 _mark(out / BUILDING / _MARKER)  # the build that ended may have removed it before its lock
                 break
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            os.close(handle)
+            raise _unwritable(out, error) from error
         os.close(handle)  # the build that locked it removed its folder meanwhile
         _make_building(out)
     os.ftruncate(handle, 0)

@@ -136,7 +136,7 @@ class Recipe(Model):
             raise RecipeError(
                 f"There is no recipe at {path}. `datamix init DATA -o {file.name}` writes one."
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (IsADirectoryError, NotADirectoryError, UnicodeDecodeError) as error:
             raise RecipeError(f"The recipe {path} cannot be read: {error}.") from None
         document = strict_yaml.load(text, str(path))
         value = document.value if document.value is not None else {}

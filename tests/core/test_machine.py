@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from small import datamix, recipe
 
+from datamix.commands.cli import main
 from datamix.core.errors import MachineError
 from datamix.core.machine import _ADVICE, advice, failures_at, files_below, machine_failure
 
@@ -105,3 +106,19 @@ def test_files_are_listed_by_depth_and_name_and_a_folder_that_cannot_be_listed_i
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError):
         files_below(tmp_path, "*/*.json")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_a_recipe_that_the_machine_does_not_give_is_no_mistake_of_the_recipe(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe(tmp_path)
+
+    def fail(self: Path, *_: object, **__: object) -> str:
+        raise OSError(number, "no", str(self))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(path)])
+    assert ended.value.code == 4
+    assert f"The machine refused: {os.strerror(number)}" in capsys.readouterr().err

@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,10 @@ def _try_all(home: Path, asked: argparse.Namespace) -> int:
             print("The time is over; the same command goes on.")
             break
         began = time.monotonic()
-        outcome = KINDS[kind].done(bench, BY_NAME[command], fault)
+        try:
+            outcome = KINDS[kind].done(bench, BY_NAME[command], fault)
+        except Exception:
+            outcome = f"the trial itself failed: {traceback.format_exc()}"
         results.add(name, kind, command, outcome, time.monotonic() - began)
     print(results.table())
     return int(results.num_failed > 0)

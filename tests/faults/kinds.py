@@ -46,8 +46,9 @@ def checked(bench: Bench, command: Command, ended: Ended, codes: set[int]) -> st
     """What is wrong with a command that met a fault: with its end, with what it made, or with what a rerun makes."""
     if fault := wrong_end(ended, codes):
         return fault
-    told = command.tells and command.tells in (bench.root / command.made[0]).read_text(encoding="utf-8")
-    if ended.code == 0 and not told and (different := differences(bench, command)):
+    if ended.code == 0 and (different := differences(bench, command)):
+        if command.tells and command.tells in (bench.root / command.made[0]).read_text(encoding="utf-8"):
+            return finish(bench, command) or "OK went on, and said what it left out"
         return f"success with other bytes: {different}: {ended.said[-500:]}"
     return finish(bench, command) or (STOPPED if ended.code else "OK went on, same bytes")
 
@@ -351,7 +352,7 @@ def both_ended(bench: Bench, command: Command, ends: list[Ended]) -> str:
 
 def places(bench: Bench, command: Command) -> list[Fault]:
     """OUT is read-only, behind a link, on another file system than the inputs or the cache, or its name is taken; some with a kill."""
-    hows = ["read-only"] + ["file", "nowhere"] * ("-o" in command.words)
+    hows = ["read-only"] + ["file", "nowhere"] * ("-o" in command.words and not command.before)
     hows += ["link"] * command.has_workers + ["out", "out/.datamix"] * (os.geteuid() == 0)
     kills = [0, *some_calls(bench, command, 8)]
     return [(how, n) for how in hows for n in (kills if how in ("link", "out", "out/.datamix") else [0])]

@@ -453,3 +453,19 @@ def test_a_limit_that_lets_a_part_of_the_marker_through_does_not_lock_the_user_o
     assert (tmp_path / "set" / BUILDING / "datamix").stat().st_size == 9
     with hold_folder(tmp_path / "set"):
         assert (tmp_path / "set" / BUILDING / "datamix").read_text().startswith("Work in progress")
+
+
+def test_a_marker_that_cannot_be_opened_under_the_lock_is_an_error_and_no_endless_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, open_file = [0], os.open
+
+    def fail(path: Any, flags: int, mode: int = 0o777) -> int:
+        opened[0] += Path(path).name == "datamix"
+        if opened[0] > 1:
+            raise OSError(errno.EMFILE, "no more", str(path))
+        return open_file(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(MachineError, match="Too many open files"), hold_folder(tmp_path / "set"):
+        pass
