@@ -17,6 +17,7 @@ from datamix.core.errors import MachineError
 
 _AGAIN = "Finished work is saved: then run the same command again."
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NO_THREAD = ("can't start new thread", "Failed to launch worker thread")  # Python's words and Arrow's
 _ADVICE = {  # errno -> what to do, and whether another place helps
     errno.ENOSPC: ("free some space there", True),
     errno.EDQUOT: ("free some space there, or have the quota raised", True),
@@ -113,7 +114,7 @@ def machine_failure(error: BaseException) -> MachineError | None:
             f"The machine has no more memory{f': {error}' if str(error) else ''}. Use fewer workers (--workers 1), raise its "
             f"limit (`ulimit -v unlimited`), or use a machine with more. {_AGAIN}"
         )
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+    if any(words in str(error) for words in _NO_THREAD):
         return MachineError(
             f"The machine refused to start a thread. {advice(OSError(errno.EAGAIN, ''))} {_AGAIN}"
         )

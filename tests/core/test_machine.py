@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from small import datamix, recipe
 
@@ -45,6 +46,7 @@ def test_only_failures_below_the_place_name_its_option(tmp_path: Path) -> None:
 def test_memory_and_threads_are_the_machines_other_errors_are_not() -> None:
     assert "more memory" in str(machine_failure(MemoryError()))
     assert "ulimit -u" in str(machine_failure(RuntimeError("can't start new thread")))
+    assert "ulimit -u" in str(machine_failure(pa.ArrowException("Failed to launch worker thread: no")))
     assert machine_failure(RuntimeError("something else")) is None
     assert machine_failure(OSError("no errno")) is None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -184,6 +185,7 @@ class Bench:
         before = set(state_of(self.root, set()))
         add_user_files(self.root, command)
         added = set(state_of(self.root, set())) - before
+        self.old = contents(self.root, command.made)
         self.note_user_files(command, {p for p in added if any(p.startswith(f"{m}/") for m in command.made)})
 
     def note_user_files(self, command: Command, inside: set[str], *others: str) -> None:
@@ -305,6 +307,22 @@ def finish(bench: Bench, command: Command, words: tuple[str, ...] | None = None)
     if changed := [name for name in bench.user.changes() if not name.startswith((ELSEWHERE, OTHER_CACHE))]:
         return f"files of the user changed: {changed[:5]}: {steps}"
     return ""
+
+
+def half_done(bench: Bench, command: Command) -> str:
+    """What a stopped command left that is neither as before nor whole: a file, or a set whose manifest lists what is not there."""
+    calm, now = bench.calm(command).contents, contents(bench.root, command.made)
+    for made in command.made:
+        manifest = bench.root / made / "manifest.json"
+        if manifest.is_file():
+            listed = {
+                f"{made}/{e['path']}": e["sha256"] for e in json.loads(manifest.read_bytes())["outputs"]
+            }
+            if broken := [name for name, digest in listed.items() if now.get(name) != digest]:
+                return f"a manifest over files that are not there: {broken[:5]}"
+    is_set = any(name.endswith("/manifest.json") for name in calm)
+    half = [n for n, digest in now.items() if not is_set and digest not in (bench.old.get(n), calm.get(n))]
+    return f"half-written: {half}" if half else ""
 
 
 def differences(bench: Bench, command: Command, moved_from: str = "") -> list[str]:

@@ -24,6 +24,11 @@ class Command:
     has_workers: bool = False
     tells: str = ""  # the words in what it makes that say what of the inputs is left out
 
+    @property
+    def makes_folder(self) -> bool:
+        """Whether it makes a folder where there is none."""
+        return "-o" in self.words and not self.before and self.name != "init"
+
     def spelled(self, num_workers: int) -> tuple[str, ...]:
         """The command line with a number of workers."""
         return (*self.words, "--workers", str(num_workers)) if self.has_workers else self.words

@@ -31,6 +31,7 @@ from faults.bench import (
     complaint,
     differences,
     finish,
+    half_done,
 )
 from faults.commands import BUILD, Command
 from faults.project import contents
@@ -50,7 +51,12 @@ def checked(bench: Bench, command: Command, ended: Ended, codes: set[int]) -> st
         if command.tells and command.tells in (bench.root / command.made[0]).read_text(encoding="utf-8"):
             return finish(bench, command) or "OK went on, and said what it left out"
         return f"success with other bytes: {different}: {ended.said[-500:]}"
-    return finish(bench, command) or (STOPPED if ended.code else "OK went on, same bytes")
+    return resumed(bench, command) or (STOPPED if ended.code else "OK went on, same bytes")
+
+
+def resumed(bench: Bench, command: Command) -> str:
+    """What is wrong with what a stopped command left, or with a rerun."""
+    return half_done(bench, command) or finish(bench, command)
 
 
 def wrong_end(ended: Ended, codes: set[int]) -> str:
@@ -133,7 +139,7 @@ def send(bench: Bench, command: Command, fault: Fault) -> str:
     if number == signal.SIGSTOP:
         return both_ended(bench, command, [ended, *others])
     if number == signal.SIGKILL and ended.code == -number:
-        return finish(bench, command) or "OK killed, same bytes after a rerun"
+        return resumed(bench, command) or "OK killed, same bytes after a rerun"
     return checked(bench, command, ended, {0, 4} if victim == "worker" else {0, 143})
 
 
@@ -181,7 +187,7 @@ def limit(bench: Bench, command: Command, fault: Fault) -> str:
     bench.fresh(command)
     ended = bench.run(command.spelled(1), prepare=set_limit, is_watched=False)
     if name == "AS" and ended.code in (-signal.SIGABRT, -signal.SIGSEGV):
-        return finish(bench, command) or "OK aborted by a library, same bytes after a rerun"
+        return resumed(bench, command) or "OK aborted by a library, same bytes after a rerun"
     return checked(bench, command, ended, {0, 3, 4})
 
 
@@ -206,7 +212,12 @@ def fill_disk(bench: Bench, command: Command, fault: Fault) -> str:
             fault_found = wrong_end(ended, {4}) or (
                 "" if "--cache" in ended.said else f"no advice: {ended.said}"
             )
-            return fault_found or finish(bench, command, moved) or "OK clear error, another cache helps"
+            return (
+                fault_found
+                or half_done(bench, command)
+                or finish(bench, command, moved)
+                or "OK clear error, another cache helps"
+            )
         _remount(folder, "size=1g,nr_inodes=0")
         return checked(bench, command, ended, {0, 4})
 
@@ -352,7 +363,7 @@ def both_ended(bench: Bench, command: Command, ends: list[Ended]) -> str:
 
 def places(bench: Bench, command: Command) -> list[Fault]:
     """OUT is read-only, behind a link, on another file system than the inputs or the cache, or its name is taken; some with a kill."""
-    hows = ["read-only"] + ["file", "nowhere"] * ("-o" in command.words and not command.before)
+    hows = ["read-only"] + ["file", "nowhere"] * command.makes_folder
     hows += ["link"] * command.has_workers + ["out", "out/.datamix"] * (os.geteuid() == 0)
     kills = [0, *some_calls(bench, command, 8)]
     return [(how, n) for how in hows for n in (kills if how in ("link", "out", "out/.datamix") else [0])]
@@ -369,7 +380,7 @@ def use_place(bench: Bench, command: Command, fault: Fault) -> str:
                 return fault_found
         if how == "read-only":
             _unlock(bench.root / "out")
-        return finish(bench, command) or "OK same bytes, at once or after what the error advises"
+        return resumed(bench, command) or "OK same bytes, at once or after what the error advises"
 
 
 @contextmanager
