@@ -14,7 +14,7 @@ test: .venv/ready-dev  ## run the tests
 	@$(BIN)/python -m pytest
 
 test-torch: .venv-torch/ready  ## run the loader's tests with torch, and train from it
-	@.venv-torch/bin/python -m pytest tests/load tests/test_virtual.py tests/test_changing.py tests/test_training.py tests/test_weights.py tests/jobs/test_loss_callback.py
+	@.venv-torch/bin/python -m pytest tests/load tests/test_virtual.py tests/test_changing.py tests/test_training.py tests/test_weights.py tests/jobs/test_loss_callback.py tests/jobs/test_score_models.py tests/scoring
 
 test-formats: .venv-formats/ready  ## read our files with the formats' own readers
 	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/exporters/test_readers.py tests/exporters/test_readers_of_trainers.py tests/tokenize/test_masks_of_trl.py

@@ -14,10 +14,12 @@ import datamix
 
 PACKAGE = Path(__file__).parent.parent / "datamix"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = {"read", "formats", "clean", "dedup", "tokenize", "mix", "exporters", "load", "synthesis"}
+ROOMS = {
+    "read", "formats", "clean", "dedup", "tokenize", "mix", "exporters", "load", "synthesis", "scoring",
+}  # fmt: skip
 FLOORS = [{"core"}, ROOMS, {"recipe"}, {"pipeline"}, {"audit"}, {"reporting"}, {"jobs"}, {"commands"}]
 FLOOR = {package: number for number, packages in enumerate(FLOORS) for package in packages}
-HEAVY = {"transformers", "datasets", "torch", "ray", "fastokens", "openai"}
+HEAVY = {"transformers", "datasets", "torch", "ray", "fastokens", "openai", "sklearn", "scipy", "fasttext"}
 EMPTY_NAMES = {"utils.py", "helpers.py", "common.py", "base.py", "misc.py"}
 
 

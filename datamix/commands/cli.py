@@ -26,6 +26,7 @@ from datamix.commands.plan import plan
 from datamix.commands.push import push
 from datamix.commands.report import report
 from datamix.commands.schema import schema
+from datamix.commands.score import score
 from datamix.commands.sweep import sweep
 from datamix.commands.verify import verify
 from datamix.commands.worker import worker
@@ -51,6 +52,10 @@ EXAMPLES = {
         "datamix dedupe pages.parquet -o unique.parquet --column text --threshold 0.7",
     ],
     "export": ["datamix export out --to llamafactory trl", "datamix export out --to megatron:layout=blocks"],
+    "score": [
+        "datamix score recipe.yaml --by nll:path/to/model -o scores.parquet",
+        "datamix score web.jsonl --by dsir:medical.jsonl --name medical",
+    ],
     "sweep": ["datamix sweep recipe.yaml --vary general=0,0.05,0.25 -o ladder"],
     "schema": ["datamix schema recipe > recipe.schema.json"],
     "cache": ["datamix cache", "datamix cache --prune"],
@@ -113,6 +118,7 @@ for _command in (
     export,
     push,
     sweep,
+    score,
     schema,
     cache,
     worker,

@@ -25,15 +25,7 @@ from datamix.pipeline.planning import report_scarcity, report_scarcity_first
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.publish import hold, publish, remember, set_key
-from datamix.pipeline.steps import (
-    Options,
-    ResolvedBuild,
-    cached_tokenizer,
-    decide_and_pack,
-    mix_rows,
-    open_context,
-    preflight,
-)
+from datamix.pipeline.steps import Options, ResolvedBuild, decide_and_pack, mix_rows, open_context, preflight
 from datamix.recipe import Recipe
 from datamix.reporting import render_card, render_report
 from datamix.tokenize.tokenizer import slow_engine_notice
@@ -45,11 +37,10 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
     if options.engine != "local":  # other machines have other working directories
         options = replace(options, out=options.out.absolute(), cache=options.cache.absolute())
         recipe = recipe.at(os.path.abspath(recipe.base))
-    tokenizer = preflight(recipe, options.cache)
+    tokenizer = preflight(recipe)
     with hold(options.out, recipe, options, screen) as held:
         context = replace(open_context(options, screen), held=held)
         try:
-            tokenizer = cached_tokenizer(context, tokenizer)
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)
             files = prepare_sources.scan_sources(context, works)
@@ -137,7 +128,7 @@ def sweep(
         check_out(out, options.cache, recipe.model_copy(update={"write": ()}), overwrite=True)
     context = open_context(options, screen or Screen(quiet=True), list(outs.values()))
     try:
-        tokenizer = cached_tokenizer(context, preflight(recipe, options.cache))
+        tokenizer = preflight(recipe)
         encode = translate.encode_spec(recipe, tokenizer)
         works = translate.source_works(recipe, encode, options.sample)
         decided = decide_and_pack(recipe, context, encode, prepare_sources.prepare_sources(context, works))

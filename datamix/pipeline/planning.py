@@ -24,7 +24,6 @@ from datamix.pipeline.sampling import Scale, sample_parts
 from datamix.pipeline.scan import InputFile
 from datamix.pipeline.steps import (
     Options,
-    cached_tokenizer,
     decide_and_pack,
     open_context,
     preflight,
@@ -67,7 +66,7 @@ def make_plan(
     check_cache(options.cache)
     context = open_context(options, screen)
     try:
-        tokenizer = cached_tokenizer(context, preflight(recipe, options.cache))
+        tokenizer = preflight(recipe)
         spec = translate.encode_spec(recipe, tokenizer)
         works = translate.source_works(recipe, spec, None)
         files_of = prepare_sources.scan_sources(context, works)
@@ -180,10 +179,7 @@ def _estimate_sources(
         EstimateSpec(s, fate, spec, encode.max_length, recipe.overlong, recipe.pack, recipe.seed)
         for s, fate in zip(shards[:own], fates, strict=False)
     ]
-    receipts = context.run(
-        "sample",
-        [estimate.task(s, selected, size, context.home) for s, size in zip(specs, sizes, strict=False)],
-    )
+    receipts = context.run("sample", [estimate.task(s, selected, context.home) for s in specs])
     plans: list[SourcePlan] = []
     for name, files, size, scale, receipt in zip(
         recipe.sources, files_of, sizes, scales, receipts, strict=False

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamix import mix
-from datamix.core.contracts import Engine, Receipt, Task
+from datamix.core.contracts import Engine, Receipt
 from datamix.core.errors import DataError, DatamixError, RecipeError
-from datamix.core.hashing import canonical, digest
+from datamix.core.hashing import canonical
 from datamix.core.machine import failures_at
 from datamix.dedup import ContaminationSpec
 from datamix.exporters import SetInfo, open_sink
@@ -33,13 +33,11 @@ from datamix.pipeline.leases import Lease, sweep
 from datamix.pipeline.out_folder import is_own_file
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.store import PARTIAL, Store, carry
+from datamix.pipeline.store import PARTIAL
 from datamix.read import find
 from datamix.recipe import Recipe
 from datamix.recipe.strict_yaml import Key
 from datamix.tokenize import EncodeSpec, TokenizerFiles, find_tokenizer
-from datamix.tokenize.plain_spec import PARSED_VERSION
-from datamix.tokenize.tokenizer_files import parsed_tokenizer
 
 # (OUT, manifest, row costs) -> pages of the set: name, format and text.
 RenderPages = Callable[[Path, dict[str, Any], NDArray[np.int64]], list[tuple[str, str, str]]]
@@ -86,11 +84,8 @@ class ResolvedBuild:
     arranged: Arranged
 
 
-def preflight(recipe: Recipe, cache: Path) -> TokenizerFiles:
-    """Check every file, step, format and option that the recipe names; return its tokenizer. Raises RecipeError.
-
-    The tokenizer's parsed form is taken from the cache where it is there.
-    """
+def preflight(recipe: Recipe) -> TokenizerFiles:
+    """Check every file, step, format and option that the recipe names; return its tokenizer. Raises RecipeError."""
     named: list[tuple[Key, str]] = []
     named += [(("sources", name, "path"), p) for name, source in recipe.sources.items() for p in source.path]
     named += [(("dedupe", "against"), p) for p in (recipe.dedupe.against if recipe.dedupe else ())]
@@ -116,38 +111,12 @@ def preflight(recipe: Recipe, cache: Path) -> TokenizerFiles:
         translate.cleaning_steps(recipe, next(iter(recipe.sources)))  # what steps need to be installed
     tokenizer: TokenizerFiles | None = None
     try:
-        tokenizer = find_tokenizer(
-            recipe.tokenizer, recipe.base, recipe.chat_template, partial(_find_parsed, cache / "store")
-        )
+        tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
     except DatamixError as error:
         problems.append((("tokenizer",), str(error).removeprefix("tokenizer: ")))
     if tokenizer is None or problems:
         raise RecipeError(recipe.format_problems(problems))
     return tokenizer
-
-
-def _find_parsed(home: Path, sha256: str, contents: tuple[str, ...]) -> Path | None:
-    receipt = Store(home).find(_parsed_key(sha256, contents))
-    return None if receipt is None else receipt.folder
-
-
-def _parsed_key(sha256: str, contents: tuple[str, ...]) -> str:
-    return digest("tokenizer", PARSED_VERSION, sha256, contents)
-
-
-def _write_parsed(files: TokenizerFiles, folder: Path) -> dict[str, Any]:
-    parsed_tokenizer(files).write(folder)
-    return {}
-
-
-def cached_tokenizer(context: BuildContext, files: TokenizerFiles) -> TokenizerFiles:
-    """The tokenizer with its parsed form in the cache."""
-    if files.parsed is not None:
-        return files
-    key = _parsed_key(files.sha256, files.contents)
-    context.name([key])
-    receipt = carry(Task("tokenizer", key, _write_parsed, files, context.home))
-    return replace(files, parsed=str(receipt.folder))
 
 
 def _hint(recipe: Recipe, key: Key, problem: str) -> str:

@@ -36,7 +36,7 @@ LEAK = DedupeSpec(exact=True, near=NearSpec())
 _PROMPT_FIELDS = ("data_source", "verifier", "env", "privileged_context", "completions", "labels")
 
 
-def source_works(recipe: Recipe, encode: EncodeSpec, sample: int | None) -> list[SourceWork]:
+def source_works(recipe: Recipe, encode: EncodeSpec | None, sample: int | None) -> list[SourceWork]:
     """What every source of the recipe asks of the phases."""
     works: list[SourceWork] = []
     fields = _PROMPT_FIELDS if recipe.kind == "prompt" else ()
