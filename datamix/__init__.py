@@ -12,7 +12,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamix.commands.api import build, diff, export, init, inspect, plan, push, report, sweep, verify
+    from datamix.commands.api import (
+        build,
+        diff,
+        exclude,
+        export,
+        init,
+        inspect,
+        plan,
+        push,
+        report,
+        sweep,
+        trace,
+        verify,
+    )
     from datamix.dedup import dedupe
     from datamix.jobs.loss_callback import LossCallback
     from datamix.pipeline.built_sets import open_any as open
@@ -26,6 +39,7 @@ __all__ = [
     "build",
     "dedupe",
     "diff",
+    "exclude",
     "export",
     "init",
     "inspect",
@@ -34,6 +48,7 @@ __all__ = [
     "push",
     "report",
     "sweep",
+    "trace",
     "verify",
 ]
 
@@ -43,6 +58,7 @@ _PLACES = {  # imported when they are first asked for, so that `datamix --help` 
     "build": ("datamix.commands.api", "build"),
     "dedupe": ("datamix.dedup", "dedupe"),
     "diff": ("datamix.commands.api", "diff"),
+    "exclude": ("datamix.commands.api", "exclude"),
     "export": ("datamix.commands.api", "export"),
     "init": ("datamix.commands.api", "init"),
     "inspect": ("datamix.commands.api", "inspect"),
@@ -51,6 +67,7 @@ _PLACES = {  # imported when they are first asked for, so that `datamix --help` 
     "push": ("datamix.commands.api", "push"),
     "report": ("datamix.commands.api", "report"),
     "sweep": ("datamix.commands.api", "sweep"),
+    "trace": ("datamix.commands.api", "trace"),
     "verify": ("datamix.commands.api", "verify"),
 }
 

@@ -127,10 +127,10 @@ def test_the_code_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in blocks(page):
+        if block.title:
+            (tmp_path / block.title).write_text(block.text, encoding="utf-8")
         if block.language == "yaml":
             check_recipe(yaml.safe_load(block.text) or {})
-            if block.title:
-                (tmp_path / block.title).write_text(block.text, encoding="utf-8")
         elif block.language == "json":
             json.loads(block.text)
         elif block.language == "python":

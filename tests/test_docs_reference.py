@@ -25,7 +25,7 @@ from datamix.commands.cli import cli
 from datamix.core import errors
 from datamix.core.records import Kind
 from datamix.exporters import catalog
-from datamix.recipe import Recipe, mixture, parts
+from datamix.recipe import Recipe, excluded, mixture, parts
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -59,7 +59,11 @@ def test_every_recipe_key_has_a_description_in_both_languages_and_an_example_of_
         english, chinese, example = entry
         assert prop.get("description") or english, path
         assert chinese, path
-        model = Recipe if owner == "Recipe" else getattr(parts, owner, None) or getattr(mixture, owner)
+        model = (
+            Recipe
+            if owner == "Recipe"
+            else next(vars(m)[owner] for m in (parts, mixture, excluded) if owner in vars(m))
+        )
         key = path.rpartition(".")[2]
         field = next(f for name, f in model.model_fields.items() if key in (name, f.alias))
         TypeAdapter(field.rebuild_annotation()).validate_python(yaml.safe_load(example))
@@ -147,7 +151,7 @@ def test_every_explained_reason_occurs_in_the_code(page: str) -> None:
     table = re.findall(
         r"^\| (?:removed|dropped|unused) \| `(\w+)` \|", (REFERENCE / page).read_text(encoding="utf-8"), re.M
     )
-    assert len(table) == 12
+    assert len(table) == 13
     assert [reason for reason in table if f'"{reason}"' not in source] == []
 
 

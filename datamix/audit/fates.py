@@ -30,7 +30,7 @@ from datamix.core.contracts import UNITS
 RECORD_FATES = ("none", "rejected", "cleaned", "removed", "dropped", "validation", "used", "unused")
 AMOUNTS = ("rows", *UNITS)
 _CODE = {name: code for code, name in enumerate(RECORD_FATES)}
-_DUPLICATE = 16  # added to the code of a record removed in favour of another
+DUPLICATE = 16  # added to the code of a record removed in favour of another
 _IN_REMOVED = ("cleaned", "removed", "dropped", "unused")  # fates that removed/ lists
 _REASONS = {fate: f"{fate}_by" for fate in ("rejected", *_IN_REMOVED)}
 
@@ -90,7 +90,7 @@ class Ledger:
         unique, counts = np.unique(numbers[numbers >= 0], return_counts=True)
 
         def taken(number: int) -> str:
-            before = RECORD_FATES[self.fate[number] % _DUPLICATE]
+            before = RECORD_FATES[self.fate[number] % DUPLICATE]
             return f"{self.inputs.record(number)} is {before} and, in {where}, {fate} too"
 
         self.findings.add_first(unique[self.fate[unique] != 0], taken)
@@ -144,7 +144,7 @@ class Ledger:
                 record = self.inputs.record(int(numbers[wrong[0]]))
                 self.findings.add(f"{where} gives {record} to {sources[wrong[0]]}", len(wrong))
             duplicate = known & np.isin(reasons, ["exact", "near"]) & (fates == "removed")
-            self.fate[numbers[duplicate]] |= _DUPLICATE
+            self.fate[numbers[duplicate]] |= DUPLICATE
             left = numbers[known & (reasons == "not_needed") & (fates == "unused")]
             self.left_over.update(left.tolist())
             for fate, source, reason in zip(fates, sources, reasons, strict=True):
@@ -161,7 +161,7 @@ class Ledger:
                 self.findings.add(f"{where} names a kept record that no input file holds", unknown)
                 continue
             fates = self.fate[kept]
-            lost = kept[(fates >= _DUPLICATE) | np.isin(fates, [_CODE["rejected"], _CODE["cleaned"]])]
+            lost = kept[(fates >= DUPLICATE) | np.isin(fates, [_CODE["rejected"], _CODE["cleaned"]])]
             self.findings.add_first(
                 lost,
                 lambda n: f"{where} says that {self.inputs.record(n)} was kept, which was removed itself",
@@ -177,7 +177,7 @@ class Ledger:
         for file, source in enumerate(self.inputs.source):
             if source >= 0:
                 fates = self.fate[self.inputs.base[file] : self.inputs.base[file + 1]]
-                table[source] += np.bincount(fates % _DUPLICATE, minlength=len(RECORD_FATES))
+                table[source] += np.bincount(fates % DUPLICATE, minlength=len(RECORD_FATES))
         return table
 
     def check(self, manifest: dict[str, Any]) -> Check:

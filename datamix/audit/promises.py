@@ -13,11 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from datamix.audit.fates import AMOUNTS, RECORD_FATES, Ledger, UseCounts, check_available, gives_several
+from datamix.audit.fates import (
+    AMOUNTS,
+    DUPLICATE,
+    RECORD_FATES,
+    Ledger,
+    UseCounts,
+    check_available,
+    gives_several,
+)
 from datamix.audit.findings import Check, Findings, Unchecked, unchecked_claims
 from datamix.audit.listed_files import check_files, check_manifest, check_tokenizer
 from datamix.audit.prefix import read_stages
-from datamix.audit.recipe_claims import check_claims
+from datamix.audit.recipe_claims import check_claims, check_excluded
 from datamix.audit.recount import Recount, RowShard
 from datamix.audit.rederive import check_inputs
 from datamix.core.errors import RecipeError
@@ -91,6 +99,8 @@ def checks_and_claims(
     ]
     if order is not None:
         checks.insert(len(checks) - 1, order)
+    if manifest["recipe"].get("exclude"):
+        checks.append(check_excluded(manifest, recount.inputs, ledger.fate % DUPLICATE))
     if inputs is not None:
         checks += check_inputs(out, manifest, inputs, claims)
     return checks, unchecked_claims(manifest, inputs, claims)

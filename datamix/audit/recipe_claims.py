@@ -11,7 +11,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from datamix.audit.fates import gives_several, live_records
+import numpy as np
+from numpy.typing import NDArray
+
+from datamix.audit.fates import RECORD_FATES, Inputs, gives_several, live_records
 from datamix.audit.findings import Check, Findings, close, first_line
 from datamix.core.errors import DatamixError
 from datamix.core.hashing import digest
@@ -77,6 +80,7 @@ def _check_fates(
         (("exact", "near"), "dedupe"),
         (("contaminated",), "decontaminate"),
         (("leaked",), "validation"),
+        (("excluded",), "exclude"),
     ):
         count = sum(removed.get(reason, 0) for reason in reasons)
         if count and not recipe.get(key):
@@ -99,6 +103,37 @@ def _check_fates(
         if abs(held_out - expected) > 1:
             text = f"{held_out:,} records are held out, the recipe asks for {expected:,} of {live:,}"
             findings.add(f"{name}: {text}")
+
+
+def check_excluded(manifest: dict[str, Any], inputs: Inputs, fate: NDArray[np.uint8]) -> Check:
+    """No record that ``recipe.exclude`` names is in train/ or validation/; ``fate`` is what the files say of each record."""
+    findings, recipe = Findings("excluded"), manifest["recipe"]
+    excluded = np.zeros(len(fate), bool)
+    numbers: dict[tuple[str, str], list[int]] = {}  # of input files, by what an entry may name
+    for number, file in enumerate(manifest["inputs"]):
+        license_ = recipe["sources"].get(file["source"], {}).get("license")
+        names = [("file", file["path"]), ("sha256", file["sha256"])]
+        names += [("license", license_.casefold())] if license_ else []
+        for name in names:
+            numbers.setdefault(name, []).append(number)
+    for entry in recipe["exclude"]:
+        key = next(name for name in ("file", "sha256", "license") if name in entry)
+        value = entry[key].casefold() if key == "license" else entry[key]
+        for number in numbers.get((key, value), ()):
+            start, stop = inputs.base[number], inputs.base[number + 1]
+            if "record" in entry:
+                is_of_source = entry["source"] == manifest["inputs"][number]["source"]
+                start = start + entry["record"] if is_of_source else stop
+                stop = min(stop, start + 1)
+            excluded[start:stop] = True
+    emitted = excluded & np.isin(fate, [RECORD_FATES.index(name) for name in ("used", "validation")])
+    text = "is excluded by the recipe and is in the set"
+    findings.add_first(np.flatnonzero(emitted), lambda number: f"{inputs.record(number)} {text}")
+    left = excluded & np.isin(fate, [RECORD_FATES.index(name) for name in ("dropped", "unused")])
+    text = "is excluded by the recipe, and removed/ says otherwise"
+    findings.add_first(np.flatnonzero(left), lambda number: f"{inputs.record(number)} {text}")
+    num, count = int(excluded.sum()), len(recipe["exclude"])
+    return findings.check(f"{num:,} records of {count:,} entries: none of them in train/ or validation/")
 
 
 def _named_ids(folder: Path) -> dict[str, int | None]:
@@ -125,12 +160,15 @@ def check_weights(manifest: dict[str, Any]) -> Check:
     """Stages, weights and sizes of the mixture follow from the recipe and from what the sources hold."""
     findings, mixture, recipe = Findings("mixture"), manifest["mixture"], manifest["recipe"]
     sizes = {n: float(manifest["sources"][n]["available"][mixture["unit"]]) for n in recipe["sources"]}
+    gone = [n for n in sizes if not sizes[n] and manifest["sources"][n]["removed_by"].get("excluded")]
+    sizes = {n: size for n, size in sizes.items() if n not in gone}
     whole, reached = _whole(recipe, sizes), mixture["stages"]
     asked: list[
         dict[str, Any]
     ] = []  # of each stage: name, share, size, weights, and those that a ramp begins with
     for number, stage in enumerate(recipe["mix"]["stages"] or [_MAIN]):
         weights = whole if stage["weights"] is None else _resolved(recipe, stage["weights"], sizes)
+        weights = weights | dict.fromkeys(gone, 0.0)
         start = asked[-1]["weights"] if stage.get("ramp") is not None and asked else None
         name = stage["name"] or f"stage-{number + 1}"
         asked.append(stage | {"name": name, "weights": weights, "ramp_from": start})
@@ -162,11 +200,11 @@ def check_weights(manifest: dict[str, Any]) -> Check:
 
 
 def _whole(recipe: dict[str, Any], sizes: Weights) -> Weights:
-    """One weight a source: replay, a rule, given weights and groups, or proportional."""
-    mix, sources = recipe["mix"], recipe["sources"]
+    """One weight a source that is left: replay, a rule, given weights and groups, or proportional."""
+    mix, sources = recipe["mix"], {n: s for n, s in recipe["sources"].items() if n in sizes}
     if mix["replay"] is not None:
         of, share = mix["replay"]["of"], mix["replay"]["share"]
-        old = _members(recipe, of) if of in recipe["groups"] else [of]
+        old = _members(recipe, of, sizes) if of in recipe["groups"] else [of]
         new = math.fsum(sizes[n] for n in sizes if n not in old)
         inner = _resolved(recipe, {of: 1.0}, sizes)
         return {n: share * inner[n] if n in old else (1 - share) * sizes[n] / new for n in sizes}
@@ -187,8 +225,8 @@ def _whole(recipe: dict[str, Any], sizes: Weights) -> Weights:
     return _resolved(recipe, given, sizes) if given and rule is None else dict(sizes)
 
 
-def _members(recipe: dict[str, Any], group: str) -> list[str]:
-    return [n for n, s in recipe["sources"].items() if s["group"] == group]
+def _members(recipe: dict[str, Any], group: str, sizes: Weights) -> list[str]:
+    return [n for n, s in recipe["sources"].items() if s["group"] == group and n in sizes]
 
 
 def _resolved(recipe: dict[str, Any], weights: Weights, sizes: Weights) -> Weights:
@@ -196,13 +234,13 @@ def _resolved(recipe: dict[str, Any], weights: Weights, sizes: Weights) -> Weigh
     result = dict.fromkeys(sizes, 0.0)
     for name, weight in weights.items():
         if name in recipe["groups"]:
-            members = _members(recipe, name)
+            members = _members(recipe, name, sizes)
             by_size = recipe["groups"][name]["within"] == "proportional"
             parts = {n: sizes[n] if by_size else recipe["sources"][n]["weight"] for n in members}
             for member, part in parts.items():
                 result[member] = weight * part / math.fsum(parts.values())
         elif name in result and not any(
-            name in _members(recipe, g) and g in weights for g in recipe["groups"]
+            name in _members(recipe, g, sizes) and g in weights for g in recipe["groups"]
         ):
             result[name] = weight
     return result
@@ -214,7 +252,8 @@ def _check_size(
     """The planned size and what binds it, where caps are whole epochs and sources do not come and go."""
     mix, sources = manifest["recipe"]["mix"], manifest["recipe"]["sources"]
     size, binding = mix["size"], manifest["mixture"]["binding"]
-    if isinstance(size, int) and mix["on_short"] in ("error", "reweigh"):
+    must_shrink = manifest["recipe"].get("exclude") and mix["on_short"] == "error"
+    if isinstance(size, int) and mix["on_short"] in ("error", "reweigh") and not must_shrink:
         if abs(total - size) > 0.5:
             findings.add(f"the stages add up to {total:,.0f}, the recipe's size is {size:,}")
         if binding is not None:

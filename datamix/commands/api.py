@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from datamix.pipeline.exporting import parse_format
 from datamix.pipeline.progress import Screen, Watch
 from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
-from datamix.reporting.results import BuiltSet, Checks, Exported, Ladder, Plan, Shown, WrittenRecipe
+from datamix.reporting.results import BuiltSet, Checks, Exported, Ladder, Plan, Shown, Traced, WrittenRecipe
 
 if TYPE_CHECKING:
     from datamix.reporting.differences import SetDiff
@@ -109,6 +109,30 @@ def report(out: str | Path, language: str = "en", losses: str | Path | None = No
     from datamix.jobs.report import write_report
 
     return write_report(Path(out), language, Path(losses) if losses is not None else None)
+
+
+def trace(out: str | Path, row: int, split: str = "train", *, cache: str | Path | None = None) -> Traced:
+    """A row back to its bytes, as ``datamix trace --json`` prints it; what needs a missing input is None. Raises DatamixError."""
+    from datamix.jobs.trace import trace as trace_row
+
+    return Traced(trace_row(Path(out), row, split, Path(cache) if cache is not None else None))
+
+
+def exclude(
+    out: str | Path, by: str | Path | Sequence[Mapping[str, str | int]], *, cache: str | Path | None = None, workers: int = 0,
+    progress: Progress | None = None,
+) -> Ladder:  # fmt: skip
+    """Take records out of a finished set and of every set from the same preparation; the sets by folder. ``by``: a file as the
+    command reads it, or its entries. Raises DatamixError.
+    """
+    from datamix.jobs.exclude import exclude as exclude_from
+    from datamix.recipe.excluded import check_entries, read_entries
+
+    entries = read_entries(Path(by)) if isinstance(by, str | Path) else check_entries(by)
+    cache_folder = Path(cache) if cache is not None else None
+    sets = exclude_from(Path(out), entries, cache_folder, workers, _CallbackScreen(progress))
+    root = cache_folder or default_cache(Path(out))
+    return Ladder({one.out: BuiltSet(one.manifest, one.out, root) for one in sets})
 
 
 def verify(out: str | Path, inputs: float | None = None) -> Checks:

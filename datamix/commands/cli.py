@@ -19,6 +19,7 @@ from datamix.commands.check import check
 from datamix.commands.convert import convert
 from datamix.commands.dedupe import dedupe
 from datamix.commands.diff import diff
+from datamix.commands.exclude import exclude
 from datamix.commands.export import export
 from datamix.commands.init import init
 from datamix.commands.inspect import inspect
@@ -28,6 +29,7 @@ from datamix.commands.report import report
 from datamix.commands.schema import schema
 from datamix.commands.score import score
 from datamix.commands.sweep import sweep
+from datamix.commands.trace import trace
 from datamix.commands.verify import verify
 from datamix.commands.worker import worker
 from datamix.core.errors import DatamixError, InternalError, Interrupted, mask_secrets, visible
@@ -60,6 +62,8 @@ EXAMPLES = {
     "schema": ["datamix schema recipe > recipe.schema.json"],
     "cache": ["datamix cache", "datamix cache --prune"],
     "diff": ["datamix diff out1 out2", "datamix diff out1 out2 --html > diff.html"],
+    "exclude": ["datamix exclude out --by out.jsonl"],
+    "trace": ["datamix trace out --row 3", "datamix trace out --row 0 --split validation --json"],
     "push": ["datamix push out hf://OWNER/NAME"],
     "report": ["datamix report out --language zh", "datamix report out --losses out/losses.jsonl"],
     "worker": ["datamix worker /shared/.datamix", "datamix worker /shared/.datamix --index 3/64 --idle 60"],
@@ -116,6 +120,8 @@ for _command in (
     convert,
     dedupe,
     export,
+    trace,
+    exclude,
     push,
     sweep,
     score,

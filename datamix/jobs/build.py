@@ -56,7 +56,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             resolved = ResolvedBuild(recipe, tokenizer, decided, mix_rows(recipe, context, decided))
             if not reported:
                 report_scarcity(resolved.arranged.quota, screen)
-            return _finish(
+            return finish(
                 resolved,
                 options,
                 context,
@@ -74,7 +74,7 @@ def _render_pages(
     return [("report.html", "report", report), ("README.md", "card", render_card(manifest))]
 
 
-def _finish(
+def finish(
     resolved: ResolvedBuild, options: Options, context: BuildContext, if_done: str = ""
 ) -> dict[str, Any]:
     """The manifest of the set in OUT: published now, unless the same set is there already."""
@@ -140,14 +140,15 @@ def sweep(
             rung = _rung(recipe, dict(zip(recipe.sources, varied, strict=True)), f"{name}-{share:g}", scale)
             check_out(out, options.cache, rung, options.overwrite)
             try:
-                rungs[out] = ResolvedBuild(rung, tokenizer, decided, mix_rows(rung, context, decided, scale))
+                order = mix_rows(rung, context, decided, scale)
+                rungs[out] = ResolvedBuild(rung, tokenizer, decided, order, scale)
             except RecipeError as error:
                 advice = f"Or leave {share:g} out of the ladder."
                 raise RecipeError(f"--vary {name}={share:g}: {error} {advice}") from None
         manifests = {}
         for out, rung_build in rungs.items():
             with hold(out, rung_build.recipe, replace(options, out=out), context.screen):
-                manifests[out] = _finish(rung_build, replace(options, out=out), context)
+                manifests[out] = finish(rung_build, replace(options, out=out), context)
         return manifests
     finally:
         context.close()

@@ -61,7 +61,7 @@ def _adapter() -> TypeAdapter[BuiltSet]:
 def save(cache: Path, key: str, built: BuiltSet, out: Path) -> None:
     """Store a set, its paths below ``@store``."""
     store = cache / "store"
-    splits = _with_paths(built.splits, lambda p: Path(_STORE, p.relative_to(store)))
+    splits = moved_paths(built.splits, lambda p: Path(_STORE, p.relative_to(store)))
     text = canonical(BuiltSet(splits, built.keys, os.path.relpath(out, cache)))
     write_file(cache, cache / "sets" / f"{key}.json", text)
     _note_place(cache, key, out)
@@ -88,18 +88,19 @@ def _note_place(cache: Path, key: str, out: Path) -> None:
             stream.write(f"{place}\n")
 
 
-def _is_in_place(cache: Path, key: str, out: str) -> bool:
-    """Whether a folder holds the set: one that is noted, or one beside it or beside the cache (it may be renamed)."""
+def folders_of(cache: Path, key: str, out: str) -> list[Path]:
+    """The folders that hold the set: those that are noted, and those beside them or the cache (a folder may be renamed)."""
     path = cache / "sets" / f"{key}.places"
     noted = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     folders = [cache / out, *(cache / json.loads(line) for line in noted)]
     parents = dict.fromkeys(Path(os.path.normpath(f)).parent for f in (*folders, cache))
-    beside = (manifest.parent for parent in parents for manifest in parent.glob("*/manifest.json"))
-    for folder in (*folders, *beside):
+    beside = (manifest.parent for parent in parents for manifest in sorted(parent.glob("*/manifest.json")))
+    held: list[Path] = []
+    for folder in dict.fromkeys(Path(os.path.normpath(f)) for f in (*folders, *beside)):
         with suppress(DataError):  # a set of a newer version
             if (read_manifest(folder) or {}).get("key") == key:
-                return True
-    return False
+                held.append(folder)
+    return held
 
 
 def load(cache: Path, key: str) -> BuiltSet | None:
@@ -118,20 +119,20 @@ def load(cache: Path, key: str) -> BuiltSet | None:
             is_older = (store.folder(needed) / "receipt.json").is_file() and not store.is_damaged(needed)
             if not is_older:
                 return None
-    splits = _with_paths(built.splits, lambda p: store.root.joinpath(*p.parts[1:]))
+    splits = moved_paths(built.splits, lambda p: store.root.joinpath(*p.parts[1:]))
     return replace(built, splits=splits)
 
 
-def _with_paths(value: Any, move: Callable[[Path], Path]) -> Any:
+def moved_paths(value: Any, move: Callable[[Path], Path]) -> Any:
     """The same value with every path in it moved."""
     if isinstance(value, Path):
         return move(value)
     if isinstance(value, tuple):
-        return tuple(_with_paths(item, move) for item in value)
+        return tuple(moved_paths(item, move) for item in value)
     if isinstance(value, dict):
-        return {key: _with_paths(item, move) for key, item in value.items()}
+        return {key: moved_paths(item, move) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        moved = {f.name: _with_paths(getattr(value, f.name), move) for f in fields(value)}
+        moved = {f.name: moved_paths(getattr(value, f.name), move) for f in fields(value)}
         return replace(value, **moved)
     return value
 
@@ -182,7 +183,7 @@ def open_any(
     if changes:
         from datamix.pipeline.reweigh import reweighed  # imports what a mixture needs
 
-        orders = _cache_of(folder, cache) / _ORDERS / manifest["key"]
+        orders = cache_of(folder, cache) / _ORDERS / manifest["key"]
         rows, manifest = reweighed(built.splits["train"], manifest, changes, orders)
         return TrainingSet(RowReader(rows), manifest, folder, split)
     if split not in built.splits:
@@ -223,7 +224,7 @@ def refuse_newer(folder: Path, manifest: dict[str, Any]) -> None:
 
 def built_set(folder: Path, manifest: dict[str, Any], cache: str | Path | None = None) -> BuiltSet:
     """What the cache stores of a set. Raises DataError naming the command that brings it back."""
-    root = _cache_of(folder, cache)
+    root = cache_of(folder, cache)
     built = load(root, manifest.get("key", ""))
     if built is None:
         raise DataError(
@@ -235,7 +236,8 @@ def built_set(folder: Path, manifest: dict[str, Any], cache: str | Path | None =
     return built
 
 
-def _cache_of(folder: Path, cache: str | Path | None) -> Path:
+def cache_of(folder: Path, cache: str | Path | None) -> Path:
+    """The cache of a set: the named one, or that beside it."""
     return (Path(cache) if cache is not None else default_cache(folder)).absolute()
 
 
@@ -286,7 +288,7 @@ def _prune(folder: Path, lease: Lease) -> str:
     needed: set[str] = set(named)
     sets: set[str] = set()
     for key, built in all_sets(folder.absolute()).items():
-        if key in named or _is_in_place(folder.absolute(), key, built.out):
+        if key in named or folders_of(folder.absolute(), key, built.out):
             needed.update(built.keys)
             sets.add(key)
         else:

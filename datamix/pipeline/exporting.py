@@ -25,7 +25,14 @@ from datamix.pipeline.out_folder import (
 )
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
-from datamix.pipeline.write_shards import FormatChoice, commands, link, shard_tasks
+from datamix.pipeline.write_shards import (
+    FormatChoice,
+    commands,
+    further_formats,
+    link,
+    listed_exports,
+    shard_tasks,
+)
 from datamix.recipe.strict_yaml import scalar
 
 
@@ -81,6 +88,9 @@ def export(
         without = manifest | {"outputs": rest}
         manifest["outputs"] = sorted([*rest, *listed], key=lambda entry: str(entry["path"]))
         manifest["commands"] = manifest.get("commands", {}) | commands(formats, splits["train"].info)
+        manifest["exports"] = listed_exports(
+            [*(f for f in further_formats(manifest) if f[0] not in names), *formats]
+        )
         staying = {entry["path"] for entry in rest}
         left = {name: digests for name, digests in leftover_files(out).items() if name not in staying}
         switch(out, staged, both(left, listed_files(replaced)), (without, manifest), screen.say)

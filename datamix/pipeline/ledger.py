@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,24 +43,27 @@ _USED = len(select.FATES) - 1
 _ORDER = [("file", "ascending"), ("record", "ascending")]
 
 
-def write_rejects(out: Path, sources: Sequence[PreparedSource]) -> list[dict[str, Any]]:
-    """``rejects/SOURCE.jsonl``: source, file, record, line, reason, detail and the original bytes."""
+def write_rejects(out: Path, decided: Decided) -> list[dict[str, Any]]:
+    """``rejects/SOURCE.jsonl``: source, file, record, line, reason, detail and the original bytes; none of what is excluded."""
     outputs: list[dict[str, Any]] = []
-    for source in sources:
+    excluded = decided.select.excluded or ((),) * len(decided.sources)
+    for source, left_out in zip(decided.sources, excluded, strict=True):
         if not source.count("rejected_by"):
             continue
         path = out / "rejects" / f"{source.name}.jsonl"
         path.parent.mkdir(exist_ok=True)
         rows = 0
         with path.open("wb") as stream:
-            for row in _rejects(source):
+            for row in _rejects(source, dict(left_out)):
                 stream.write(orjson.dumps(row) + b"\n")
                 rows += 1
         outputs.append(output(out, path, "jsonl", "rejects", rows))
     return outputs
 
 
-def _rejects(source: PreparedSource) -> Iterator[dict[str, Any]]:
+def _rejects(
+    source: PreparedSource, excluded: Mapping[int, tuple[int, ...] | None]
+) -> Iterator[dict[str, Any]]:
     first = min((p.file for part in source.shards.parts for p in part.places), default=0)
     for part in source.shards.parts:
         for batch in read_batches(str(part.folder / "rejects.arrow")):
@@ -74,6 +77,10 @@ def _rejects(source: PreparedSource) -> Iterator[dict[str, Any]]:
                     "reason": row["reason"],
                     "detail": row["detail"],
                 }
+                records = excluded.get(place.file, ())
+                if records is None or entry["record"] in records:
+                    yield {**entry, "detail": "excluded by the recipe", "raw": ""}
+                    continue
                 try:
                     yield {**entry, "raw": raw.decode("utf-8")}
                 except UnicodeDecodeError:
@@ -89,10 +96,10 @@ class Account:
     removed: pa.Table  # the lines of ``removed/``, in the order of the files
 
 
-def account(decided: Decided, arranged: Arranged, number: int, references: Sequence[str]) -> Account:
+def account(decided: Decided, arranged: Arranged, number: int) -> Account:
     """Settle one source. A record that gave several (scored answers, pairs) counts once."""
     source = decided.sources[number]
-    names = [*(r.name for r in decided.sources), *references]
+    names = [*(r.name for r in decided.sources), *(r.source.name for r in decided.select.against)]
     fates = [open_batch(decided.fates.folder / f"fates-{i}.arrow") for i in range(len(decided.sources))]
     order, bins = arranged.order.folder / "order.arrow", decided.packed[number].folder / "train.arrow"
     used = used_records(order, bins, number, source.num_prepared)

@@ -52,7 +52,10 @@ class SourcePlan:
 
 
 def available_of(recipe: Recipe, source: SourcePlan) -> mix.Available:
+    """What a source can give; nothing where ``exclude`` leaves nothing of it."""
     unit = recipe.unit
+    if not source.rows:
+        return mix.Available(source.name, 0, 0, recipe.sources[source.name].max_epochs, 0, 0, 0)
     cost = {"records": source.records, "tokens": source.tokens, "loss_tokens": source.loss_tokens}[unit]
     return mix.Available(
         name=source.name,

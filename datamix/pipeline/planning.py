@@ -28,6 +28,7 @@ from datamix.pipeline.steps import (
     open_context,
     preflight,
     select_records,
+    select_spec,
     validation_notes,
 )
 from datamix.pipeline.store import Store, check_cache
@@ -161,7 +162,9 @@ def _estimate_sources(
     selected, alike = "", {}
     if sum(f.num_bytes for files in files_of for f in files) <= _PREPARE_BYTES:
         prepared = prepare_sources.prepare_sources(context, reading, files_of)
-        receipt, _ = select_records(recipe, context, prepared)
+        asked = select_spec(recipe, context, prepared)
+        receipt, _, unmatched = select_records(recipe, context, prepared, asked)
+        notes += unmatched
         fates = [receipt.folder / f"fates-{number}.arrow" for number in range(len(prepared))]
         selected, alike = receipt.key, receipt.counts.get("alike", {})
         shards = [source.shards for source in prepared]
@@ -195,7 +198,8 @@ def _source_plan(
     recipe: Recipe, name: str, num_files: int, size: int, scale: Scale, counts: dict[str, Any]
 ) -> SourcePlan:
     usable, tokens, loss = (counts[n] * scale.factor for n in ("usable", "tokens", "loss"))
-    if not usable:
+    is_excluded = bool(recipe.exclude) and not counts["records"]
+    if not usable and not is_excluded:
         why = "no record is left to encode. Relax the steps that removed them"
         if counts["records"]:
             limit = recipe.encode.max_length
@@ -218,7 +222,7 @@ def _source_plan(
         records=usable * part,
         tokens=tokens * part,
         loss_tokens=loss * part,
-        rows=max(1.0, tokens * part / length) if packed and length else usable * part,
+        rows=max(min(usable, 1.0), tokens * part / length) if packed and length else usable * part,
         largest_row={"records": 1, "tokens": longest, "loss_tokens": longest},
         smallest_row={"records": 1, "tokens": smallest, "loss_tokens": 1},
         prepared_bytes=size * scale.factor,

@@ -24,7 +24,7 @@ from datamix.core.errors import RecipeError
 from datamix.core.hashing import digest
 from datamix.core.records import TURN_FIELDS
 from datamix.exporters import Weighing
-from datamix.pipeline import built_sets, ledger, translate, write_shards
+from datamix.pipeline import built_sets, ledger, origin, translate, write_shards
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
 from datamix.pipeline.input_places import save_places
 from datamix.pipeline.leases import Lease
@@ -85,24 +85,24 @@ def publish(
     if all(name != "parquet" for name, _ in formats):
         formats = [("parquet", ()), *formats]
     tasks = write_shards.shard_tasks(written, formats, key, out / BUILDING)
+    tasks += write_shards.shard_tasks(splits, options.exports, key, out / BUILDING)
     threading.Thread(target=_load_ahead, args=(made.tokenizer,), daemon=True).start()
     done = list(zip(tasks, context.run("write", tasks), strict=True))
     staged = staging(out)
-    listed = write_shards.link(staged, done) + ledger.write_rejects(staged, decided.sources)
-    accounts = [
-        ledger.account(decided, made.arranged, n, decided.references) for n in range(len(decided.sources))
-    ]
+    listed = write_shards.link(staged, done) + ledger.write_rejects(staged, decided)
+    accounts = [ledger.account(decided, made.arranged, n) for n in range(len(decided.sources))]
     listed += ledger.write_removed(staged, decided, accounts)
     folder = staged / "tokenizer"  # beside the rows that were made with it
     folder.mkdir()
     copy_tokenizer(made.tokenizer, folder)
     listed += [output(staged, path, "tokenizer", "", 0) for path in sorted(folder.iterdir())]
-    built_sets.save(options.cache, key, built_sets.BuiltSet(splits, _keys(made)), out)
-    save_places(options.cache, key, made.recipe)
-    commands = write_shards.commands(formats, splits["train"].info)
+    _note(made, key, splits, options)
+    commands = write_shards.commands([*formats, *options.exports], splits["train"].info)
     manifest = make_manifest(
         made, Written(key, options.sample, tuple(accounts), tuple(done), tuple(listed), commands)
     )
+    if options.exports:
+        manifest["exports"] = write_shards.listed_exports(options.exports)
     with context.screen.phase("report", 1) as watch:
         costs = _row_costs(splits["train"], manifest["mixture"]["unit"])
         save_manifest(staged, manifest)
@@ -127,8 +127,16 @@ def publish(
 def remember(made: ResolvedBuild, options: Options) -> None:
     """Store a set that is already built in the cache, where the cache was deleted since."""
     key = set_key(made)
-    if built_sets.load(options.cache.absolute(), key) is None:
-        built_sets.save(options.cache, key, built_sets.BuiltSet(row_sets(made), _keys(made)), options.out)
+    if built_sets.load(options.cache.absolute(), key) is None or not origin.is_known(options.cache, key):
+        _note(made, key, row_sets(made), options)
+    save_places(options.cache, key, made.recipe)
+
+
+def _note(made: ResolvedBuild, key: str, splits: dict[str, RowSet], options: Options) -> None:
+    """Store a set in the cache: its rows, what it was decided by, and where its inputs are."""
+    built_sets.save(options.cache, key, built_sets.BuiltSet(splits, _keys(made)), options.out)
+    inputs = origin.input_files(made.decided.sources, options.cache)
+    origin.save(options.cache, key, origin.Origin(made.decided.select, made.scale, inputs))
     save_places(options.cache, key, made.recipe)
 
 

@@ -111,7 +111,9 @@ def _left(
     caps = mix.caps(costs, epochs, recipe.seed, list(recipe.sources))
     left: list[mix.Available] = []
     for (name, source), cost, cap, used in zip(recipe.sources.items(), costs, caps, spent, strict=True):
-        if cap - used < int(cost.min()) and (weights.get(name) or weights.get(source.group or "")):
+        if cap - used < (int(cost.min()) if len(cost) else 1) and (
+            weights.get(name) or weights.get(source.group or "")
+        ):
             raise RecipeError(
                 f"changes: {name} is used up (max_epochs {source.max_epochs:g}). Give it weight 0 from there on."
             )

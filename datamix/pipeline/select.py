@@ -1,14 +1,14 @@
 """A fate for every record: the only place where one record can depend on another.
 
-Order: what cannot be encoded is dropped first (so it never knocks out a usable copy), then ``max_records``, contradictory pairs, duplicates,
-contamination, the validation split (smallest seeded hashes of content, so a new source moves no record between the splits)
+Order: what cannot be encoded is dropped first and what the recipe excludes is removed (so neither knocks out a usable copy), then
+``max_records``, contradictory pairs, duplicates, contamination, the validation split (smallest seeded hashes of content, so a new source moves no record between the splits)
 and training records that leak it. Integers only, about 60 bytes a record while it runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from datamix.core.hashing import digest, salt
 from datamix.core.records import texts
 from datamix.dedup import ContaminationSpec, Decision, DedupeSpec, Signed, decide, leaked, overlap
 from datamix.pipeline.contradictions import contradictory, pairs
+from datamix.pipeline.exclusion import Excludes
 from datamix.pipeline.held_out import Split, begin_alike, hold_out, sample_records
 from datamix.pipeline.prepare import read_batches
-from datamix.pipeline.shards import SourceShards, identities, measure, used_records
+from datamix.pipeline.shards import Identities, SourceShards, identities, measure, used_records
 
 _VERSION = 2
 
@@ -33,6 +34,7 @@ _VERSION = 2
 FATES = ("cleaned", "removed", "dropped", "unused", "validation", "used")
 REMOVED, DROPPED, UNUSED, VALIDATION, POOL = 1, 2, 3, 4, 5
 _METHODS = ("", "exact", "near")
+EXCLUDED = "excluded"
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class SelectSpec:
     held_out: int | None = None  # index of a source that is all validation
     leak: DedupeSpec | None = None  # what counts as a leak of a validation record
     contradictions: tuple[int, ...] = ()  # indices of sources whose pairs must not contradict each other
+    excluded: tuple[Excludes, ...] = ()  # a source each; empty: nothing is
 
 
 class _Fates:
@@ -141,18 +144,23 @@ def task(spec: SelectSpec, home: Path) -> Task:
         evals=tuple(map(plain, spec.evals)),
     )
     places = [[p.places for p in s.parts] for s in spec.sources]
-    return Task("select", digest("decide", _VERSION, asked, places), run, spec, home)
+    asked_of = {field.name: getattr(asked, field.name) for field in fields(asked)}
+    if not any(spec.excluded):  # the key that results have since before anything could be excluded
+        del asked_of["excluded"]
+    return Task("select", digest("decide", _VERSION, asked_of, places), run, spec, home)
 
 
 def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
     """Decide every fate and leave one ``fates-N.arrow`` a source."""
     fates: list[_Fates] = []
     ids = [identities(source.parts) for source in spec.sources]
-    for shards, known, limit in zip(spec.sources, ids, spec.max_records, strict=True):
+    excluded = spec.excluded or ((),) * len(spec.sources)
+    for shards, known, limit, out in zip(spec.sources, ids, spec.max_records, excluded, strict=True):
         source = _Fates(shards.name, len(known.record))
         encoded = measure(shards.shards)
         for code, reason in enumerate(encoded.reasons):
             source.set(np.flatnonzero(encoded.reason == code), DROPPED, reason)
+        source.set(_excluded_rows(out, known), REMOVED, EXCLUDED)
         if limit is not None:
             live = np.flatnonzero(source.alive)
             rows = sample_records(live, known, salt(spec.seed, "sample", shards.name), limit)
@@ -189,6 +197,15 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
             for shards, source in zip(spec.sources, fates, strict=True)
         }
     return counts
+
+
+def _excluded_rows(excluded: Excludes, known: Identities) -> NDArray[np.int64]:
+    """The prepared records of a source that are excluded; all that a record gave (scored answers, pairs)."""
+    rows = np.zeros(len(known.record), bool)
+    for file, records in excluded:
+        of_file = known.file == file
+        rows |= of_file if records is None else of_file & np.isin(known.record, records)
+    return np.flatnonzero(rows)
 
 
 def signed(

@@ -28,16 +28,20 @@ from datamix.pipeline import order_rows, pack_sources, references, select, trans
 from datamix.pipeline.built_sets import mark_format
 from datamix.pipeline.engine import LocalEngine, default_workers
 from datamix.pipeline.engine_workers import WorkersEngine
+from datamix.pipeline.exclusion import ListedFile, resolve
 from datamix.pipeline.held_out import Split
 from datamix.pipeline.leases import Lease, sweep
 from datamix.pipeline.out_folder import is_own_file
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
-from datamix.pipeline.progress import Screen
+from datamix.pipeline.progress import UNIT_WORDS, Screen
 from datamix.pipeline.store import PARTIAL
+from datamix.pipeline.write_shards import FormatChoice
 from datamix.read import find
 from datamix.recipe import Recipe
 from datamix.recipe.strict_yaml import Key
 from datamix.tokenize import EncodeSpec, TokenizerFiles, find_tokenizer
+
+_MAX_UNMATCHED = 5  # entries of `exclude` that are spelled out
 
 # (OUT, manifest, row costs) -> pages of the set: name, format and text.
 RenderPages = Callable[[Path, dict[str, Any], NDArray[np.int64]], list[tuple[str, str, str]]]
@@ -53,6 +57,7 @@ class Options:
     sample: int | None = None  # only this many records of each file, for a trial build
     overwrite: bool = False
     engine: str = "local"  # local | workers
+    exports: tuple[FormatChoice, ...] = ()  # formats to write beside those of the recipe
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Decided:
     sources: tuple[PreparedSource, ...]
     fates: Receipt
     packed: tuple[Receipt, ...]
-    references: tuple[str, ...] = ()  # names of what else records were compared with
+    select: select.SelectSpec
     notes: tuple[str, ...] = ()  # what a person should know of it
 
 
@@ -82,6 +87,7 @@ class ResolvedBuild:
     tokenizer: TokenizerFiles
     decided: Decided
     arranged: Arranged
+    scale: float = 1.0  # of a sweep
 
 
 def preflight(recipe: Recipe) -> TokenizerFiles:
@@ -183,12 +189,12 @@ def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) ->
     return BuildContext(home, engine, screen, is_own_file(outs or [options.out], options.cache), lease)
 
 
-def select_records(
+def select_spec(
     recipe: Recipe, context: BuildContext, sources: Sequence[PreparedSource]
-) -> tuple[Receipt, tuple[str, ...]]:
-    """The fate of every record, and the names of what else they were compared with."""
+) -> select.SelectSpec:
+    """What decides the fate of every record: the recipe's rules, and the other records that they are compared with."""
     evals, split = recipe.decontaminate, recipe.validation
-    spec = select.SelectSpec(
+    return select.SelectSpec(
         sources=tuple(r.shards for r in sources),
         seed=recipe.seed,
         max_records=tuple(s.max_records if (s := recipe.sources.get(r.name)) else None for r in sources),
@@ -205,28 +211,46 @@ def select_records(
             n for n, r in enumerate(sources) if translate.forbids_contradictions(recipe, r.name)
         ),
     )
-    fates = context.run("select", [select.task(spec, context.home)])[0]
-    return fates, tuple(r.source.name for r in spec.against)
+
+
+def select_records(
+    recipe: Recipe, context: BuildContext, sources: Sequence[PreparedSource], spec: select.SelectSpec
+) -> tuple[Receipt, select.SelectSpec, tuple[str, ...]]:
+    """The fate of every record; ``spec`` with what the recipe excludes, and a note for each entry that excludes nothing."""
+    excluded = resolve(recipe, [s.name for s in sources], listed_files(sources))
+    spec = replace(spec, excluded=excluded.sources if any(excluded.sources) else ())
+    notes = tuple(f"exclude: nothing matches {text}." for text in excluded.unmatched[:_MAX_UNMATCHED])
+    if (more := len(excluded.unmatched) - _MAX_UNMATCHED) > 0:
+        notes += (f"exclude: nothing matches {more:,} more entries.",)
+    return context.run("select", [select.task(spec, context.home)])[0], spec, notes
+
+
+def listed_files(sources: Sequence[PreparedSource]) -> list[ListedFile]:
+    """The input files of all sources, in the order of the manifest's ``inputs``."""
+    return [
+        ListedFile(source.name, file.label, file.sha256, records)
+        for source in sources
+        for file, records in zip(source.files, source.file_records, strict=True)
+    ]
 
 
 def decide_and_pack(
-    recipe: Recipe, context: BuildContext, encode: EncodeSpec, sources: Sequence[PreparedSource]
+    recipe: Recipe,
+    context: BuildContext,
+    encode: EncodeSpec,
+    sources: Sequence[PreparedSource],
+    spec: select.SelectSpec | None = None,
 ) -> Decided:
-    """Fates, then rows. Raises DataError where nothing of a source is left to train on."""
-    fates, names = select_records(recipe, context, sources)
+    """Fates, then rows; ``spec`` where it is known already. Raises DataError where nothing of a source is left to train on."""
+    asked = spec or select_spec(recipe, context, sources)
+    fates, spec, notes = select_records(recipe, context, sources, asked)
     packs: list[pack_sources.PackSpec] = []
     for number, source in enumerate(sources):
         file = fates.folder / f"fates-{number}.arrow"
         length = recipe.encode.max_length
         packs.append(pack_sources.PackSpec(source.shards, file, encode, recipe.pack, length, recipe.seed))
     packed = context.run("pack", pack_sources.pack_tasks(packs, fates.key, context.home))
-    for source, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
-        if not receipt.counts["train"]["rows"]:
-            raise DataError(
-                f"Nothing of source {source.name} is left to train on: {_losses(source, fates)}. "
-                "Relax the steps that removed them, or remove the source."
-            )
-    notes: tuple[str, ...] = ()
+    notes += _empty_sources(list(sources[: len(recipe.sources)]), fates, packed)
     for source, receipt in zip(sources[: len(recipe.sources)], packed, strict=False):
         train, held = receipt.counts["train"], receipt.counts["validation"]
         share = held["tokens"] / max(1, held["tokens"] + train["tokens"])
@@ -234,7 +258,26 @@ def decide_and_pack(
         notes += validation_notes(recipe, source.name, (held["records"], train["records"]), share, alike)
     for note in notes:
         context.screen.say(note)
-    return Decided(tuple(sources), fates, tuple(packed), names, notes)
+    return Decided(tuple(sources), fates, tuple(packed), spec, notes)
+
+
+def _empty_sources(
+    sources: Sequence[PreparedSource], fates: Receipt, packed: Sequence[Receipt]
+) -> tuple[str, ...]:
+    """A note for each source that ``exclude`` left nothing of. Raises DataError where other steps left nothing, or all is gone."""
+    empty = [s for s, r in zip(sources, packed, strict=False) if not r.counts["train"]["rows"]]
+    for source in empty:
+        is_excluded = select.EXCLUDED in fates.counts["sources"][source.name]["removed"]
+        if not is_excluded or len(empty) == len(sources):
+            remedy = "Exclude less of it" if is_excluded else "Relax the steps that removed them"
+            raise DataError(
+                f"Nothing of source {source.name} is left to train on: {_losses(source, fates)}. "
+                f"{remedy}, or remove the source."
+            )
+    return tuple(
+        f"exclude: nothing of source {source.name} is left; the other sources share its weight."
+        for source in empty
+    )
 
 
 def _losses(source: PreparedSource, fates: Receipt) -> str:
@@ -280,6 +323,10 @@ def mix_rows(recipe: Recipe, context: BuildContext, decided: Decided, scale: flo
     """The quota, then the order. Raises RecipeError where the caps cannot give what is asked."""
     packed = decided.packed[: len(recipe.sources)]
     quota = translate.quota(recipe, translate.available(recipe, packed, scale), rows_known=True)
+    if recipe.exclude and isinstance(recipe.mix.size, int) and quota.total < recipe.mix.size * scale:
+        context.screen.say(
+            f"exclude: what is left gives {quota.total:,} {UNIT_WORDS[recipe.unit]} of the {recipe.mix.size:,} asked; shares stay."
+        )
     spec = order_rows.ScheduleSpec(
         names=tuple(recipe.sources),
         bins=tuple(r.folder / "train.arrow" for r in packed),

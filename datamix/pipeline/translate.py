@@ -182,20 +182,24 @@ def step_options(step: CleanStep) -> Any:
         raise RecipeError(f"{'.'.join(map(str, key))}: {describe(error.errors()[0], key, known)}") from None
 
 
-def groups(recipe: Recipe) -> dict[str, mix.MixGroup]:
-    """The recipe's groups with their members."""
+def groups(recipe: Recipe, among: Sequence[str] | None = None) -> dict[str, mix.MixGroup]:
+    """The recipe's groups with their members; ``among`` some sources: the groups that have members there."""
     by_name: dict[str, mix.MixGroup] = {}
     for name, group in recipe.groups.items():
-        members = {n: s for n, s in recipe.sources.items() if s.group == name}
+        members = {
+            n: s for n, s in recipe.sources.items() if s.group == name and (among is None or n in among)
+        }
         inner = {n: s.weight for n, s in members.items() if s.weight is not None}
-        by_name[name] = mix.MixGroup(tuple(members), group.weight, group.within, inner)
+        if members:
+            by_name[name] = mix.MixGroup(tuple(members), group.weight, group.within, inner)
     return by_name
 
 
 def available_rows(name: str, costs: NDArray[np.int64], max_epochs: float, cap: int | None) -> mix.Available:
     """What a source of rows ``costs`` ``[num_rows]`` can give."""
+    smallest = int(costs.min()) if len(costs) else 0
     return mix.Available(
-        name, len(costs), int(costs.sum()), max_epochs, int(costs.max()), int(costs.min()), cap
+        name, len(costs), int(costs.sum()), max_epochs, int(costs.max(initial=0)), smallest, cap
     )
 
 
@@ -231,10 +235,10 @@ def quota(recipe: Recipe, sources: Sequence[mix.Available], rows_known: bool = F
     present = [replace(s, weights=only(s.weights), ramp_to=s.ramp_to and only(s.ramp_to)) for s in planned]
     asked = recipe.mix.size
     size = dict(asked.epochs) if isinstance(asked, Epochs) else asked
+    # the set shrinks by what is excluded, and keeps its shares
+    on_short = "shrink" if recipe.exclude and recipe.mix.on_short == "error" else recipe.mix.on_short
     try:
-        solved = mix.solve(
-            [sources[i] for i in weighed], present, recipe.unit, size, recipe.mix.on_short, rows_known
-        )
+        solved = mix.solve([sources[i] for i in weighed], present, recipe.unit, size, on_short, rows_known)
     except mix.TooFewEpochs as error:
         key = ("sources", error.source, "max_epochs")
         raise RecipeError(recipe.format_problems([(key, str(error))])) from None
@@ -245,28 +249,38 @@ def quota(recipe: Recipe, sources: Sequence[mix.Available], rows_known: bool = F
 
 
 def weights(recipe: Recipe, sources: Sequence[mix.Available]) -> tuple[float, ...]:
-    """The weights of the whole, by rule or as given."""
-    names, sizes = [s.name for s in sources], [float(s.cost) for s in sources]
+    """The weights of the whole, by rule or as given; 0 for sources of which ``exclude`` left nothing."""
+    live = [s for s in sources if s.rows]
+    names, sizes = [s.name for s in live], [float(s.cost) for s in live]
+    among = groups(recipe, names)
     if recipe.mix.replay is not None:
-        return mix.replay(names, recipe.mix.replay.of, recipe.mix.replay.share, sizes, groups(recipe))
-    rule = recipe.mix.weights
-    given = {n: s.weight for n, s in recipe.sources.items() if s.weight is not None}
-    plain = {"temperature": rule.temperature} if isinstance(rule, Temperature) else rule
-    budget = float(recipe.mix.size) if isinstance(recipe.mix.size, int) else None
-    return mix.source_weights(names, given, groups(recipe), plain, sizes, [s.most for s in sources], budget)
+        made = mix.replay(names, recipe.mix.replay.of, recipe.mix.replay.share, sizes, among)
+    else:
+        rule = recipe.mix.weights
+        given = {n: w for n in names if (w := recipe.sources[n].weight) is not None}
+        plain = {"temperature": rule.temperature} if isinstance(rule, Temperature) else rule
+        budget = float(recipe.mix.size) if isinstance(recipe.mix.size, int) else None
+        most = [s.most for s in live]
+        made = mix.source_weights(names, given, among, plain, sizes, most, budget)
+    by_name = dict(zip(names, made, strict=True))
+    return tuple(by_name.get(s.name, 0.0) for s in sources)
 
 
 def stages(recipe: Recipe, sources: Sequence[mix.Available]) -> list[mix.MixStage]:
     """The recipe's stages; a set without any is one stage named ``main``."""
-    names, sizes = [s.name for s in sources], [float(s.cost) for s in sources]
     if not recipe.mix.stages:
         return [mix.MixStage("main", 1.0, None, weights(recipe, sources))]
+    sizes = {s.name: float(s.cost) for s in sources if s.rows}
+    among = groups(recipe, list(sizes))
     planned: list[mix.MixStage] = []
     for stage in recipe.mix.stages:
         if stage.weights is None:
             target = weights(recipe, sources)
         else:
-            target = mix.stage_weights(names, stage.weights, groups(recipe), sizes)
+            given = {n: w for n, w in stage.weights.items() if n in sizes or n in among}
+            made = mix.stage_weights(list(sizes), given, among, list(sizes.values()))
+            by_name = dict(zip(sizes, made, strict=True))
+            target = tuple(by_name.get(s.name, 0.0) for s in sources)
         if stage.ramp is not None and planned:
             last = planned[-1].ramp_to or planned[-1].weights
             planned.append(mix.MixStage(stage.name, stage.share, stage.size, last, target))

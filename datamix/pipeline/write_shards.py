@@ -23,7 +23,7 @@ from datamix.core.arrays import IGNORE_INDEX, list_buffers, offsets_from_lengths
 from datamix.core.content import ContentDigest
 from datamix.core.contracts import Receipt, Task
 from datamix.core.hashing import digest, file_sha256
-from datamix.exporters import SetInfo, command, keeps, needs_records, open_sink
+from datamix.exporters import EXPORT_FORMATS, SetInfo, command, keeps, needs_records, open_sink
 from datamix.pipeline.order_rows import shard_ends
 from datamix.pipeline.record_texts import RecordTexts
 from datamix.pipeline.rows import RowReader, RowSet
@@ -130,6 +130,25 @@ def format_folder(out: Path, name: str) -> Path:
 def commands(formats: Sequence[FormatChoice], info: SetInfo) -> dict[str, str]:
     """What trains from each format's folder, or reads it; Parquet is what everything reads."""
     return {name: command(name, options, info) for name, options in formats if name != "parquet"}
+
+
+def listed_exports(formats: Sequence[FormatChoice]) -> list[dict[str, Any]]:
+    """The manifest's ``exports``: formats that the recipe does not name, with the options they were written with."""
+    return [{"format": name, "options": dict(options)} for name, options in sorted(set(formats))]
+
+
+def further_formats(manifest: dict[str, Any]) -> tuple[FormatChoice, ...]:
+    """The formats that OUT holds beside those of its recipe; of sets that do not list them, without options."""
+    recipe = [
+        entry if isinstance(entry, str) else entry.get("name", "") for entry in manifest["recipe"]["write"]
+    ]
+    listed = {e["format"]: tuple(sorted(e["options"].items())) for e in manifest.get("exports", ())}
+    for entry in manifest["outputs"]:
+        name = entry["format"]
+        is_virtual = manifest.get("virtual") and name == "parquet" and entry["path"].startswith("train/")
+        if is_virtual or (name in EXPORT_FORMATS and entry["path"].split("/")[0] == name):
+            listed.setdefault(name, ())
+    return tuple((name, options) for name, options in sorted(listed.items()) if name not in recipe)
 
 
 def link(out: Path, done: Sequence[tuple[Task, Receipt]]) -> list[dict[str, Any]]:

@@ -18,17 +18,21 @@ from datamix.read.json_array import read_json
 from datamix.read.json_lines import Take, read_jsonl, read_lines
 from datamix.read.lines import as_stored, codec_of
 from datamix.read.listing import find, local_path, name_files, published_path
+from datamix.read.positions import Place, locate
 from datamix.read.sniffing import Sniff, cut, sniff
 from datamix.read.storage import check_unchanged, explained, file_state, is_remote, sha256_of
 from datamix.read.tables import read_csv
 
 __all__ = [
     "DOCUMENTS",
+    "Place",
     "Sniff",
+    "codec_of",
     "cut",
     "file_state",
     "find",
     "local_path",
+    "locate",
     "name_files",
     "published_path",
     "read",

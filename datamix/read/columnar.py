@@ -32,7 +32,7 @@ _CHUNK_BYTES = 8 << 20
 
 def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     """The rows of a range of row groups."""
-    with _opened(piece.path, piece.compression, piece.state) as source:
+    with opened(piece.path, piece.compression, piece.state) as source:
         parquet = pq.ParquetFile(source)
         stop = parquet.num_row_groups if piece.stop is None else piece.stop
         groups = range(piece.start, min(stop, parquet.num_row_groups))
@@ -44,7 +44,7 @@ def read_parquet(piece: Slice, chunk_records: int) -> Iterator[Rows]:
 
 def read_arrow(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     """The rows of a range of record batches of an Arrow file, or of a whole Arrow stream."""
-    with _opened(piece.path, piece.compression, piece.state) as source:
+    with opened(piece.path, piece.compression, piece.state) as source:
         if piece.container == "arrow_stream":
             yield from _rows(pa.ipc.open_stream(source), chunk_records)
             # a stream cut between two batches reads without an error: only its missing end mark shows it
@@ -58,9 +58,19 @@ def read_arrow(piece: Slice, chunk_records: int) -> Iterator[Rows]:
         yield from _rows((file.get_batch(i) for i in indices), chunk_records)
 
 
+def record_batches(piece: Slice) -> Iterator[pa.RecordBatch]:
+    """The record batches of an Arrow file or stream, as they are stored."""
+    with opened(piece.path, piece.compression, piece.state) as source:
+        if piece.container == "arrow_stream":
+            yield from pa.ipc.open_stream(source)
+        else:
+            file = pa.ipc.open_file(source)
+            yield from (file.get_batch(i) for i in range(file.num_record_batches))
+
+
 def num_parts(path: str, container: str) -> tuple[int, list[int]]:
     """How many row groups or batches a file has, and the bytes of each where the file stores them."""
-    with _opened(path, None) as source:
+    with opened(path, None) as source:
         if container == "parquet":
             metadata = pq.ParquetFile(source).metadata
             sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
@@ -211,7 +221,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _opened(path: str, compression: str | None, state: State = ()) -> Iterator[Any]:
+def opened(path: str, compression: str | None, state: State = ()) -> Iterator[Any]:
     """A file that Arrow can seek in; what Arrow throws while it is read becomes a DataError."""
     try:
         if compression is not None:

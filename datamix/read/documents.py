@@ -183,7 +183,7 @@ _EXTRACTORS: dict[str, Callable[[bytes], str]] = {
 def read_warc(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     """The pages of a web archive in order: responses that are HTML or text, and extracted texts (WET)."""
     rows, num_bytes = Rows([], [], [], []), 0
-    for record, (raw, kind, url) in enumerate(_pages(piece)):
+    for record, (raw, kind, url, _) in enumerate(_pages(piece)):
         text, problem = "", None
         try:
             if len(raw) > MAX_RECORD_BYTES:
@@ -209,19 +209,31 @@ def read_warc(piece: Slice, chunk_records: int) -> Iterator[Rows]:
         yield rows
 
 
-def _pages(piece: Slice) -> Iterator[tuple[bytes, str, str]]:
-    """(content, its type, URL) of each page of a web archive, at most one byte above the bound."""
+def page_ranges(piece: Slice) -> Iterator[tuple[int, int]]:
+    """Where each page of a web archive is in the decompressed stream, with its headers."""
+    for _, _, _, span in _pages(piece):
+        yield span()
+
+
+def _pages(piece: Slice) -> Iterator[tuple[bytes, str, str, Callable[[], tuple[int, int]]]]:
+    """(content, its type, URL) of each page of a web archive, at most one byte above the bound; and what gives its place."""
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
 
     with open_stream(piece.path, piece.compression, piece.state) as stream:
         try:
-            for page in ArchiveIterator(stream):
+            pages = ArchiveIterator(stream)
+
+            def span() -> tuple[int, int]:
+                start: int = pages.get_record_offset()
+                return start, start + int(pages.get_record_length())
+
+            for page in pages:
                 headers = page.http_headers or page.rec_headers
                 kind = (headers.get_header("Content-Type") or "").split(";")[0].strip().lower()
                 if page.rec_type in ("response", "resource", "conversion") and kind in _PAGES:
                     url = page.rec_headers.get_header("WARC-Target-URI") or ""
-                    yield page.content_stream().read(MAX_RECORD_BYTES + 1), kind, url
+                    yield page.content_stream().read(MAX_RECORD_BYTES + 1), kind, url, span
         except ArchiveLoadFailed as error:
             raise DataError(
                 f"{mask_url(piece.path)}: damaged: {error}. Download or copy it again."

@@ -40,11 +40,12 @@ _INSIDE = re.compile(rb'[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*+')
 
 
 class Element(NamedTuple):
-    """One element's bytes, the 1-based line it begins on, and what is already known to be wrong with it."""
+    """One element's bytes, the 1-based line it begins on, what is already known to be wrong with it, and where it begins."""
 
     raw: bytes
     line: int
     problem: tuple[str, str] | None = None
+    start: int = 0  # bytes of the blocks before it
 
 
 class _Border:
@@ -96,6 +97,7 @@ class _Reader:
         self._blocks = blocks
         self.text = b""
         self.position = 0
+        self.base = 0  # bytes that were dropped
         self.line = 1
 
     def refill(self) -> bool:
@@ -103,6 +105,7 @@ class _Reader:
         block = next(self._blocks, None)
         if block is None:
             return False
+        self.base += self.position
         self.text, self.position = self.text[self.position :] + block, 0
         return True
 
@@ -164,7 +167,7 @@ def _array(reader: _Reader, max_bytes: int) -> Iterator[Element]:
         while ended_by != b"]" and (match := _ELEMENT.match(text, position)):
             start = match.start(1)
             line += text.count(b"\n", position, start)
-            yield Element(match[1], line)
+            yield Element(match[1], line, None, reader.base + start)
             position = match.end()
             line += text.count(b"\n", start, position)
             ended_by = match[2]
@@ -211,7 +214,7 @@ def _field(reader: _Reader, field: bytes, max_bytes: int) -> Iterator[Element]:
 
 def _walked(reader: _Reader, closer: bytes, max_bytes: int) -> Element:
     """One element, token by token; the reader's position is then behind it."""
-    line = reader.line
+    line, begin = reader.line, reader.base + reader.position
     border = _Border(closer)
     overflow: Overflow | None = None
     position, has_ended = border.walk(reader.text, reader.position)
@@ -236,13 +239,13 @@ def _walked(reader: _Reader, closer: bytes, max_bytes: int) -> Element:
         return Element(long.head, line, ("too_long", long.detail))
     raw = raw.rstrip(b" \t\r\n")
     if has_ended:
-        return Element(raw, line)
+        return Element(raw, line, None, begin)
     if is_open and ends_early(raw) and not raw.endswith(b"]"):
         return Element(raw, line, ("truncated", "the file ends inside it"))
     _, problem = parse_one(raw)
     if problem is not None and (is_open or (raw[:1] in b"[{" and problem[0] == "json_syntax")):
         return Element(raw, line, ("unclosed", problem[1]))  # the array's last bracket may be its last byte
-    return Element(raw, line)
+    return Element(raw, line, None, begin)
 
 
 def read_json(piece: Slice, chunk_records: int) -> Iterator[Rows]:

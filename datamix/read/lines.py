@@ -24,7 +24,7 @@ from datamix.read.decompress import full_blocks, open_stream
 
 MAX_RECORD_BYTES = 64 << 20  # a longer line or element is rejected as ``too_long``
 LONG_HEAD_BYTES = 64 << 10  # how much of it goes to ``rejects/``
-_BOMS = {
+BYTE_ORDER_MARKS = {
     "utf-8": b"\xef\xbb\xbf",
     "utf-16-le": b"\xff\xfe",
     "utf-16-be": b"\xfe\xff",
@@ -49,7 +49,7 @@ def utf8_blocks(piece: Slice) -> Iterator[bytes]:
     encoding = codec_of(piece.encoding)
     errors = "surrogatepass" if encoding in _WIDE else "surrogateescape"
     decoder = None if encoding == "utf-8" else codecs.getincrementaldecoder(encoding)(errors)
-    mark = _BOMS.get(encoding, b"") if piece.start == 0 else b""
+    mark = BYTE_ORDER_MARKS.get(encoding, b"") if piece.start == 0 else b""
     for block in _blocks_of_lines(piece):
         block, mark = block.removeprefix(mark), b""
         if decoder is not None:

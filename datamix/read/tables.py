@@ -185,7 +185,7 @@ def read_csv(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     """
     rows, record, num_bytes = Rows([], [], [], []), 0, 0
     header: list[str] | None = None
-    for values, raw, line, problem in _records(piece):
+    for values, raw, line, problem in table_records(piece):
         if header is None:
             detail = encoding_problem(raw, piece.encoding) or (problem and problem[1])
             if detail:
@@ -217,7 +217,7 @@ def read_csv(piece: Slice, chunk_records: int) -> Iterator[Rows]:
         yield rows
 
 
-def _records(piece: Slice) -> Iterator[tuple[list[str], bytes, int, tuple[str, str] | None]]:
+def table_records(piece: Slice) -> Iterator[tuple[list[str], bytes, int, tuple[str, str] | None]]:
     """(values, raw bytes, first line, problem) of each record that is not blank."""
     options = dict(piece.options)
     lines = _Lines(piece, options.get("newline", "\n").encode())

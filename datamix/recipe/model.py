@@ -16,8 +16,9 @@ from datamix.core.errors import RecipeError, mask_url, nearest
 from datamix.core.hashing import digest
 from datamix.core.records import Kind
 from datamix.read import published_path
-from datamix.recipe import strict_yaml
+from datamix.recipe import excluded, strict_yaml
 from datamix.recipe.dataset_entries import expand
+from datamix.recipe.excluded import Exclude
 from datamix.recipe.mistakes import explain
 from datamix.recipe.mixture import Epochs, Mix, Weighed
 from datamix.recipe.parts import (
@@ -60,6 +61,8 @@ class Recipe(Model):
     """Groups of sources that share one weight, by name."""
     licenses: Annotated[Licenses | None, Field(exclude_if=lambda value: value is None)] = None
     """Which licences sources may have; absent: any, or none."""
+    exclude: Annotated[Exclude, Field(exclude_if=lambda value: not value)] = ()
+    """Records that are left out: one by one, by file, by licence; a list or a file of them."""
     clean: tuple[CleanStep, ...] = ()
     """Cleaning steps, in order."""
     dedupe: Dedupe | None = None
@@ -158,6 +161,8 @@ class Recipe(Model):
             )
         if "sources" in value:
             value = {**value, "sources": expand(value["sources"], base)}
+        if "exclude" in value:
+            value = {**value, "exclude": excluded.expand(value["exclude"], base)}
         try:
             recipe = cls.model_validate(value)
         except ValidationError as error:

@@ -27,9 +27,14 @@ _STEPS = ("read", "rejected", "cleaned", "removed", "dropped", "validation", "us
 
 
 def licenses(manifest: dict[str, Any]) -> dict[str, list[str]]:
-    """Licences as the recipe gives them, each with its sources; "" for sources without one."""
+    """Licences of what is in the set, as the recipe gives them, each with its sources; "" for sources without one."""
     by_license: dict[str, list[str]] = {}
-    for name in manifest["sources"]:
+    for name, source in manifest["sources"].items():
+        if (
+            set(source["removed_by"]) == {"excluded"}
+            and not source["emitted"]["rows"] + source["records"]["validation"]
+        ):
+            continue  # its licence binds nobody who uses the set
         text = manifest["recipe"]["sources"].get(name, {}).get("license") or ""
         by_license.setdefault(text, []).append(name)
     return by_license
@@ -114,6 +119,8 @@ def _processing(manifest: dict[str, Any]) -> Iterator[str]:
         yield f"Deduplicated {recipe['dedupe']['scope']} sources: {' and '.join(filter(None, (exact, similar)))}."
     if recipe["decontaminate"]:
         yield f"Decontaminated against {len(recipe['decontaminate']['against'])} evaluation sets by {recipe['decontaminate']['ngram']}-grams."
+    if excluded := sum(s["removed_by"].get("excluded", 0) for s in manifest["sources"].values()):
+        yield f"{excluded:,} records are excluded by name, file or licence."
     if held_out := _held_out(manifest):
         yield f"{held_out:,} records are held out in `validation/`."
     length = f", rows of at most {packing['max_length']:,} tokens" if packing["max_length"] else ""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table as TerminalTable
 
+from datamix.core.hashing import digest
 from datamix.pipeline.progress import table_text
 from datamix.reporting.charts import Section, Table
 from datamix.reporting.decode import read_manifest, split_shards
@@ -92,7 +93,7 @@ def compare(first: Path, second: Path) -> SetDiff:
     came = sum(n for (_, before, after), n in records.items() if after == "used" != before)
     went = sum(n for (_, before, after), n in records.items() if before == "used" != after)
     ordered = sorted(records.items(), key=lambda item: (-item[1], item[0]))
-    recipes = [dict(_leaves(manifest["recipe"])) for manifest in manifests]
+    recipes = [dict(_leaves(_without_long_lists(manifest["recipe"]))) for manifest in manifests]
     files = [
         {e["path"]: f"{e['records']:,} records, {e['sha256'][:12]}" for e in m["inputs"]} for m in manifests
     ]
@@ -107,6 +108,14 @@ def compare(first: Path, second: Path) -> SetDiff:
         tuple(_changes(*files)),
         tuple(RecordChange(*key, num) for key, num in ordered),
         tuple(_changes(*amounts)),
+    )
+
+
+def _without_long_lists(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with ``exclude``, which may name thousands of records, as one text."""
+    entries = recipe.get("exclude")
+    return (
+        recipe if not entries else recipe | {"exclude": f"{len(entries):,} entries, {digest(entries)[:12]}"}
     )
 
 

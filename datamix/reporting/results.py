@@ -133,6 +133,39 @@ class Ladder(dict[Path, BuiltSet]):
         return _html("Sweep", ["set", "rows", *names], rows, f"Shares of {unit.replace('_', ' ')}")
 
 
+class Traced(dict[str, Any]):
+    """A row and its records, as ``datamix trace --json`` prints them."""
+
+    def __repr__(self) -> str:
+        from datamix.reporting.summaries import trace_text
+
+        return trace_text(self)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for record in self["records"]:
+            place = (
+                f"row group {record['row_group']}"
+                if "row_group" in record
+                else str(record["bytes"] or "unknown")
+            )
+            changed = [step["step"] for step in record["steps"] or () if step["changed"]]
+            copies = f"{len(record['removed_because_of']):,}"
+            rows.append(
+                [
+                    record["source"],
+                    record["file"],
+                    f"{record['record']:,}",
+                    place,
+                    record["license"] or "",
+                    ", ".join(changed),
+                    copies,
+                ]
+            )
+        heads = ["source", "file", "record", "place", "licence", "changed by", "copies removed"]
+        return _html(f"Row {self['row']:,}", heads, rows)
+
+
 class Exported(list[dict[str, Any]]):
     """The new files of a set, as its manifest's ``outputs`` lists them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from rich.table import Table
 
 from datamix.pipeline.progress import UNIT_WORDS, scarcity_text, short_bytes, short_count, table_text
 from datamix.pipeline.store import Store
+
+_MAX_CHANGED, _MAX_CHARS = 12, 160  # lines that a step changed, and characters of them
 
 
 def _table(first: str, heads: Sequence[str], title: str | None = None) -> Table:
@@ -172,3 +175,47 @@ def ladder_table(sets: dict[Path, dict[str, Any]], scale: float = 1.0) -> str:
         "Virtual sets: `datamix.open(SET)` reads one, `datamix export SET --to parquet` writes it out."
     )
     return "\n".join(lines)
+
+
+def trace_text(traced: dict[str, Any]) -> str:
+    """What ``trace`` prints: a block a record."""
+    lines: list[str] = []
+    for number, record in enumerate(traced["records"], 1):
+        of = f" {number} of {len(traced['records'])}" if len(traced["records"]) > 1 else ""
+        lines.append(
+            f"Row {traced['row']:,}, record{of}: record {record['record']:,} of {record['file']} (source {record['source']})"
+        )
+        start, stop = record["tokens"]
+        lines.append(f"  in the row    tokens {start:,} to {stop:,} of the record")
+        if record.get("row_group") is not None:
+            lines.append(f"  place         row group {record['row_group']:,}")
+        elif record["bytes"] is None:
+            lines.append(
+                "  place         unknown: the input is missing, or has changed since the set was built"
+            )
+        else:
+            line = f", line {record['line']:,}" if record["line"] is not None else ""
+            lines.append(f"  place         bytes {record['bytes'][0]:,} to {record['bytes'][1]:,}{line}")
+        lines.append(f"  licence       {record['license'] or 'not stated'}")
+        for step in record["steps"] or ():
+            lines.append(f"  {step['step']:<13} {'changed' if step['changed'] else 'changed nothing'}")
+            lines += [f"    {text}" for text in _changed_lines(step)]
+        for copy in record["removed_because_of"]:
+            place = f"record {copy['record']:,} of {copy['file']} (source {copy['source']})"
+            lines.append(f"  removed       {place}: {copy['reason']}, similarity {copy['similarity']:.2f}")
+    return "\n".join(lines)
+
+
+def _changed_lines(step: dict[str, Any]) -> list[str]:
+    """The lines that a step changed, as a diff."""
+    if not step["changed"]:
+        return []
+    before, after = (step[key].split("\n") for key in ("before", "after"))
+    lines = list(difflib.unified_diff(before, after, lineterm="", n=0))[2:]
+    shown = [_clipped(line) for line in lines if not line.startswith("@@")]
+    more = len(shown) - _MAX_CHANGED
+    return shown[:_MAX_CHANGED] + ([f"... and {more:,} more lines"] if more > 0 else [])
+
+
+def _clipped(line: str) -> str:
+    return line if len(line) <= _MAX_CHARS else f"{line[:_MAX_CHARS]} ..."

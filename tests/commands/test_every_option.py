@@ -42,6 +42,8 @@ convert pairs.jsonl {tmp}/out.jsonl --to alpaca --lossy --overwrite
 dedupe data.jsonl -o {tmp}/unique.jsonl --threshold 0.9 --scope within --keep 2 --longest
 dedupe data.jsonl -o {tmp}/unique.jsonl --exact-only --column output --overwrite
 export {tmp}/set --to jsonl --cache {tmp}/cache --workers 1
+trace {tmp}/set --row 0 --split validation --json --cache {tmp}/cache
+exclude {tmp}/trial --by {tmp}/exclude.jsonl --cache {tmp}/cache --workers 1
 push {tmp}/set hf://me/small
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --scale 0.5 --cache {tmp}/cache --workers 1 --set seed=3
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --cache {tmp}/cache --overwrite
@@ -61,6 +63,7 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
     write_jsonl(tmp_path / "data.jsonl", alpaca(["问题", "question"], 30))
     write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "bad"}] * 3)
     (tmp_path / "blend.txt").write_text("1 data_text_document")
+    write_jsonl(tmp_path / "exclude.jsonl", [{"source": "medical", "file": "medical.jsonl", "record": 1}])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.HfApi", hub_stub.Hub)
     monkeypatch.setattr("datamix.jobs.worker.one_thread", lambda: None)  # of this process too
