@@ -24,6 +24,7 @@ from datamix.pipeline import encode_pass, origin, prepare, select, translate
 from datamix.pipeline.built_sets import all_sets, built_set, cache_of, folders_of
 from datamix.pipeline.exclusion import ListedFile, Resolved, resolve
 from datamix.pipeline.exporting import finished_manifest
+from datamix.pipeline.input_places import input_places
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.publish import hold
@@ -98,10 +99,11 @@ def exclude(
 def _job(root: Path, out: Path, manifest: dict[str, Any], entries: Sequence[Excluded]) -> _Job:
     """A set with what it excludes already and what it is to exclude."""
     known = origin.load(root, manifest["key"], out)
-    value = manifest["recipe"]
+    places = input_places(out, manifest, root).recipe
+    value = places.with_places()
     before = tuple(Excluded.model_validate(entry) for entry in value.get("exclude", ()))
     both = [entry.model_dump() for entry in union(before, entries)]
-    recipe = Recipe.model_validate(value | {"exclude": both})
+    recipe = Recipe.model_validate(value | {"exclude": both}).at(places.base)
     files = [ListedFile(e["source"], e["path"], e["sha256"], e["records"]) for e in manifest["inputs"]]
     added = Recipe.model_validate(value | {"exclude": [entry.model_dump() for entry in entries]})
     names = [source.name for source in known.select.sources]
@@ -200,8 +202,8 @@ def _publish(context: BuildContext, root: Path, workers: int, job: _Job, made: R
     returned = _returned(job, made)
     exports = further_formats(job.manifest)
     options = Options(job.out, root, workers, job.manifest["sample"], overwrite=True, exports=exports)
-    with hold(job.out, job.recipe, options, context.screen):
-        manifest = finish(made, options, context)
+    with hold(job.out, job.recipe, options, context.screen) as held:
+        manifest = finish(made, options, replace(context, held=held))
     return SetWithout(job.out, manifest, job.manifest["packing"]["rows"], returned)
 
 

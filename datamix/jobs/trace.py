@@ -27,6 +27,7 @@ from datamix.formats import ShapeSpec, shape
 from datamix.pipeline import origin
 from datamix.pipeline.built_sets import cache_of, open_any
 from datamix.pipeline.exporting import finished_manifest
+from datamix.pipeline.input_places import input_places
 from datamix.pipeline.prepare_sources import SourceWork, record_kind
 from datamix.pipeline.record_rules import apply_rules
 from datamix.pipeline.scan import InputFile, recognise
@@ -49,6 +50,7 @@ class _Set:
     recipe: Recipe
     works: tuple[SourceWork, ...]
     known: origin.Origin | None
+    cache: Path
 
     def shards(self, source: str) -> SourceShards | None:
         """What the cache holds of a source."""
@@ -66,8 +68,8 @@ def trace(out: Path, row: int, split: str = "train", cache: Path | None = None) 
     manifest = finished_manifest(out)
     recipe = Recipe.model_validate(manifest["recipe"])
     works = tuple(source_works(recipe, None, manifest["sample"]))
-    known = origin.find(cache_of(out, cache), manifest.get("key", ""))
-    whole = _Set(out, manifest, recipe, works, known)
+    root = cache_of(out, cache)
+    whole = _Set(out, manifest, recipe, works, origin.find(root, manifest.get("key", "")), root)
     pieces = _row(out, manifest, row, split, cache)
     return {"row": row, "records": [_record(whole, piece) for piece in pieces]}
 
@@ -126,14 +128,7 @@ def _input_file(whole: _Set, number: int) -> InputFile | None:
     """An input file as it was read, where it still is what it was; None where it is missing or has other content."""
     entry = whole.manifest["inputs"][number]
     noted = whole.known.inputs[number] if whole.known else None
-    places = [noted.path] if noted else []
-    if "://" in entry["path"]:
-        places.append(entry["path"])
-    else:
-        places += [
-            str(folder / entry["path"]) for folder in (Path(), *whole.out.absolute().parents, whole.out)
-        ]
-    path = next((place for place in dict.fromkeys(places) if _is_same(place, entry, noted)), None)
+    path = next((place for place in _places(whole, number) if _is_same(place, entry, noted)), None)
     if path is None:
         return None
     if noted is not None:
@@ -147,6 +142,17 @@ def _input_file(whole: _Set, number: int) -> InputFile | None:
         entry["source"], path, entry["path"], entry["sha256"], entry["bytes"], seen.container, seen.compression,
         entry["encoding"] or seen.encoding, seen.options, entry.get("format"), None, columns, (),
     )  # fmt: skip
+
+
+def _places(whole: _Set, number: int) -> Iterator[str]:
+    """Where an input file may be: where it was read, then where the set's inputs are found now."""
+    if whole.known is not None:
+        yield whole.known.inputs[number].path
+    name = whole.manifest["inputs"][number]["path"]
+    if "://" in name:
+        yield name
+    elif (path := input_places(whole.out, whole.manifest, whole.cache).paths[number]) is not None:
+        yield path
 
 
 def _is_same(path: str, entry: dict[str, Any], noted: InputFile | None) -> bool:
