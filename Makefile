@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo docs test test-torch test-formats test-trainers test-faults mutants check format schemas package clean
+.PHONY: help demo docs test test-torch test-ray test-formats test-trainers test-faults mutants check format schemas package clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -15,6 +15,9 @@ test: .venv/ready-dev  ## run the tests
 
 test-torch: .venv-torch/ready  ## run the loader's tests with torch, and train from it
 	@.venv-torch/bin/python -m pytest tests/load tests/test_virtual.py tests/test_changing.py tests/test_training.py tests/test_weights.py tests/jobs/test_loss_callback.py tests/jobs/test_score_models.py tests/scoring
+
+test-ray: .venv-ray/ready  ## build on Ray: two nodes on this machine, one of them killed (ten minutes)
+	@.venv-ray/bin/python -m pytest -m ray -s tests/test_ray.py
 
 test-formats: .venv-formats/ready  ## read our files with the formats' own readers
 	@HF_HUB_OFFLINE=1 .venv-formats/bin/python -m pytest -m trainers tests/exporters/test_readers.py tests/exporters/test_readers_of_trainers.py tests/tokenize/test_masks_of_trl.py
@@ -51,7 +54,7 @@ package: .venv/ready-dev  ## build wheel and sdist into dist/, and try the wheel
 	@cd dist && try/bin/datamix --version && try/bin/datamix schema recipe > recipe.schema.json && try/bin/datamix build ../samples/sft.yaml -o sft && try/bin/datamix verify sft
 
 clean:  ## take away what was built and the environment
-	rm -rf dist site .venv .venv-torch .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
+	rm -rf dist site .venv .venv-torch .venv-ray .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
 
 # The environment is made anew when the lock changes. One pip call a stage: quiet, and it says what it does.
 .venv/ready: requirements.lock pyproject.toml
@@ -71,6 +74,13 @@ clean:  ## take away what was built and the environment
 	@test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
 	@.venv-torch/bin/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock -r requirements-torch.lock
 	@.venv-torch/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv-ray/ready: requirements-dev.lock requirements-ray.lock
+	@echo "Setting up .venv-ray (once, a few minutes) ..."
+	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	@.venv-ray/bin/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock -r requirements-ray.lock
+	@.venv-ray/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 # Readers and trainers, each with its own pins: made once, several gigabytes in all, used by their tests alone.

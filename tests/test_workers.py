@@ -273,10 +273,14 @@ def test_an_index_is_a_place_among_workers_or_comes_from_slurm(monkeypatch: pyte
             worker_job.place_of(wrong)
 
 
-def test_workers_of_a_build_are_not_counted_by_the_build(tmp_path: Path) -> None:
+def test_options_of_one_engine_are_refused_for_another(tmp_path: Path) -> None:
     wrong = small.datamix("build", small.recipe(tmp_path), "--engine", "workers", "--workers", 2)
     assert wrong.returncode == 2
-    assert "--workers is for --engine local" in wrong.stderr
+    assert "--workers is for this machine" in wrong.stderr
+    for options in (("--engine", "ray"), ("--address", "local"), ("--engine", "workers", "--address", "a:1")):
+        wrong = small.datamix("build", tmp_path / "recipe.yaml", *options)
+        assert wrong.returncode == 2
+        assert "go together" in wrong.stderr
 
 
 def test_a_lease_keeps_a_second_build_out_where_a_disk_has_no_locks_and_falls_when_its_heart_stops(

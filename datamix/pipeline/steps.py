@@ -27,6 +27,7 @@ from datamix.exporters import SetInfo, open_sink
 from datamix.pipeline import order_rows, pack_sources, references, select, translate
 from datamix.pipeline.built_sets import mark_format
 from datamix.pipeline.engine import LocalEngine, default_workers
+from datamix.pipeline.engine_ray import RayEngine
 from datamix.pipeline.engine_workers import WorkersEngine
 from datamix.pipeline.exclusion import ListedFile, resolve
 from datamix.pipeline.held_out import Split
@@ -56,8 +57,9 @@ class Options:
     workers: int = 0  # 0: as many as there are processors
     sample: int | None = None  # only this many records of each file, for a trial build
     overwrite: bool = False
-    engine: str = "local"  # local | workers
+    engine: str = "local"  # local | workers | ray
     exports: tuple[FormatChoice, ...] = ()  # formats to write beside those of the recipe
+    address: str | None = None  # of a Ray cluster: local, or host:port
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,19 @@ def open_context(options: Options, screen: Screen, outs: Sequence[Path] = ()) ->
     engine: Engine
     if options.engine == "workers":
         engine = WorkersEngine(options.cache, options.out, lease, screen)
+    elif options.engine == "ray":
+        try:
+            engine = RayEngine(
+                options.address or "local",
+                options.cache,
+                options.out,
+                lease,
+                screen,
+                options.workers or default_workers(),
+            )
+        except BaseException:
+            lease.close()
+            raise
     else:
         engine = LocalEngine(options.workers or default_workers())
     return BuildContext(home, engine, screen, is_own_file(outs or [options.out], options.cache), lease)

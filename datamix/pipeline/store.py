@@ -160,7 +160,7 @@ def sync(paths: Iterable[Path]) -> None:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    final.parent.mkdir(parents=True, exist_ok=True)
+    final.parent.mkdir(exist_ok=True)  # its root is there, or the build has ended
     for _ in range(2):
         try:
             os.rename(partial, final)

@@ -26,7 +26,7 @@ from datamix.core.errors import DataError, DatamixError, InternalError, MachineE
 from datamix.pipeline.leases import DEAD_SECONDS, Lease
 from datamix.pipeline.task_files import TaskReader, TaskWriter, environment, write_whole
 
-_ERRORS: dict[str, type[DatamixError]] = {
+ERRORS: dict[str, type[DatamixError]] = {
     kind.__name__: kind for kind in (RecipeError, DataError, MachineError, InternalError)
 }
 
@@ -140,7 +140,7 @@ class WorkFolder:
     def failure(self, key: str) -> DatamixError | None:
         """What a worker found wrong with a task, as the error that this process would have met."""
         value = _read(self.root / "failed" / f"{key}.json")
-        return _ERRORS.get(str(value["kind"]), InternalError)(str(value["message"])) if value else None
+        return ERRORS.get(str(value["kind"]), InternalError)(str(value["message"])) if value else None
 
 
 def _read(path: Path) -> dict[str, Any]:
