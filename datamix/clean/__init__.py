@@ -45,8 +45,10 @@ _CHECKS: Mapping[str, tuple[type, Check]] = {
     "preference_checks": (PreferenceChecks, record_checks.check_preference),
 }
 
+# ``keep`` is done where the numbers are: fields as records are read, scores as their fates are decided.
 STEPS: Mapping[str, type] = MappingProxyType(
     {name: options for table in (_FIXES, _PASSES, _JUDGES, _CHECKS) for name, (options, _) in table.items()}
+    | {"keep": record_checks.Keep}
 )
 
 

@@ -204,3 +204,13 @@ def check_preference(
         equal = pc.fill_null(pc.equal(chosen, rejected), False)
         reasons = pc.coalesce(reasons, pc.if_else(equal, "preference_checks_equal_answers", none))
     return reasons
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Keep records whose number is inside a band: the number of a `field` or a `score`, from `min` to `max`."""
+
+    field: str | None = None
+    score: str | None = None
+    min: float | None = None
+    max: float | None = None

@@ -1,6 +1,6 @@
 """``decide``: which records of all sources are duplicates, from their signatures; a fate for each record.
 
-Keep-first in rank order: sources by ``rank``, then (``rank_by: longest``) the longer, then the order of the
+Keep-first in rank order: sources by ``rank``, then the longer (``rank_by: longest``) or higher score (``score``), then the order of the
 sources, then the ordinal. A record is removed only when a kept record matches it, so no chain of likenesses
 removes text that no kept record resembles. The result does not depend on threads, nor on how the signatures
 are cut into files. ``dedupe`` is the same engine on one Arrow table in memory.
@@ -47,6 +47,9 @@ class Signed:
     rank: int  # smaller = keeps before the others
     removable: bool = True  # False: removes others, is never removed
     alive: NDArray[np.bool_] | None = None  # [num_records] records in play; None = all
+    scores: NDArray[np.float64] | None = (
+        None  # [num_records] for ``rank_by: score``; None or NaN: below every score
+    )
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def _decide_columns(
                     removable=removable,
                     counts=not (only_references and removable),
                     alive=sources[i].alive,
+                    scores=sources[i].scores,
                 )
                 for removable, rank, i in ranked
             ]

@@ -70,10 +70,11 @@ class Member:
     """One source of a pool, in rank order."""
 
     columns: Columns
-    tier: int  # sources of one tier are ranked together by length
+    tier: int  # sources of one tier are ranked together by length or score
     removable: bool
     counts: bool  # its kept records remove others
     alive: NDArray[np.bool_] | None
+    scores: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,11 +171,14 @@ def resolve(members: Sequence[Member], spec: DedupeSpec, threads: Threads) -> Re
     is_shared = np.zeros(num_records, np.bool_)
     for column in (exact, *near):
         is_shared[column.records] = True
-    records = np.flatnonzero(is_shared)  # in rank order: members are, so only length can change it
-    if spec.rank_by == "longest" and len(records):
-        lengths = np.concatenate([m.columns.numbers("length") for m in members])[records]
+    records = np.flatnonzero(is_shared)  # in rank order: members are, so only length or score can change it
+    if spec.rank_by != "first" and len(records):
+        if spec.rank_by == "longest":
+            first = -np.concatenate([m.columns.numbers("length") for m in members])[records]
+        else:
+            first = -np.nan_to_num(np.concatenate([_scores(m) for m in members])[records], nan=-np.inf)
         tiers = np.array([m.tier for m in members])[np.searchsorted(starts, records, "right") - 1]
-        records = records[np.lexsort((records, -lengths, tiers))]
+        records = records[np.lexsort((records, first, tiers))]
     near_buckets, candidates = _candidates(members, starts, records, exact, near)
     num_buckets = sum(shared.num_buckets for shared in near), exact.num_buckets
     del exact, near, is_shared
@@ -182,6 +186,10 @@ def resolve(members: Sequence[Member], spec: DedupeSpec, threads: Threads) -> Re
     keeper = candidates["keeper"]
     keepers = np.where(keeper >= 0, records[keeper] if len(records) else -1, -1)
     return Resolved(records, candidates["fate"], keepers, candidates["similarity"])
+
+
+def _scores(member: Member) -> NDArray[np.float64]:
+    return np.full(member.columns.num_records, -np.inf) if member.scores is None else member.scores
 
 
 def _shared_keys(

@@ -78,7 +78,7 @@ class DedupeSpec:
     near: NearSpec | None = None
     scope: Literal["across", "within"] = "across"
     keep: int = 1  # records kept a cluster: a record is removed when so many kept ones match it
-    rank_by: Literal["first", "longest"] = "first"  # who stays among sources of one rank
+    rank_by: Literal["first", "longest", "score"] = "first"  # who stays among sources of one rank
     fields: DuplicateFields = DuplicateFields()
     normalize: bool = False  # exact duplicates up to compatibility forms, case and white space
 

@@ -41,7 +41,6 @@ from datamix.pipeline.shards import identities
 from datamix.pipeline.steps import Options, open_context
 from datamix.read import find
 from datamix.recipe import Recipe
-from datamix.recipe.parts import HELD_OUT
 from datamix.scoring import (
     Classifier,
     EndpointLikelihood,
@@ -155,10 +154,12 @@ def _prepared(
 
 
 def _distinct(recipe: Recipe) -> Iterator[SourceWork]:
-    """The works of a recipe's sources."""
+    """The works of a recipe's sources; the buckets of a source are one again."""
     for work in translate.source_works(recipe, None, None):
-        if work.request.source != HELD_OUT:
-            yield work
+        source = recipe.sources.get(work.request.source)
+        if source is not None and (source.bucket is None or source.bucket.number == 1):
+            name = source.bucket.of if source.bucket else work.request.source
+            yield replace(work, request=replace(work.request, source=name))
 
 
 def _work(work: SourceWork, keep_meta: tuple[str, ...]) -> SourceWork:
@@ -166,7 +167,14 @@ def _work(work: SourceWork, keep_meta: tuple[str, ...]) -> SourceWork:
     rules = replace(work.rules, group_by=None)
     carried = tuple(dict.fromkeys((*work.keep_meta, *keep_meta)))
     return replace(
-        work, encode=None, dedupe=None, lines=None, max_length=None, rules=rules, keep_meta=carried
+        work,
+        encode=None,
+        scores=None,
+        dedupe=None,
+        lines=None,
+        max_length=None,
+        rules=rules,
+        keep_meta=carried,
     )
 
 

@@ -25,6 +25,7 @@ from datamix.pipeline.leases import Lease
 from datamix.pipeline.progress import Screen, run_tasks
 from datamix.pipeline.record_rules import KEEP_MISSING, NO_RULES, RecordRules
 from datamix.pipeline.scan import InputFile, SourceRequest
+from datamix.pipeline.score_rules import WantedScores, check_scores
 from datamix.pipeline.shards import PreparedPart, SlicePlace, SourceShards, TokenShard
 from datamix.pipeline.store import Store
 from datamix.tokenize import EncodeSpec
@@ -64,8 +65,13 @@ class BuildContext:
 
     def run(self, title: str, tasks: Sequence[Task]) -> list[Receipt]:
         self.check_held()
-        self.name(task.key for task in tasks)
-        return run_tasks(self.engine, self.screen, title, tasks)
+        """The receipts of some tasks, in their order; a task that occurs twice (the buckets of a source share theirs) is done once."""
+        unique = {task.key: task for task in tasks}
+        self.name(unique)
+        receipts = dict(
+            zip(unique, run_tasks(self.engine, self.screen, title, list(unique.values())), strict=True)
+        )
+        return [receipts[task.key] for task in tasks]
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class SourceWork:
     lines: LineSpec | None = None  # repeated lines to cut, of all sources together
     limit: int | None = None
     rules: RecordRules = NO_RULES
+    scores: WantedScores | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,9 @@ def prepare_sources(
 ) -> list[PreparedSource]:
     """Prepare, encode and sign every source, phase by phase; ``files_of`` each where they are scanned already."""
     files_of = scan_sources(context, works) if files_of is None else files_of
+    for work, files in zip(works, files_of, strict=True):
+        if work.scores is not None:
+            check_scores(work.scores, work.request.source, files)
     parts = [_parts(work, files, context.home) for work, files in zip(works, files_of, strict=True)]
     prepared = _grouped(context, "prepare", [[p.task for p in group] for group in parts])
     for work, files, receipts in zip(works, files_of, prepared, strict=True):

@@ -26,13 +26,14 @@ from datamix.pipeline.contradictions import contradictory, pairs
 from datamix.pipeline.exclusion import Excludes
 from datamix.pipeline.held_out import Split, begin_alike, hold_out, sample_records
 from datamix.pipeline.prepare import read_batches
+from datamix.pipeline.score_rules import SourceScores, outside, score_column, score_table
 from datamix.pipeline.shards import Identities, SourceShards, identities, measure, used_records
 
 _VERSION = 2
 
 # The code of a fate is its index: the further a record came, the higher. What is in the pool is used in the end, or unused.
 FATES = ("cleaned", "removed", "dropped", "unused", "validation", "used")
-REMOVED, DROPPED, UNUSED, VALIDATION, POOL = 1, 2, 3, 4, 5
+CLEANED, REMOVED, DROPPED, UNUSED, VALIDATION, POOL = 0, 1, 2, 3, 4, 5
 _METHODS = ("", "exact", "near")
 EXCLUDED = "excluded"
 
@@ -69,6 +70,9 @@ class SelectSpec:
     leak: DedupeSpec | None = None  # what counts as a leak of a validation record
     contradictions: tuple[int, ...] = ()  # indices of sources whose pairs must not contradict each other
     excluded: tuple[Excludes, ...] = ()  # a source each; empty: nothing is
+    score_files: tuple[str, ...] = ()
+    score_digests: tuple[str, ...] = ()  # of those files
+    scores: tuple[SourceScores, ...] = ()  # of every source, where there are files of scores
 
 
 class _Fates:
@@ -144,10 +148,11 @@ def task(spec: SelectSpec, home: Path) -> Task:
         evals=tuple(map(plain, spec.evals)),
     )
     places = [[p.places for p in s.parts] for s in spec.sources]
-    asked_of = {field.name: getattr(asked, field.name) for field in fields(asked)}
-    if not any(spec.excluded):  # the key that results have since before anything could be excluded
-        del asked_of["excluded"]
-    return Task("select", digest("decide", _VERSION, asked_of, places), run, spec, home)
+    # The key that results have since before anything could be excluded, or chosen by scores.
+    later = {"score_files", "score_digests", "scores", *(() if any(spec.excluded) else ("excluded",))}
+    asked_of = {field.name: getattr(asked, field.name) for field in fields(asked) if field.name not in later}
+    scored = [[spec.score_digests, spec.scores]] if spec.score_files else []
+    return Task("select", digest("decide", _VERSION, asked_of, places, *scored), run, spec, home)
 
 
 def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
@@ -155,11 +160,16 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
     fates: list[_Fates] = []
     ids = [identities(source.parts) for source in spec.sources]
     excluded = spec.excluded or ((),) * len(spec.sources)
-    for shards, known, limit, out in zip(spec.sources, ids, spec.max_records, excluded, strict=True):
+    table = score_table(spec.score_files, spec.score_digests)
+    scores = spec.scores or (None,) * len(spec.sources)
+    each = zip(spec.sources, ids, spec.max_records, excluded, scores, strict=True)
+    for shards, known, limit, out, scored in each:
         source = _Fates(shards.name, len(known.record))
         encoded = measure(shards.shards)
         for code, reason in enumerate(encoded.reasons):
             source.set(np.flatnonzero(encoded.reason == code), DROPPED, reason)
+        for rows, reason in outside(table, scored, known.file, known.record) if scored else ():
+            source.set(rows, CLEANED, reason)
         source.set(_excluded_rows(out, known), REMOVED, EXCLUDED)
         if limit is not None:
             live = np.flatnonzero(source.alive)
@@ -172,7 +182,13 @@ def run(spec: SelectSpec, folder: Path) -> dict[str, Any]:
     if spec.contradictions:
         _remove_contradictory(spec, fates)
     if spec.dedupe is not None:
-        _remove_duplicates(spec, fates)
+        ranked = [
+            score_column(table, s.rules.rank, s, known.file, known.record)
+            if s is not None and s.rules.rank
+            else None
+            for s, known in zip(scores, ids, strict=True)
+        ]
+        _remove_duplicates(spec, fates, ranked)
     if spec.contamination is not None:
         _remove_contaminated(spec, fates)
     if spec.split is not None:
@@ -237,10 +253,15 @@ def _remove_contradictory(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
         fates[number].set(edges.row[live][bad], REMOVED, "contradictory")
 
 
-def _remove_duplicates(spec: SelectSpec, fates: Sequence[_Fates]) -> None:
+def _remove_duplicates(
+    spec: SelectSpec, fates: Sequence[_Fates], scores: Sequence[NDArray[np.float64] | None]
+) -> None:
     assert spec.dedupe is not None
     before = [int(source.alive.sum()) for source in fates]
-    sources = [signed(s, r, f.alive) for s, r, f in zip(spec.sources, spec.ranks, fates, strict=True)]
+    sources = [
+        replace(signed(s, r, f.alive), scores=column)
+        for s, r, f, column in zip(spec.sources, spec.ranks, fates, scores, strict=True)
+    ]
     others = [signed(r.source, -1, r.alive(), removable=False) for r in spec.against]
     names = [s.name for s in (*spec.sources, *(r.source for r in spec.against))]
     decisions = decide([*sources, *others], spec.dedupe)

@@ -35,6 +35,7 @@ from datamix.pipeline.leases import Lease, sweep
 from datamix.pipeline.out_folder import is_own_file
 from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
 from datamix.pipeline.progress import UNIT_WORDS, Screen
+from datamix.pipeline.score_rules import SourceScores, file_digests
 from datamix.pipeline.store import PARTIAL
 from datamix.pipeline.write_shards import FormatChoice
 from datamix.read import find
@@ -209,6 +210,8 @@ def select_spec(
 ) -> select.SelectSpec:
     """What decides the fate of every record: the recipe's rules, and the other records that they are compared with."""
     evals, split = recipe.decontaminate, recipe.validation
+    files = translate.score_files(recipe)
+    ends = np.cumsum([len(r.files) for r in sources])
     return select.SelectSpec(
         sources=tuple(r.shards for r in sources),
         seed=recipe.seed,
@@ -224,6 +227,17 @@ def select_spec(
         leak=(translate.signing_spec(recipe) if split else None),
         contradictions=tuple(
             n for n, r in enumerate(sources) if translate.forbids_contradictions(recipe, r.name)
+        ),
+        score_files=files,
+        score_digests=file_digests(files),
+        scores=tuple(
+            SourceScores(
+                translate.score_rules(recipe, r.name),
+                tuple(f.sha256 for f in r.files),
+                int(end) - len(r.files),
+            )
+            for r, end in zip(sources, ends, strict=True)
+            if files
         ),
     )
 
@@ -298,7 +312,8 @@ def _empty_sources(
 def _losses(source: PreparedSource, fates: Receipt) -> str:
     """What became of a source's records: ``3 cleaned (length_min_chars 3), 1 dropped (template: 'x' is undefined 1)``."""
     lost: dict[str, dict[str, int]] = {n: source.count(f"{n}_by") for n in ("rejected", "cleaned")}
-    lost |= {fate: dict(by) for fate, by in fates.counts["sources"][source.name].items()}
+    for fate, by in fates.counts["sources"][source.name].items():
+        lost[fate] = {**lost.get(fate, {}), **by}
     messages = [name for receipt in source.encoded for name in receipt.counts["found"]]
     messages = sorted({name for name in messages if name.startswith("template: ")})
     parts = []

@@ -5,6 +5,7 @@ Pure functions; the only files read are packed rows, for their sizes (``availabl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,10 +24,11 @@ from datamix.pipeline.order_rows import dealt_rows, row_costs
 from datamix.pipeline.prepare_sources import SourceWork
 from datamix.pipeline.record_rules import Band, RecordRules
 from datamix.pipeline.scan import SourceRequest
+from datamix.pipeline.score_rules import ScoreBand, ScoreBucket, ScoreRules, WantedScores
 from datamix.recipe.mistakes import describe
 from datamix.recipe.mixture import Epochs, Temperature
 from datamix.recipe.model import Recipe
-from datamix.recipe.parts import HELD_OUT, CleanStep
+from datamix.recipe.parts import HELD_OUT, CleanStep, Keep, RankScore
 from datamix.tokenize import EncodeSpec, TokenizerFiles
 
 LEAK = DedupeSpec(exact=True, near=NearSpec())
@@ -59,8 +61,9 @@ def source_works(recipe: Recipe, encode: EncodeSpec | None, sample: int | None) 
                 signing_spec(recipe),
                 line_spec(recipe),
                 limit=sample,
+                scores=wanted_scores(recipe, name),
                 rules=RecordRules(
-                    tuple(Band(band.field, band.min, band.max) for band in source.keep),
+                    tuple(Band(k.field, k.min, k.max) for k in kept(recipe, name) if k.field),
                     recipe.validation.group_by if recipe.validation else None,
                     recipe.encode.thinking,
                     recipe.encode.thinking == "keep" or recipe.encode.inline_tags == "parse",
@@ -106,7 +109,8 @@ def dedupe_spec(recipe: Recipe) -> DedupeSpec | None:
             verify=asked.near.verify,
         )
     fields = DuplicateFields(asked.fields.exact, asked.fields.near)
-    return DedupeSpec(asked.exact, near, asked.scope, asked.keep, asked.rank, fields, asked.normalize)
+    rank = "score" if isinstance(asked.rank, RankScore) else asked.rank
+    return DedupeSpec(asked.exact, near, asked.scope, asked.keep, rank, fields, asked.normalize)
 
 
 def line_spec(recipe: Recipe) -> LineSpec | None:
@@ -137,6 +141,8 @@ def ranks(recipe: Recipe) -> tuple[int, ...]:
     ranks = []
     for position, (name, source) in enumerate(recipe.sources.items()):
         places = [i for i, preferred in enumerate(prefer) if preferred in (name, source.group)]
+        # By a score the best record of all sources of equal preference is kept, not that of the first source.
+        position = 0 if recipe.dedupe and isinstance(recipe.dedupe.rank, RankScore) else position
         ranks.append(min(places, default=last) * len(recipe.sources) + position)
     return (*ranks, -1) if recipe.validation is not None and recipe.validation.path else tuple(ranks)
 
@@ -146,10 +152,48 @@ def cleaning_steps(recipe: Recipe, source: str) -> tuple[Step, ...]:
     steps = tuple(
         Step(step.name, step_options(step), step.fields, step.sources)
         for step in recipe.clean
-        if not step.sources or source in step.sources
+        if step.name != "keep" and applies(recipe, step, source)
     )
     require(steps)
     return steps
+
+
+def applies(recipe: Recipe, step: CleanStep, source: str) -> bool:
+    """Whether a cleaning step is for a source; the buckets of a source are meant with it."""
+    asked = recipe.sources.get(source)
+    whole = asked.bucket.of if asked is not None and asked.bucket is not None else source
+    return not step.sources or source in step.sources or whole in step.sources
+
+
+def kept(recipe: Recipe, source: str) -> list[Keep]:
+    """The bands of a source: its own, and those of cleaning steps."""
+    steps = [s for s in recipe.clean if s.name == "keep" and applies(recipe, s, source)]
+    return [*recipe.sources[source].keep, *(Keep.model_validate(s.options) for s in steps)]
+
+
+def score_rules(recipe: Recipe, source: str) -> ScoreRules:
+    """What the recipe asks of a source by scores."""
+    if source not in recipe.sources:  # a validation file of its own
+        return ScoreRules(source)
+    bucket, rank = recipe.sources[source].bucket, recipe.dedupe.rank if recipe.dedupe else None
+    return ScoreRules(
+        bucket.of if bucket else source,
+        tuple(ScoreBand(k.score, k.min, k.max) for k in kept(recipe, source) if k.score),
+        ScoreBucket(bucket.score, bucket.quantiles, bucket.number) if bucket else None,
+        rank.score if isinstance(rank, RankScore) else None,
+    )
+
+
+def wanted_scores(recipe: Recipe, source: str) -> WantedScores | None:
+    """The scores that a source needs, and the files that should hold them."""
+    if not recipe.scores:
+        return None
+    return WantedScores(score_rules(recipe, source), score_files(recipe))
+
+
+def score_files(recipe: Recipe) -> tuple[str, ...]:
+    """The recipe's files of scores, as they are opened."""
+    return tuple(os.path.join(recipe.base, os.path.expanduser(path)) for path in recipe.scores)
 
 
 def forbids_contradictions(recipe: Recipe, source: str) -> bool:
@@ -162,6 +206,14 @@ def forbids_contradictions(recipe: Recipe, source: str) -> bool:
 
 def step_options(step: CleanStep) -> Any:
     """The options of one cleaning step as its own type. Raises RecipeError."""
+    if step.name == "keep":
+        try:
+            return Keep.model_validate(step.options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            known = list(Keep.model_fields)
+            where = ".".join(map(str, first["loc"]))
+            raise RecipeError(f"{where}: {describe(first, first['loc'], known)}".removeprefix(": ")) from None
     if step.name not in STEPS:
         close = nearest(step.name, list(STEPS))
         hint = f"did you mean {close}?" if close else f"the steps are {', '.join(STEPS)}"

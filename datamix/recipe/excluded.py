@@ -125,3 +125,10 @@ def _checked(values: Iterable[tuple[str, Any]]) -> tuple[Excluded, ...]:
 def union(first: Iterable[Excluded], second: Iterable[Excluded]) -> tuple[Excluded, ...]:
     """The entries of both, each once."""
     return _sorted((*first, *second))
+
+
+class Licenses(Model):
+    """Which licences sources may have."""
+
+    allow: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Licences, upper and lower case alike; a source with another one, or none, stops before work."""

@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from datamix.core.errors import RecipeError, mask_url, nearest
 from datamix.core.hashing import digest
 from datamix.core.records import Kind
 from datamix.read import published_path
 from datamix.recipe import excluded, strict_yaml
+from datamix.recipe.buckets import expand_buckets, score_problems
 from datamix.recipe.dataset_entries import expand
-from datamix.recipe.excluded import Exclude
+from datamix.recipe.excluded import Exclude, Licenses
 from datamix.recipe.mistakes import explain
 from datamix.recipe.mixture import Epochs, Mix, Weighed
 from datamix.recipe.parts import (
@@ -28,12 +29,12 @@ from datamix.recipe.parts import (
     Dedupe,
     Encode,
     Group,
-    Licenses,
     Model,
     Name,
     Output,
     Source,
     Validation,
+    _several,
 )
 from datamix.recipe.strict_yaml import Key
 
@@ -63,6 +64,12 @@ class Recipe(Model):
     """Which licences sources may have; absent: any, or none."""
     exclude: Annotated[Exclude, Field(exclude_if=lambda value: not value)] = ()
     """Records that are left out: one by one, by file, by licence; a list or a file of them."""
+    scores: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_several, json_schema_input_type=str | tuple[str, ...]),
+        Field(exclude_if=lambda value: not value),
+    ] = ()
+    """Files that `datamix score` wrote."""
     clean: tuple[CleanStep, ...] = ()
     """Cleaning steps, in order."""
     dedupe: Dedupe | None = None
@@ -117,6 +124,8 @@ class Recipe(Model):
     @classmethod
     def _defaults_by_kind(cls, value: Any) -> Any:
         """Fill what the contract's table gives each kind, so that the resolved recipe holds it."""
+        if isinstance(value, dict):
+            value = expand_buckets(value)
         kind = value.get("kind") if isinstance(value, dict) else None
         if not isinstance(kind, str) or kind not in DEFAULTS:
             return value
@@ -276,6 +285,7 @@ def broken_rules(recipe: Recipe) -> list[tuple[Key, str]]:
             if name not in weighed and source.group not in weighed:
                 problem = f"no stage weighs {name!r}; give it a weight in one stage, or remove the source"
                 problems.append((("mix", "stages"), problem))
+    problems += score_problems(recipe.scores, recipe.sources, recipe.clean, recipe.dedupe)
     return problems + _weight_rules(recipe) + _kind_rules(recipe)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 import unicodedata
 from typing import Annotated, Any, Literal
@@ -90,10 +91,13 @@ class Model(BaseModel):
 
 
 class Keep(Model):
-    """Records whose number in a field is inside a band."""
+    """Records whose number in a field, or whose score, is inside a band."""
 
-    field: str
+    # What is absent is left out of the resolved recipe, so that its fingerprint is that of recipes without the key.
+    field: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
     """The field with the number."""
+    score: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+    """Name of a score of a file in `scores`, instead of a field."""
     min: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """The smallest number that stays."""
     max: Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -101,11 +105,52 @@ class Keep(Model):
 
     @model_validator(mode="after")
     def _is_a_band(self) -> Keep:
+        if (self.field is None) == (self.score is None):
+            raise ValueError("takes either field or score")
         if self.min is None and self.max is None:
             raise ValueError("takes min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is above max {self.max:g}: no number is between them")
         return self
+
+
+def _rising(value: tuple[float, ...]) -> tuple[float, ...]:
+    if any(not 0 < q < 1 for q in value) or any(a >= b for a, b in itertools.pairwise(value)):
+        raise ValueError("should rise between 0 and 1, such as [0.5, 0.9]")
+    return value
+
+
+Quantiles = Annotated[tuple[float, ...], Field(min_length=1, max_length=20), AfterValidator(_rising)]
+
+
+class Cut(Model):
+    score: str
+    """Name of a score of a file in `scores`."""
+    quantiles: Quantiles
+    """Where to cut, as shares of the source's records."""
+
+
+class Buckets(Cut):
+    """A source cut by a score into buckets, each a source of its own: NAME-1 has the lowest scores."""
+
+    weights: tuple[Weight, ...] | None = None
+    """Weights of the buckets, the lowest first; absent: by what each has."""
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> Buckets:
+        parts = len(self.quantiles) + 1
+        if self.weights is not None and len(self.weights) != parts:
+            raise ValueError(f"takes {parts} weights, one a bucket, and has {len(self.weights)}")
+        return self
+
+
+class Bucket(Cut):
+    """One bucket of a source, as the resolved recipe holds it."""
+
+    of: str
+    """The source that was cut."""
+    number: Annotated[int, Field(ge=1)]
+    """Which bucket, from 1 for the lowest scores."""
 
 
 class Source(Model):
@@ -138,6 +183,10 @@ class Source(Model):
     """Only records whose number in a field is inside a band."""
     keep_meta: tuple[str, ...] = ()
     """Fields carried to the emitted rows."""
+    buckets: Annotated[Buckets | None, Field(exclude_if=lambda value: value is None)] = None
+    """Cut the source by a score into buckets with weights of their own."""
+    bucket: Annotated[Bucket | None, Field(exclude_if=lambda value: value is None)] = None
+    """Which bucket of a source this is; `buckets` writes it."""
     media: Literal["reject", "keep"] = "reject"  # images, videos, audios beside the text
     """Images, videos and audio beside the text: rejected, or kept for text exports that can hold them."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -145,13 +194,6 @@ class Source(Model):
     # Left out of the resolved recipe where absent, so that its fingerprint is that of recipes without the key.
     license: Annotated[str | None, Field(min_length=1, exclude_if=lambda value: value is None)] = None
     """Licence of the source, carried to the manifest, the report and the card."""
-
-
-class Licenses(Model):
-    """Which licences sources may have."""
-
-    allow: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Licences, upper and lower case alike; a source with another one, or none, stops before work."""
 
 
 class Group(Model):
@@ -230,6 +272,11 @@ class Lines(Model):
     """Shorter lines stay."""
 
 
+class RankScore(Model):
+    score: str
+    """Name of a score of a file in `scores`: the record with the highest is kept."""
+
+
 class Dedupe(Model):
     exact: bool = True
     """Remove records with equal text."""
@@ -249,8 +296,8 @@ class Dedupe(Model):
     """Near duplicates by MinHash, verified by exact Jaccard; `true` for the defaults."""
     prefer: tuple[str, ...] = ()
     """Sources or groups whose records are kept first."""
-    rank: Literal["first", "longest"] = "first"
-    """Among records of equal preference, keep the first or the longest."""
+    rank: Literal["first", "longest"] | RankScore = "first"
+    """Among records of equal preference, keep the first, the longest, or the one with the highest score."""
     scope: Literal["across", "within"] = "across"
     """Compare across all sources or within each."""
     keep: Annotated[int, Field(ge=1)] = 1
