@@ -36,7 +36,11 @@ TRACE = "DATAMIX_TRACE"  # of the plugin below: the file that it writes
 WHOLE_BUILDS = ["tests/test_build.py", "tests/pipeline/test_fates.py"]
 FOLDERS = ["tests/pipeline/test_out_folder.py", "tests/pipeline/test_out_ownership.py"]
 SEAMS = {  # file -> tests that cover it
-    "pipeline/select.py": [*WHOLE_BUILDS, "tests/pipeline/test_contradictions.py"],
+    "pipeline/select.py": [
+        *WHOLE_BUILDS,
+        "tests/pipeline/test_contradictions.py",
+        "tests/pipeline/test_held_out.py",
+    ],
     "pipeline/prepare_sources.py": [*WHOLE_BUILDS, "tests/pipeline/test_certified.py"],
     "pipeline/publish.py": [
         *WHOLE_BUILDS,

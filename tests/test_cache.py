@@ -88,6 +88,8 @@ def test_pruning_removes_what_only_a_deleted_set_needed_and_says_how_much(cache:
     assert [p.parent.name for p in (cache / "orders").rglob("*.arrow")] == [
         p.stem for p in (cache / "sets").glob("*.json")
     ]
+    states = {p.name.partition("-")[0] for p in (cache / "files").glob("*.json")}
+    assert states == {p.stem for p in (cache / "sets").glob("*.json")}
     assert failed(cache.parent / "stays") == []
     assert len(list((cache / "orders").iterdir())) == 1
     assert reweigh(cache.parent / "stays")

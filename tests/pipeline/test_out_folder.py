@@ -469,3 +469,10 @@ def test_a_marker_that_cannot_be_opened_under_the_lock_is_an_error_and_no_endles
     monkeypatch.setattr(os, "open", fail)
     with pytest.raises(MachineError, match="Too many open files"), hold_folder(tmp_path / "set"):
         pass
+
+
+def test_what_a_killed_process_with_the_same_pid_left_of_a_manifest_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / f"manifest.json.partial-{os.getpid()}").write_text('{"name": "ha')
+    out_folder.save_manifest(tmp_path, {"name": "x"})
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {"name": "x"}
