@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from datamix.core.errors import DatamixError
-from datamix.core.hashing import canonical
 from datamix.pipeline.built_sets import default_cache, write_file
 from datamix.read import find, local_path, name_files
 from datamix.recipe import Recipe
@@ -37,7 +36,8 @@ class InputPlaces:
 def save_places(cache: Path, key: str, recipe: Recipe) -> None:
     """Note the recipe of a set with the places of its inputs; its folder relative to the cache, so both can be moved."""
     entry = {"recipe": recipe.with_places(), "base": os.path.relpath(recipe.base, cache)}
-    write_file(cache, cache / "sets" / f"{key}.inputs", canonical(entry))
+    text = json.dumps(entry, ensure_ascii=False)  # the order of sources decides who keeps a duplicate
+    write_file(cache, cache / "sets" / f"{key}.inputs", text)
 
 
 def input_places(out: Path, manifest: dict[str, Any], cache: Path | None = None) -> InputPlaces:

@@ -31,6 +31,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(folder / "medical.jsonl", alpaca(MEDICAL, 80))
     value = json.loads(path.read_text())
     value["sources"]["medical"]["license"] = "CC-BY-4.0"
+    value["sources"] = dict(reversed(value["sources"].items()))  # in no order of names
     path.write_text(json.dumps(value))
     api.build(path, folder / "set", workers=1)
     api.export(folder / "set", "openai")
@@ -125,7 +126,7 @@ def test_a_file_a_licence_or_a_digest_takes_the_whole_source_and_the_others_shar
     api.exclude(home / "set", [{form: entry}], workers=1)
     after = json.loads((home / "set" / "manifest.json").read_text())
     assert after["sources"]["medical"]["removed_by"] == {"excluded": 80}
-    assert [s["share"]["asked"] for s in after["sources"].values()] == [1.0, 0.0]
+    assert {n: s["share"]["asked"] for n, s in after["sources"].items()} == {"general": 1.0, "medical": 0.0}
     assert all(check.ok for check in api.verify(home / "set"))
 
 
@@ -136,7 +137,8 @@ def test_a_size_that_is_no_longer_there_shrinks_and_shares_stay(home: Path) -> N
     after = json.loads((home / "sized" / "manifest.json").read_text())
     size = [sum(s["emitted"]["loss_tokens"] for s in m["sources"].values()) for m in (sized, after)]
     assert size[1] < 0.7 * size[0]
-    assert [s["share"]["asked"] for s in after["sources"].values()] == pytest.approx([0.7, 0.3])
+    shares = {name: s["share"]["asked"] for name, s in after["sources"].items()}
+    assert shares == pytest.approx({"general": 0.7, "medical": 0.3})
     assert all(check.ok for check in api.verify(home / "sized"))
 
 
