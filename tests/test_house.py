@@ -15,7 +15,7 @@ import datamix
 PACKAGE = Path(__file__).parent.parent / "datamix"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = {
-    "read", "formats", "clean", "dedup", "tokenize", "mix", "exporters", "load", "synthesis", "scoring",
+    "read", "formats", "clean", "dedup", "tokenize", "mix", "exporters", "load", "synthesis", "scoring", "fitting",
 }  # fmt: skip
 FLOORS = [{"core"}, ROOMS, {"recipe"}, {"pipeline"}, {"audit"}, {"reporting"}, {"jobs"}, {"commands"}]
 FLOOR = {package: number for number, packages in enumerate(FLOORS) for package in packages}

@@ -17,7 +17,17 @@ from datamix.pipeline.exporting import parse_format
 from datamix.pipeline.progress import Screen, Watch
 from datamix.pipeline.steps import Options
 from datamix.recipe import Recipe
-from datamix.reporting.results import BuiltSet, Checks, Exported, Ladder, Plan, Shown, Traced, WrittenRecipe
+from datamix.reporting.results import (
+    BuiltSet,
+    Checks,
+    Exported,
+    Ladder,
+    Plan,
+    Recommended,
+    Shown,
+    Traced,
+    WrittenRecipe,
+)
 
 if TYPE_CHECKING:
     from datamix.reporting.differences import SetDiff
@@ -54,6 +64,35 @@ def sweep(
     options = _options(read, out, cache, workers, overwrite)
     sets = build_ladder(read, vary, options, scale)
     return Ladder({path: BuiltSet(manifest, path, options.cache) for path, manifest in sets.items()}, scale)
+
+
+def propose(
+    recipe: Recipe | str | Path, runs: int, out: str | Path | None = None, *, cache: str | Path | None = None, workers: int = 0,
+    scale: float = 1.0,
+) -> Ladder:  # fmt: skip
+    """Build ``runs`` mixtures as virtual sets below ``out`` (``./NAME-runs``) and a ``runs.csv``; the sets by folder. Raises DatamixError."""
+    from datamix.jobs.propose import propose as propose_runs
+
+    read = _recipe(recipe)
+    options = _options(read, out if out is not None else f"{read.name}-runs", cache, workers, False)
+    sets = propose_runs(read, runs, options, scale)
+    return Ladder({path: BuiltSet(manifest, path, options.cache) for path, manifest in sets.items()}, scale)
+
+
+def recommend(
+    runs: str | Path, target: str | None = None, *, keep: str | Sequence[str] = (), base: str | None = None, share: str | None = None,
+    where: Sequence[str] = (), recipe: Recipe | str | Path | None = None, predict: str | Path | None = None,
+    out: str | Path | None = None,
+) -> Recommended:  # fmt: skip
+    """Weights from runs and their losses with a verdict, as ``datamix recommend --json`` prints it; options as the command's. Raises DatamixError."""
+    from datamix.jobs.recommend import Request, answer
+    from datamix.reporting.recommendation_table import recommendation_text
+
+    bounds = (keep,) if isinstance(keep, str) else tuple(keep)
+    read = None if recipe is None else _recipe(recipe)
+    other, folder = (None if path is None else Path(path) for path in (predict, out))
+    found = answer(Request(Path(runs), target, bounds, base, share, tuple(where), read, other, folder))
+    return Recommended(found.to_json(), recommendation_text(found))
 
 
 def export(

@@ -24,7 +24,9 @@ from datamix.commands.export import export
 from datamix.commands.init import init
 from datamix.commands.inspect import inspect
 from datamix.commands.plan import plan
+from datamix.commands.propose import propose
 from datamix.commands.push import push
+from datamix.commands.recommend import recommend
 from datamix.commands.report import report
 from datamix.commands.schema import schema
 from datamix.commands.score import score
@@ -57,6 +59,15 @@ EXAMPLES = {
     "score": [
         "datamix score recipe.yaml --by nll:path/to/model -o scores.parquet",
         "datamix score web.jsonl --by dsir:medical.jsonl --name medical",
+    ],
+    "propose": [
+        "datamix propose recipe.yaml --runs 9 -o runs",
+        "datamix propose recipe.yaml --runs 24 --scale 0.1",
+    ],
+    "recommend": [
+        "datamix recommend runs --recipe recipe.yaml -o recommended",
+        "datamix recommend runs.csv --target medical --keep 'general <= base + 0.01'",
+        "datamix recommend runs.csv --predict other.csv -o predicted --json",
     ],
     "sweep": ["datamix sweep recipe.yaml --vary general=0,0.05,0.25 -o ladder"],
     "schema": ["datamix schema recipe > recipe.schema.json"],
@@ -125,6 +136,8 @@ for _command in (
     push,
     sweep,
     score,
+    propose,
+    recommend,
     schema,
     cache,
     worker,

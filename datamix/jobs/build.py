@@ -137,7 +137,9 @@ def sweep(
         rungs: dict[Path, ResolvedBuild] = {}
         for share, out in outs.items():  # all are mixed and checked before any is published
             varied = mix.vary(list(recipe.sources), weights, members, share)
-            rung = _rung(recipe, dict(zip(recipe.sources, varied, strict=True)), f"{name}-{share:g}", scale)
+            rung = with_weights(
+                recipe, dict(zip(recipe.sources, varied, strict=True)), f"{name}-{share:g}", scale
+            )
             check_out(out, options.cache, rung, options.overwrite)
             try:
                 order = mix_rows(rung, context, decided, scale)
@@ -154,7 +156,7 @@ def sweep(
         context.close()
 
 
-def _rung(recipe: Recipe, weights: dict[str, float], suffix: str, scale: float) -> Recipe:
+def with_weights(recipe: Recipe, weights: dict[str, float], suffix: str, scale: float) -> Recipe:
     """The recipe with its weights written out, as a virtual set."""
     value = recipe.resolved()
     stage = {"name": "main", "share": 1.0, "weights": weights}

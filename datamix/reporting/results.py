@@ -166,6 +166,17 @@ class Traced(dict[str, Any]):
         return _html(f"Row {self['row']:,}", heads, rows)
 
 
+class Recommended(dict[str, Any]):
+    """A recommendation as ``datamix recommend --json`` prints it; shown as its table."""
+
+    def __init__(self, values: Mapping[str, Any], text: str) -> None:
+        super().__init__(values)
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
 class Exported(list[dict[str, Any]]):
     """The new files of a set, as its manifest's ``outputs`` lists them."""
 

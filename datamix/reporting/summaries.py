@@ -16,7 +16,7 @@ from datamix.pipeline.store import Store
 _MAX_CHANGED, _MAX_CHARS = 12, 160  # lines that a step changed, and characters of them
 
 
-def _table(first: str, heads: Sequence[str], title: str | None = None) -> Table:
+def plain_table(first: str, heads: Sequence[str], title: str | None = None) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     table.add_column(first, no_wrap=True)
     for head in heads:
@@ -29,7 +29,7 @@ def closing(manifest: dict[str, Any], out: Path, cache: Path) -> str:
     mixture, packing = manifest["mixture"], manifest["packing"]
     unit = mixture["unit"]
     heads = ("records read", "rows", "records", "tokens", "loss tokens", "epochs", "asked", "reached")
-    table = _table("source", heads, f"{manifest['name']}: {manifest['kind']}")
+    table = plain_table("source", heads, f"{manifest['name']}: {manifest['kind']}")
     sums = [0] * 5
     for name in manifest["recipe"]["sources"]:
         source = manifest["sources"][name]
@@ -64,11 +64,13 @@ def plan_table(plan: dict[str, Any]) -> str:
     lines = [f"{plan['name']}: {plan['kind']}, unit {unit}", ""]
     if plan["scarcity"] is not None:
         lines += [scarcity_text(plan["scarcity"], plan["unit"], about), ""]
-    available = _table("available", ("files", "records", "tokens", "loss tokens", "known"))
+    available = plain_table("available", ("files", "records", "tokens", "loss tokens", "known"))
     heads = [f"% of\n{name}" for name in UNIT_WORDS.values()]
     if plan["loss_norm"] is not None:
         heads.append(f"% of loss,\n{plan['loss_norm']} mean")
-    mixture = _table("the mixture takes", ("asked", unit, "epochs", "at most", "worth", "unused", *heads, ""))
+    mixture = plain_table(
+        "the mixture takes", ("asked", unit, "epochs", "at most", "worth", "unused", *heads, "")
+    )
     for line in plan["sources"]:
         mark = "" if line["exact"] else "~"
         counts = (mark + short_count(line[name]) + _margin(line, name) for name in UNIT_WORDS)
@@ -156,7 +158,9 @@ def ladder_table(sets: dict[Path, dict[str, Any]], scale: float = 1.0) -> str:
     for name, source in sources.items():
         groups.setdefault(source["group"] or "", []).append(name)
     several = {group: names for group, names in groups.items() if group and len(names) > 1}
-    table = _table("set", ("rows", UNIT_WORDS[unit], *sources, *(f"all of {group}" for group in several)))
+    table = plain_table(
+        "set", ("rows", UNIT_WORDS[unit], *sources, *(f"all of {group}" for group in several))
+    )
     totals = []
     for out, manifest in sets.items():
         counted = manifest["sources"]
