@@ -83,14 +83,21 @@ def fit(question: Question) -> Swarm | TwoSources | None:
     return fit_swarm(runs.weights, losses, question.amounts, runs.mixtures())
 
 
+def measured(question: Question) -> tuple[Floats, float | None, float | None, int]:
+    """The target of every run, its spread, the noise of repeats and the degrees of freedom of that."""
+    observed = target_of(question.runs.losses, question.amounts)
+    known = observed[np.isfinite(observed)]
+    spread = float(known.std(ddof=1)) if len(known) > 1 else None
+    return observed, spread, *repeat_noise(observed, question.runs.mixtures())
+
+
 def recommend(question: Question) -> Recommendation:
     """Fit, find the optimum of every refit, compare, and judge what may be said."""
     runs, model = question.runs, fit(question)
     observed = target_of(runs.losses, question.amounts)
     known = observed[np.isfinite(observed)]
-    spread = float(known.std(ddof=1)) if len(known) > 1 else None
-    noise, freedom = repeat_noise(observed, runs.mixtures())
-    refusal = _refusal(question, model, observed, spread, noise, freedom)
+    _, spread, noise, _ = measured(question)
+    refused = refusal(question, model)
     baselines = dict(question.baselines)
     if len(known):
         baselines["best_observed"] = runs.weights[int(np.nanargmin(observed))]
@@ -100,14 +107,14 @@ def recommend(question: Question) -> Recommendation:
     if model is not None and spread:
         draws, notes = _optima(question, model, spread)
     if draws is None:
-        because = refusal or "No mixture under the caps keeps what --keep asks for, by these runs: loosen it."
+        because = refused or "No mixture under the caps keeps what --keep asks for, by these runs: loosen it."
         if model is None or not spread:
-            because = refusal
+            because = refused
         nothing: dict[str, Interval] = {}
         told = _predicted(model, baselines) if model is not None else nothing
         return Recommendation(
             question, "cannot_tell", because, model, {}, None, told, {}, against, spread, noise,
-            _critical(question, model, refusal), tuple(notes),
+            _critical(question, model, refused), tuple(notes),
         )  # fmt: skip
     assert model is not None
     mixture = draws.mean(axis=0)
@@ -120,10 +127,10 @@ def recommend(question: Question) -> Recommendation:
     }
     gains = {name: model.gain(mixture, other) for name, other in baselines.items()}
     predicted = {"recommended": model.expected(mixture), **_predicted(model, baselines)}
-    verdict, because = ("cannot_tell", refusal) if refusal else _compared(gains[against], against)
+    verdict, because = ("cannot_tell", refused) if refused else _compared(gains[against], against)
     return Recommendation(
         question, verdict, because, model, weights, mixture, predicted, gains, against, spread, noise,
-        _critical(question, model, refusal), tuple(notes),
+        _critical(question, model, refused), tuple(notes),
     )  # fmt: skip
 
 
@@ -142,15 +149,9 @@ def _compared(gain: Interval, against: str) -> tuple[str, str]:
     )
 
 
-def _refusal(
-    question: Question,
-    model: Swarm | TwoSources | None,
-    observed: Floats,
-    spread: float | None,
-    noise: float | None,
-    freedom: int,
-) -> str:
-    """Why these runs cannot tell, in one sentence with its cure; empty where they can."""
+def refusal(question: Question, model: Swarm | TwoSources | None) -> str:
+    """Why these runs cannot tell, in one sentence with its remedy; empty where they can."""
+    observed, spread, noise, freedom = measured(question)
     runs = question.runs
     num_runs, num_sources = int(np.isfinite(observed).sum()), int((runs.weights.max(axis=0) > 0).sum())
     begin = "These runs cannot tell: "
