@@ -23,7 +23,7 @@ _HUBER = 1.0  # standard deviations of the losses: beyond, a residual counts lin
 _FLOORS = (0.3, 1.0, 3.0)  # standard deviations below the lowest loss: where fits start
 _LINEAR_RIDGE = 0.02  # over the number of runs; on what differs between sources
 _ROOT_RIDGES = (0.1, 0.01)  # of the law with roots: on t and on a
-_LINEAR_SHARE = 1 / 3  # of the log-linear law in the mean: what it adds is transfer to other model sizes
+_LINEAR_SHARE = 0.45  # of the log-linear law in the mean: what it adds is transfer to other model sizes
 _MAX_STEPS = 60
 _LARGEST_EXPONENT = 30.0
 
