@@ -296,6 +296,8 @@ def test_many_sources_fold_their_tables_and_stages_are_numbered(packed: Path) ->
 def test_the_page_is_written_in_chinese(tmp_path: Path, kind: str, pack: str) -> None:
     page = render_report(handmade.build(tmp_path / "out", kind, pack), language="zh")
     assert '<html lang="zh">' in page
+    assert ", record " not in page
+    assert "，记录 " in page
     assert _Page(page).open == []
     for text in ("占比", "从读到的记录到行", "记录为何没有用到", "沿训练顺序", "用它训练", "读到 130 条记录"):
         assert text in page

@@ -25,6 +25,7 @@ _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 _NO_LINKS = (1, 38, 95)  # EPERM, ENOSYS, ENOTSUP: a file system without hard links
 # Characters of a target's name that its draft bears: a name of 255 bytes leaves no room for more.
 _NAME_END = 40
+_PAGE_HEAD_BYTES = 512  # of a page: its title says whose it is
 
 
 def check_outputs(
@@ -160,3 +161,17 @@ def _remove(draft: Path) -> None:
     for path in draft.parent.glob(f"{glob.escape(draft.name)}.*"):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     draft.unlink(missing_ok=True)
+
+
+def write_page(path: Path, page: str, inputs: Sequence[str]) -> None:
+    """Write a page where no file is, or one of our pages. Raises RecipeError for any other file."""
+    is_ours = False
+    with suppress(OSError):
+        head = path.read_bytes()[:_PAGE_HEAD_BYTES]
+        is_ours = head.lstrip().startswith(b"<!doctype html>") and b"datamix" in head
+    try:
+        check_outputs([path], inputs, overwrite=is_ours)
+    except RecipeError as error:
+        raise RecipeError(str(error).replace(", or replace it with --overwrite", "")) from None
+    with complete_files([path], is_ours) as [draft]:
+        draft.write_text(page, encoding="utf-8")

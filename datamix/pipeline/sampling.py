@@ -1,7 +1,7 @@
 """A part of a large source, spread over every file and over the length of each: some of its prepare tasks, done for real.
 
 The tasks are those of a build, so what they leave is found by it. What they hold is scaled by rows where Parquet's footers
-count them, else by bytes; a compressed file that cannot be cut is read from its beginning and scaled by a usual ratio.
+count them, else by bytes; a compressed file that cannot be cut is read from its beginning and scaled by what that unpacks to.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from datamix.pipeline.estimate import record_sizes, spread
 from datamix.pipeline.prepare_sources import BuildContext, SourceWork
 from datamix.pipeline.scan import InputFile
 from datamix.pipeline.shards import PreparedPart, SlicePlace, SourceShards
+from datamix.read import expansion
 
 _SAMPLE_BYTES = 32 << 20  # read of each source at least
 _MIN_TASKS = 6
 _WHOLE_BYTES = 64 << 20  # a file that cannot be cut is read whole up to here
 _HEAD_RECORDS = 20_000  # of a larger one
-_COMPRESSION = 4.0  # text bytes of a compressed byte, where only a beginning was read
 _DEVIATIONS = 2.1
 
 
@@ -66,8 +66,9 @@ def sample_parts(
     rows, num_bytes = (np.array([f(text) for text in texts], float) for f in (len, np.sum))
     read = sizes[at]
     if is_head:
+        ratios = [expansion(files[p.files[0]].path, files[p.files[0]].compression) for p in chosen]
         read = np.array(
-            [r.counts["raw_bytes"] / _COMPRESSION or s for r, s in zip(receipts, read, strict=True)]
+            [r.counts["raw_bytes"] / ratio or s for r, ratio, s in zip(receipts, ratios, read, strict=True)]
         )
     factor = max(1.0, float(sizes.sum() / read.sum()))
     if all(f.container == "parquet" and "://" not in f.path for f in files):

@@ -13,6 +13,7 @@ from functools import partial
 
 from datamix.core.contracts import Rows, Slice
 from datamix.read.columnar import read_arrow, read_parquet
+from datamix.read.decompress import expansion
 from datamix.read.documents import read_document, read_warc
 from datamix.read.json_array import read_json
 from datamix.read.json_lines import Take, read_jsonl, read_lines
@@ -29,6 +30,7 @@ __all__ = [
     "Sniff",
     "codec_of",
     "cut",
+    "expansion",
     "file_state",
     "find",
     "local_path",

@@ -12,8 +12,10 @@ import bz2
 import lzma
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from io import BytesIO
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self, cast
 
 import pyarrow as pa
 
@@ -21,6 +23,8 @@ from datamix.core.errors import DataError, mask_url
 from datamix.read.storage import BLOCK_BYTES, State, check_unchanged, is_remote, open_file
 
 _FED_BYTES = 256 << 10
+_MEASURED_BYTES = 8 << 20
+_COUNTED_BYTES = 16 << 10  # the part in which the end is met is lost
 _XZ_MEMORY_BYTES = 512 << 20  # xz -9 needs 65 MiB
 
 _MAGIC = (
@@ -72,6 +76,24 @@ def open_stream(path: str, compression: str | None, state: State = ()) -> ByteSt
         pa.CompressedInputStream(local, compression),
         lambda: check_unchanged(path, state, os.fstat(local.fileno())),
     )
+
+
+def expansion(path: str, compression: str | None) -> float:
+    """Bytes that a stored byte unpacks to, measured on the first 8 MiB of a file."""
+    if compression is None:
+        return 1.0
+    with open_file(path) as stored:
+        head = stored.read(_MEASURED_BYTES)
+    stream: Any = (
+        _Members(cast(BinaryIO, BytesIO(head)), compression)
+        if compression in ("xz", "bz2")
+        else pa.CompressedInputStream(pa.BufferReader(head), compression)
+    )
+    total = 0
+    with suppress(OSError, EOFError, lzma.LZMAError, pa.ArrowException):  # the head ends inside the stream
+        while block := stream.read(_COUNTED_BYTES):
+            total += len(block)
+    return max(1.0, total / max(1, len(head)))
 
 
 def full_blocks(stream: ByteStream) -> Iterator[bytes]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import DataError, RecipeError, visible
 from datamix.pipeline.built_sets import refuse_newer
+from datamix.reporting.words import Words
 
 # Styles in a terminal.
 TRAINED, ADDED, REMOVED, HEAD, SOFT = "green", "green", "red", "bold", "dim"
@@ -95,15 +96,17 @@ def render(*parts: Any) -> str:
     return sink.getvalue().rstrip("\n")
 
 
-def documents(row: dict[str, Any], inputs: Sequence[Any], decoder: Decoder) -> Iterator[DecodedDocument]:
-    """The documents of one emitted row, in order."""
+def documents(
+    row: dict[str, Any], inputs: Sequence[Any], decoder: Decoder, say: Words | None = None
+) -> Iterator[DecodedDocument]:
+    """The documents of one emitted row, in order; their titles in the language of ``say``, by default English."""
     start = 0
     if "input_ids" in row:
         for piece in row["records"]:
             end = start + piece["length"]
             trained = [label != IGNORE_INDEX for label in row["labels"][start:end]]
             spans = tuple(decoder.spans(row["input_ids"][start:end], trained))
-            title = record_title(inputs, piece["file"], piece["record"], piece["start"])
+            title = record_title(inputs, piece["file"], piece["record"], piece["start"], say)
             yield DecodedDocument(title, start, end - start, spans)
             start = end
         return
@@ -111,7 +114,7 @@ def documents(row: dict[str, Any], inputs: Sequence[Any], decoder: Decoder) -> I
     for name, ids in ((n.removesuffix("_ids"), v) for n, v in row.items() if n.endswith("_ids")):
         is_prompt = name == "prompt"
         title = (
-            record_title(inputs, first["file"], first["record"])
+            record_title(inputs, first["file"], first["record"], say=say)
             if is_prompt
             else name.removesuffix("_completion")
         )
@@ -119,10 +122,13 @@ def documents(row: dict[str, Any], inputs: Sequence[Any], decoder: Decoder) -> I
         yield DecodedDocument(title, 0 if is_prompt else len(row["prompt_ids"]), len(ids), spans)
 
 
-def record_title(inputs: Sequence[Any], file: int, record: int, start: int = 0) -> str:
+def record_title(
+    inputs: Sequence[Any], file: int, record: int, start: int = 0, say: Words | None = None
+) -> str:
     """A record by its file and ordinal: ``data/a.jsonl, record 12``."""
-    part = f", from token {start:,}" if start else ""
-    return f"{inputs[file]['path']}, record {record:,}{part}"
+    words = say or Words()
+    text = words("{file}, record {n}, from token {start}" if start else "{file}, record {n}")
+    return text.format(file=inputs[file]["path"], n=f"{record:,}", start=f"{start:,}")
 
 
 def read_manifest(out: Path) -> dict[str, Any]:

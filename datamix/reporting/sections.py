@@ -300,7 +300,7 @@ def row_section(
         if row is None:
             continue
         left, hidden, shown = max_tokens, 0, []
-        for document in documents(row, manifest["inputs"], decoder):
+        for document in documents(row, manifest["inputs"], decoder, say):
             spans: list[TextSpan] = []
             for span in document.spans:
                 num = min(span.num_tokens, left)

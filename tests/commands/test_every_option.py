@@ -33,6 +33,9 @@ inspect {tmp}/set --row 0
 inspect {tmp}/set --stats
 inspect {tmp}/set --removed
 inspect {tmp}/set --html
+inspect {tmp}/set --html {tmp}/page.html
+inspect {tmp}/set --html {tmp}/page.html --row 1
+inspect --html {tmp}/set
 report {tmp}/set --language zh
 diff {tmp}/set {tmp}/trial
 diff {tmp}/set {tmp}/trial --html
@@ -75,7 +78,13 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
         outputs[line.replace(f"{tmp_path}/", "")] = result.stdout
     assert json.loads(outputs["plan recipe.yaml --json -o set --cache cache --set seed=7"])["exact"]
     assert "kept" in outputs["cache --cache cache --prune"]
-    assert "<html" in outputs["inspect set --html"]
+    assert "<html" in outputs["inspect set --html"] == outputs["inspect --html set"]
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    refused = [
+        invoke(f"inspect {tmp_path}/set --html {tmp_path}/{name}")
+        for name in ("data.jsonl", "set/report.html")
+    ]
+    assert [result.exit_code for result in refused] == [1, 1]  # raised: nothing is written over
     assert "rows encoded again" in outputs["verify set --inputs 0.5"]
     assert (tmp_path / "rung-general-0.2" / "manifest.json").is_file()
     assert invoke("verify set").exit_code == 0  # pruning took nothing that the set needs

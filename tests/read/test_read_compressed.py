@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import zstandard
 from reading import rows_of
 
 from datamix.core.errors import DataError
+from datamix.read import decompress, expansion
 
 LINES = b"".join(b'{"i":%d,"text":"%d apples"}\n' % (i, i * 7919) for i in range(3000))
 COMPRESSORS = {
@@ -33,6 +35,21 @@ def test_a_cut_archive_is_an_error_wherever_it_was_cut(suffix: str, share: float
     with pytest.raises(DataError, match="truncated") as caught:
         rows_of(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [*COMPRESSORS, ""])
+def test_what_a_stored_byte_unpacks_to_is_measured(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the measured head ends inside the stream."""
+    noise = random.Random(0).randbytes(1_200_000)
+    text = b"".join(noise[i : i + 100].hex().encode() for i in range(0, len(noise), 100))
+    whole = COMPRESSORS.get(suffix, bytes)(text)
+    (tmp_path / "a").write_bytes(whole)
+    compression = {"gz": "gzip", "zst": "zstd", "": None}.get(suffix, suffix)
+    for measured in (8 << 20, 1 << 20):
+        monkeypatch.setattr(decompress, "_MEASURED_BYTES", measured)
+        assert expansion(str(tmp_path / "a"), compression) == pytest.approx(len(text) / len(whole), rel=0.15)
 
 
 def test_a_zst_cut_at_a_block_that_ends_on_a_line_is_an_error(tmp_path: Path) -> None:
