@@ -96,6 +96,7 @@ class Receipt:
     counts: dict[str, Any]  # JSON only
     folder: Path  # where ``files`` are
     replaced_damage: bool = False  # a damaged result had this key: it was removed and computed again
+    was_found: bool = False  # it was done before this run
 
 
 @dataclass(frozen=True)

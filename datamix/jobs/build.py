@@ -20,15 +20,19 @@ from datamix import mix
 from datamix.core.errors import RecipeError
 from datamix.core.machine import failures_at
 from datamix.pipeline import prepare_sources, translate
+from datamix.pipeline.engine import default_workers
 from datamix.pipeline.out_folder import check_out, whole_set
 from datamix.pipeline.planning import report_scarcity, report_scarcity_first
 from datamix.pipeline.prepare_sources import BuildContext
 from datamix.pipeline.progress import Screen
 from datamix.pipeline.publish import hold, publish, remember, set_key
 from datamix.pipeline.steps import Options, ResolvedBuild, decide_and_pack, mix_rows, open_context, preflight
+from datamix.pipeline.time_left import PHASES, usual_seconds
 from datamix.recipe import Recipe
 from datamix.reporting import render_card, render_report
 from datamix.tokenize.tokenizer import slow_engine_notice
+
+_UNPACKED = 4.0  # bytes of text in a compressed byte, for the time that is left
 
 
 def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dict[str, Any]:
@@ -38,12 +42,22 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
         options = replace(options, out=options.out.absolute(), cache=options.cache.absolute())
         recipe = recipe.at(os.path.abspath(recipe.base))
     tokenizer = preflight(recipe)
-    with hold(options.out, recipe, options, screen) as held:
+    num_workers = options.workers or default_workers()
+    with (
+        hold(options.out, recipe, options, screen) as held,
+        screen.whole_build(phase_titles(recipe), num_workers),
+    ):
         context = replace(open_context(options, screen), held=held)
         try:
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)
             files = prepare_sources.scan_sources(context, works)
+            text_bytes = sum(
+                f.num_bytes * (_UNPACKED if f.compression else 1) for group in files for f in group
+            )
+            screen.expect(
+                usual_seconds(text_bytes, phase_titles(recipe), num_workers, max(1, len(recipe.write)))
+            )
             prepare_sources.preload_tokenizer(context, works, files)
             reported = report_scarcity_first(recipe, context, encode, works, files)
             if notice := slow_engine_notice():
@@ -64,6 +78,16 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             )
         finally:
             context.close()
+
+
+def phase_titles(recipe: Recipe) -> list[str]:
+    """The phases of a build of this recipe, in order."""
+    is_there = {
+        "lines": recipe.dedupe is not None and recipe.dedupe.lines is not None,
+        "sign": translate.signing_spec(recipe) is not None,
+        "truncate": recipe.encode.max_length is not None and recipe.overlong != "split",
+    }
+    return [title for title in PHASES if is_there.get(title, True)]
 
 
 def _render_pages(

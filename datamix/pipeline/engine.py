@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from typing import Any
 
 from datamix.core.contracts import Receipt, Task
@@ -40,7 +41,7 @@ class LocalEngine:
             if done is None:
                 pending.append((index, task))
             else:
-                yield index, done
+                yield index, replace(done, was_found=True)
         small = len(pending) <= 1 or sum(task.weight for _, task in pending) < _SMALL_BYTES
         waited_for = self._pool or any(task.call.__module__ == self._warm_for for _, task in pending)
         if self.num_workers == 1 or (small and not waited_for):

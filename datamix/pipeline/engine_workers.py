@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class WorkersEngine:
             if done is None:
                 queue.append((index, task))
             else:
-                yield index, done
+                yield index, replace(done, was_found=True)
         waiting: dict[str, list[tuple[int, Task]]] = {}  # equal tasks are done once
         gone: dict[str, float] = {}
         pause = _MIN_WAIT_SECONDS

@@ -107,7 +107,9 @@ def report_scarcity_first(
     screen = context.screen
     if sum(f.num_bytes for files in files_of for f in files) < _WORTH_A_LOOK_BYTES:
         return False
-    sources, _ = _estimate_sources(recipe, replace(context, screen=Screen(quiet=True)), spec, works, files_of)
+    sources, _ = _estimate_sources(recipe, context, spec, works, files_of)
+    speeds = [s.prepared_bytes / s.bytes_per_second for s in sources if s.bytes_per_second]
+    screen.expect({"sample": 0.0, "encode": sum(speeds) / screen.num_workers} if speeds else {})
     try:
         quota = translate.quota(recipe, [available_of(recipe, s) for s in sources])
     except RecipeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -15,17 +15,22 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Task as RichTask
 from rich.table import Table
+from rich.text import Text
 
 from datamix.core.contracts import Engine, Receipt, Task
 from datamix.core.errors import RecipeError, visible
+from datamix.pipeline.time_left import TimeLeft
 
 _LINE_SECONDS = 30.0
+_AGAIN_SECONDS = 0.5  # a phase that comes again has a line where it takes longer
 _IN_BYTES = ("scan", "prepare", "lines", "encode", "sign")  # phases whose work is counted in bytes of input
 _IN_ROWS = ("write",)
 UNIT_WORDS = {"records": "records", "tokens": "tokens", "loss_tokens": "loss tokens"}
@@ -57,6 +62,47 @@ class Screen:
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self.quiet = quiet
+        self.time_left: TimeLeft | None = None  # of the build that is running
+        self._bars: Progress | None = None  # its bar, on a terminal
+        self._shown: set[str] = set()  # phases that a log has its line of
+
+    @contextmanager
+    def whole_build(self, titles: Sequence[str], num_workers: int) -> Iterator[None]:
+        """Show the phases as parts of one build, with the time that is left of it."""
+        self.time_left = TimeLeft(titles, num_workers)
+        try:
+            if self.quiet or not self.console.is_terminal:
+                yield
+                return
+            with Progress(*_columns(_LeftColumn(self.time_left)), console=self.console) as self._bars:
+                self._bars.add_task("", total=1, rate="")
+                yield
+        finally:
+            self.time_left = self._bars = None
+
+    @property
+    def num_workers(self) -> int:
+        """Workers of the build that is running."""
+        return 1 if self.time_left is None else self.time_left.num_workers
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """How long phases should take by usual rates; what was measured corrects it."""
+        if self.time_left is not None:
+            self.time_left.expect(seconds)
+
+    def left_text(self) -> str:
+        """``about 40 s left``, or nothing while too little is known."""
+        left = None if self.time_left is None else self.time_left.left(time.monotonic())
+        return "" if left is None else f"about {duration(left)} left"
+
+    def _name(self, title: str) -> str:
+        """``3/9 encode`` of a build, else the title."""
+        number = None if self.time_left is None else self.time_left.number(title)
+        return (
+            title
+            if number is None or self.time_left is None
+            else f"{number}/{len(self.time_left.titles)} {title}"
+        )
 
     def say(self, text: str) -> None:
         """One line of news."""
@@ -68,21 +114,52 @@ class Screen:
         """Show one phase of ``total`` units of work."""
         if self.quiet:
             yield _Silent()
+        elif self._bars is not None:
+            [task] = self._bars.task_ids
+            self._bars.update(task, description=self._name(title), total=max(1, total), completed=0, rate="")
+            yield _Bar(self._bars, task, title)
         elif self.console.is_terminal:
-            columns = [
-                SpinnerColumn(),
-                TextColumn(f"{title:<9}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f}% {task.fields[rate]:>12}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            ]
-            with Progress(*columns, console=self.console) as bars:
+            with Progress(*_columns(TimeRemainingColumn()), console=self.console) as bars:
                 yield _Bar(bars, bars.add_task(title, total=max(1, total), rate=""), title)
         else:
-            lines = _Lines(self.console, title, total)
+            lines = _Lines(self, title, total)
             yield lines
-            lines.end()
+            lines.end(is_new=title not in self._shown)
+            self._shown.add(title)
+
+
+def _columns(left: ProgressColumn) -> list[ProgressColumn]:
+    """The parts of a bar, ``left`` the time that is left."""
+    return [
+        SpinnerColumn(),
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}% {task.fields[rate]:>12}"),
+        TimeElapsedColumn(),
+        left,
+    ]
+
+
+class _LeftColumn(ProgressColumn):
+    """The time that is left of the whole build."""
+
+    def __init__(self, time_left: TimeLeft) -> None:
+        super().__init__()
+        self._time_left = time_left
+
+    def render(self, task: RichTask) -> Text:
+        left = self._time_left.left(time.monotonic())
+        return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")
+
+
+def duration(seconds: float) -> str:
+    """``95.0`` -> ``1 min 35 s``."""
+    whole = max(0, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{whole // 60} min {whole % 60} s" if whole < 600 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 _LOG_BEGINS = b'{"seconds": '
@@ -104,7 +181,11 @@ class LoggedScreen(Screen):
         self._write({"phase": title, "event": "begin", "total": total})
         with super().phase(title, total) as watch:
             yield watch
-        self._write({"phase": title, "event": "end", "total": total})
+        left = None if self.time_left is None else self.time_left.left(time.monotonic())
+        self._write(
+            {"phase": title, "event": "end", "total": total}
+            | ({} if left is None else {"left": round(left, 1)})
+        )
 
     def _write(self, entry: dict[str, Any]) -> None:
         entry = {"seconds": round(time.monotonic() - self._start, 3), **entry}
@@ -142,10 +223,10 @@ class _Bar:
 
 
 class _Lines:
-    """Plain lines for logs: one when a phase ends, and one each half minute of a long one."""
+    """Plain lines for logs: one when a phase ends, and one each half minute of a long one; none for one that is found done again."""
 
-    def __init__(self, console: Console, title: str, total: int) -> None:
-        self._console, self._title, self._total = console, title, max(1, total)
+    def __init__(self, screen: Screen, title: str, total: int) -> None:
+        self._screen, self._name, self._total = screen, f"{screen._name(title):<14}", max(1, total)
         self._done, self._start = 0, time.monotonic()
         self._printed = self._start
 
@@ -154,13 +235,18 @@ class _Lines:
         now = time.monotonic()
         if now - self._printed >= _LINE_SECONDS:
             self._printed = now
-            self._console.print(
-                f"{self._title:<9} {self._done / self._total:4.0%} after {now - self._start:.0f} s ({visible(label)})",
-                markup=False,
+            self._print(
+                f"{self._name} {self._done / self._total:4.0%} after {now - self._start:.0f} s ({visible(label)})"
             )
 
-    def end(self) -> None:
-        self._console.print(f"{self._title:<9} done in {time.monotonic() - self._start:.1f} s")
+    def end(self, is_new: bool) -> None:
+        seconds = time.monotonic() - self._start
+        if is_new or seconds >= _AGAIN_SECONDS:
+            self._print(f"{self._name} done in {seconds:.1f} s")
+
+    def _print(self, text: str) -> None:
+        left = self._screen.left_text()
+        self._screen.console.print(f"{text}, {left}" if left else text, markup=False)
 
 
 def run_tasks(engine: Engine, screen: Screen, title: str, tasks: Sequence[Task]) -> list[Receipt]:
@@ -168,10 +254,19 @@ def run_tasks(engine: Engine, screen: Screen, title: str, tasks: Sequence[Task])
     if not tasks:
         return []
     receipts: list[Receipt | None] = [None] * len(tasks)
-    with screen.phase(title, sum(t.weight for t in tasks)) as watch:
+    total, left = sum(t.weight for t in tasks), screen.time_left
+    if left is not None:
+        left.begin(title, total, time.monotonic())
+    with screen.phase(title, total) as watch:
         for index, receipt in engine.run(tasks):
             receipts[index] = receipt
+            if left is not None and receipt.was_found:
+                left.skip(tasks[index].weight)
+            elif left is not None:
+                left.advance(tasks[index].weight, time.monotonic())
             watch.advance(tasks[index].weight, tasks[index].label)
+        if left is not None:
+            left.end(time.monotonic())
     finished = [r for r in receipts if r is not None]
     if damaged := sum(r.replaced_damage for r in finished):
         screen.say(f"{damaged:,} damaged results in the cache were thrown away and made again.")

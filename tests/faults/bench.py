@@ -341,7 +341,7 @@ def differences(bench: Bench, command: Command, moved_from: str = "") -> list[st
 
 def complaint(ended: Ended) -> str:
     """What is wrong with how a command ended: a bug of ours, a traceback, no word, more than a paragraph."""
-    said = re.sub(r"^\w+ +done in [0-9.]+ s$\n?", "", ended.said, flags=re.MULTILINE).strip()
+    said = re.sub(r"^(?:\d+/\d+ )?\w+ +done in .*$\n?", "", ended.said, flags=re.MULTILINE).strip()
     if "HANGS" in said:
         return "hangs"
     if "Traceback" in said:
