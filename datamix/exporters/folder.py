@@ -69,8 +69,8 @@ def write_json(folder: Path, name: str, value: Any) -> str:
     return write_text(folder, name, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def write_yaml(folder: Path, name: str, settings: Mapping[str, Any]) -> str:
-    """Write settings as YAML, in the order given: every value as JSON, which YAML reads; lists one item a line."""
+def write_yaml(folder: Path, name: str, settings: Mapping[str, Any], comments: Sequence[str] = ()) -> str:
+    """Write settings as YAML, in the order given: every value as JSON, which YAML reads; lists one item a line; comments last."""
     lines = []
     for key, value in settings.items():
         if isinstance(value, list) and value:
@@ -79,6 +79,7 @@ def write_yaml(folder: Path, name: str, settings: Mapping[str, Any]) -> str:
             lines += [f"{key}:", *(f"  {k}: {json.dumps(v, ensure_ascii=False)}" for k, v in value.items())]
         else:
             lines.append(f"{key}: {json.dumps(value, ensure_ascii=False)}")
+    lines += [f"# {line}".rstrip() for line in comments]
     return write_text(folder, name, "\n".join(lines) + "\n")
 
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from small import alpaca, datamix, recipe, write_jsonl
 
 from datamix.commands.cli import EXAMPLES, cli
+from datamix.core.errors import RecipeError
 
 CALLS = """
 init data.jsonl -o {tmp}/new.yaml --kind sft
@@ -36,6 +37,7 @@ inspect {tmp}/set --html
 inspect {tmp}/set --html {tmp}/page.html
 inspect {tmp}/set --html {tmp}/page.html --row 1
 inspect --html {tmp}/set
+report {tmp}/set --losses {tmp}/losses.jsonl
 report {tmp}/set --language zh
 diff {tmp}/set {tmp}/trial
 diff {tmp}/set {tmp}/trial --html
@@ -66,6 +68,8 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
     write_jsonl(tmp_path / "data.jsonl", alpaca(["问题", "question"], 30))
     write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "good", "rejected": "bad"}] * 3)
     (tmp_path / "blend.txt").write_text("1 data_text_document")
+    loss = {"step": 0, "tokens": 0, "source": "general", "split": "validation", "loss": 2.5}
+    write_jsonl(tmp_path / "losses.jsonl", [loss, loss | {"step": 10, "tokens": 900, "loss": 2.0}])
     write_jsonl(tmp_path / "exclude.jsonl", [{"source": "medical", "file": "medical.jsonl", "record": 1}])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.HfApi", hub_stub.Hub)
@@ -80,11 +84,9 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
     assert "kept" in outputs["cache --cache cache --prune"]
     assert "<html" in outputs["inspect set --html"] == outputs["inspect --html set"]
     assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    refused = [
-        invoke(f"inspect {tmp_path}/set --html {tmp_path}/{name}")
-        for name in ("data.jsonl", "set/report.html")
-    ]
-    assert [result.exit_code for result in refused] == [1, 1]  # raised: nothing is written over
+    for name in ("data.jsonl", "set/report.html"):  # what is no page of ours, and the set's own
+        with pytest.raises(RecipeError):
+            invoke(f"inspect {tmp_path}/set --html {tmp_path}/{name}")
     assert "rows encoded again" in outputs["verify set --inputs 0.5"]
     assert (tmp_path / "rung-general-0.2" / "manifest.json").is_file()
     assert invoke("verify set").exit_code == 0  # pruning took nothing that the set needs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pyarrow as pa
@@ -11,7 +12,8 @@ import pytest
 import yaml
 
 from datamix.core.errors import DataError, RecipeError
-from datamix.exporters import EXPORT_FORMATS, command, keeps, needs_records, open_sink
+from datamix.exporters import EXPORT_FORMATS, SetInfo, command, keeps, needs_records, open_sink
+from datamix.exporters.trainers.llamafactory import choices
 
 TRAINERS = (
     "llamafactory", "trl", "axolotl", "ms-swift", "torchtune", "open-instruct", "medicalgpt", "verl", "openrlhf",
@@ -335,3 +337,13 @@ def test_formats_that_read_records_say_so():
     assert {name for name in EXPORT_FORMATS if needs_records(name)} == {
         "llamafactory", "ms-swift", "medicalgpt", "openai", "nanochat",
     }  # fmt: skip
+
+
+def test_llamafactory_yaml_offers_lora_and_precision_as_comments_that_fit_a_gpu_of_24_gb() -> None:
+    info = SetInfo("s", "sft", True, 2048, 152_000, 0, 0, ("a",), ("main",), "tokenizer", (("a", 1.0),))
+    short, long = choices(info), choices(replace(info, max_length=16_384))
+    assert "bf16: true" in short
+    assert any(line.startswith("finetuning_type: lora") for line in short)
+    assert any("7.6e9 x 2 B = 15.2 GB" in line for line in short)
+    assert "quantization_bit: 4" not in short
+    assert long[-1] == "quantization_bit: 4"

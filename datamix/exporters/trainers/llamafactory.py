@@ -23,7 +23,7 @@ from datamix.core.machine import files_below
 from datamix.core.records import Kind
 from datamix.exporters.chat_text import Talk, alternating, answers, piece_texts, sharegpt, talks
 from datamix.exporters.columns import completion, pairs, select
-from datamix.exporters.export_format import CUT_TEXTS, ExportFormat, LeftOut, RecordSource
+from datamix.exporters.export_format import CUT_TEXTS, ExportFormat, LeftOut, RecordSource, SetInfo
 from datamix.exporters.folder import (
     Convert,
     by_stage,
@@ -38,6 +38,10 @@ from datamix.exporters.formats.row_files import ArrowFolder
 
 _MEDIA = ("images", "videos", "audios")
 _ALIGN = 8  # its collator pads to multiples of this, and leaves positions behind
+
+# A model of the common size (Qwen2.5-7B) and LoRA of rank 16 on all its linear layers, for the arithmetic in comments.
+_PARAMETERS, _LAYERS, _HIDDEN, _LORA_PARAMETERS = 7.6e9, 28, 3584, 40e6
+_FITS = 22.5  # GB of 24: the rest is the framework's
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,16 @@ class LlamaFactory(ExportFormat):
         from_text = []
         for stage in self._stages:
             tokens_only = {"template": "empty", "tokenized_path": "tokenized", **validated}
-            names.append(write_yaml(folder, f"{stage}.yaml", self._config(stage, trained) | tokens_only))
+            names.append(
+                write_yaml(
+                    folder, f"{stage}.yaml", self._config(stage, trained) | tokens_only, choices(self.info)
+                )
+            )
             text_stage = "pt" if self.info.kind == "pretrain" else stage
             settings = self._config(text_stage, trained) | validated
             if tests:
                 settings |= {"eval_dataset": ",".join(tests), "eval_on_each_dataset": True}
-            names.append(write_yaml(folder, f"{text_stage}_text.yaml", settings))
+            names.append(write_yaml(folder, f"{text_stage}_text.yaml", settings, choices(self.info)))
             from_text.append(
                 f"llamafactory-cli train {text_stage}_text.yaml model_name_or_path=MODEL template=TEMPLATE"
             )
@@ -230,6 +238,34 @@ class LlamaFactory(ExportFormat):
         if len(self.info.stages) > 1:
             notes.append("Each stage is a dataset of its own: `tokenized_path: tokenized/stages/NAME`.")
         return notes
+
+
+def choices(info: SetInfo) -> list[str]:
+    """Precision, batch size and LoRA as comments, with the memory that they need on one GPU of 24 GB, by arithmetic."""
+    length = info.max_length or 2048
+    weights, lora = _PARAMETERS * 2 / 1e9, _LORA_PARAMETERS * 16 / 1e9
+    kept, logits = length * _HIDDEN * _LAYERS * 2 / 1e9, length * info.vocab_size * 6 / 1e9
+    total = weights + lora + kept + logits
+    lines = [
+        "To choose from, by removing the number signs in front. For one GPU of 24 GB and a model of 7.6 billion parameters",
+        f"({_LAYERS} layers of {_HIDDEN:,}), with rows of {length:,} tokens and a vocabulary of {info.vocab_size:,}:",
+        f"  weights in bf16: 7.6e9 x 2 B = {weights:.1f} GB; LoRA of rank 16 with gradients and Adam: 40e6 x 16 B = {lora:.1f} GB;",
+        f"  a row's checkpoints: {length:,} x {_HIDDEN:,} x {_LAYERS} x 2 B = {kept:.1f} GB; its logits: {length:,} x {info.vocab_size:,} x 6 B = {logits:.1f} GB;",
+        f"  in all {total:.1f} GB"
+        + (
+            "."
+            if total < _FITS
+            else f", {total - weights * 0.75:.1f} GB with quantization_bit: 4 (weights x 0.5 B)."
+        ),
+        "bf16: true",
+        "per_device_train_batch_size: 1",
+        "gradient_accumulation_steps: 16",
+        "finetuning_type: lora    # in place of the line above; all parameters at once need 7.6e9 x 16 B = 122 GB, over several GPUs",
+        "lora_rank: 16",
+        "lora_target: all",
+        "learning_rate: 1.0e-4    # 1.0e-5 where all parameters are trained",
+    ]
+    return lines if total < _FITS else [*lines, "quantization_bit: 4"]
 
 
 def _numbered(batch: pa.RecordBatch, width: int, filler_id: int) -> pa.RecordBatch:
