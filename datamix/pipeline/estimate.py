@@ -71,7 +71,7 @@ def estimate(spec: EstimateSpec, folder: Path) -> dict[str, Any]:
         at = _sampled(stratum, salt(spec.seed, "estimate", spec.source.name))
         start = time.perf_counter()
         lengths, loss, usable, full = _encode(spec, pool[at])
-        seconds = time.process_time() - start
+        seconds = time.perf_counter() - start
         encoded_bytes = float(sizes[pool[at]].sum())
         longest, smallest = int(lengths.max()), int(lengths[usable].min(initial=max(1, longest)))
         for number in np.unique(stratum):
