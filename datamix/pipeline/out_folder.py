@@ -122,7 +122,7 @@ def is_own_file(outs: Sequence[Path], cache: Path) -> Callable[[str, Sequence[st
         path = path.removeprefix("file://")
         if "://" in path:
             return False
-        folder, name = os.path.split(os.path.abspath(path))
+        folder, name = os.path.split(os.path.normpath(path))  # a relative one is made absolute once a folder
         real = os.path.join(real_folder(folder), name)
         if any(real.startswith(prefix) for prefix in work):
             return True

@@ -23,8 +23,8 @@ _ROW_BYTES = {
     "preference": 8.0,
     "prompt": 8.0,
 }
-_CACHE_BYTES = 5.0  # a token in the cache
-_SIGNATURE_BYTES = 600.0  # a record, of near duplicates
+CACHE_BYTES = 5.0  # a token in the cache
+SIGNATURE_BYTES = 600.0  # a record, of near duplicates
 _FORMAT_BYTES = 10.0  # a token in a further format that holds numbers, at most
 _START_SECONDS = 5.0  # of workers, tokenizer and report
 
@@ -160,7 +160,7 @@ def costs(
     further = [output.name for output in recipe.write if output.name != "parquet"]
     exported = sum(text if needs_records(name) else tokens * _FORMAT_BYTES for name in further)
     files = [p.stat().st_size for p in Path(tokenizer.folder).glob("*.json")]
-    signed = _SIGNATURE_BYTES if translate.signing_spec(recipe) else 0.0
+    signed = SIGNATURE_BYTES if translate.signing_spec(recipe) else 0.0
     folder = options.out.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -168,7 +168,7 @@ def costs(
     return {
         "out_bytes": tokens * _ROW_BYTES[recipe.kind] + exported + sum(files),
         "cache_bytes": sum(
-            s.prepared_bytes + (s.cached_tokens or s.tokens) * _CACHE_BYTES + s.records * signed
+            s.prepared_bytes + (s.cached_tokens or s.tokens) * CACHE_BYTES + s.records * signed
             for s in sources
         ),
         "seconds": _START_SECONDS + sum(speeds) / (options.workers or default_workers()) if speeds else None,

@@ -16,6 +16,7 @@ from datamix import mix
 from datamix.core.contracts import Receipt, Task
 from datamix.core.errors import DataError, RecipeError
 from datamix.pipeline import estimate, prepare_sources, translate
+from datamix.pipeline.cluster_plan import Cluster, simulate
 from datamix.pipeline.estimate import EstimateSpec, record_sizes
 from datamix.pipeline.plan_values import SourcePlan, available_of, costs, ladder, plan_values
 from datamix.pipeline.prepare_sources import BuildContext, SourceWork
@@ -61,9 +62,14 @@ class _Lookup:
 
 
 def make_plan(
-    recipe: Recipe, options: Options, exact: bool, batch: int | None, screen: Screen
+    recipe: Recipe,
+    options: Options,
+    exact: bool,
+    batch: int | None,
+    screen: Screen,
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
-    """The plan as plain values. Raises every recipe error that a build would raise before it reads much."""
+    """The plan as plain values, of a ``cluster`` too. Raises every recipe error that a build would raise before it reads much."""
     check_cache(options.cache)
     context = open_context(options, screen)
     try:
@@ -90,6 +96,9 @@ def make_plan(
         recipe, options, sources, quota, tokenizer
     )
     plan["notes"] += notes
+    if cluster is not None:
+        signs = translate.signing_spec(recipe) is not None
+        plan["cluster"] = simulate(cluster, sources, files_of, plan["out_bytes"], signs)
     return plan
 
 

@@ -99,9 +99,9 @@ def name_files(files: Sequence[str], paths: Sequence[str], base: str) -> list[tu
         if not written:
             folder, written = next(((f, w) for f, w in folders if _is_below(place, f)), (folder, place))
         is_absolute = os.path.isabs(written)
-        seen = place if is_absolute else os.path.relpath(place, base)
+        seen = place if is_absolute else _relative(place, base)
         is_inside = not is_absolute and os.path.normpath(written).split(os.sep)[0] != os.pardir
-        label = seen if is_inside else os.path.relpath(place, folder)
+        label = seen if is_inside else _relative(place, folder)
         named.append((int(is_absolute), os.fsencode(seen), file, label))
     in_order = [(file, label) for _, _, file, label in sorted(named)]
     times = Counter(label for _, label in in_order)  # equal in several folders, or but for what is masked
@@ -135,7 +135,19 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    return os.path.relpath(path, folder).split(os.sep)[0] != os.pardir
+    return _relative(path, folder).split(os.sep, 1)[0] != os.pardir
+
+
+def _relative(path: str, folder: str) -> str:
+    """``os.path.relpath`` of a normalised path; a tenth of its time where that is in the path itself."""
+    if folder in ("", os.curdir) and not os.path.isabs(path):
+        return path
+    start = os.path.join(folder, "")
+    return (
+        path[len(start) :]
+        if folder and path.startswith(start)
+        else os.path.relpath(path, folder or os.curdir)
+    )
 
 
 def _globbed(full: str) -> list[str]:
@@ -190,7 +202,7 @@ def _walk(folder: str, seen: set[tuple[int, int]], is_glob: bool = False) -> Ite
 
 def _data_files(files: list[str], folder: str) -> list[str]:
     """Of a folder's files those that are data."""
-    names = {os.path.relpath(file, folder): file for file in files}
+    names = {_relative(file, folder): file for file in files}
     splits = sorted(
         os.path.dirname(name) for name in names if os.path.basename(name) == "state.json" and os.sep in name
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,12 +28,18 @@ def is_remote(path: str) -> bool:
 
 def is_special(path: str) -> bool:
     """Whether a local path is neither a file nor a folder: opening a pipe waits for its writer."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    try:
+        return _is_special(os.stat(path))
+    except (OSError, ValueError):
+        return False
 
 
-def _refuse_special(path: str) -> None:
-    if is_special(path):
-        raise DataError(f"{path}: is a pipe or a device, not a file. Save what it gives to a file.")
+def _is_special(status: os.stat_result) -> bool:
+    return not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode)
+
+
+def _special(path: str) -> DataError:
+    return DataError(f"{path}: is a pipe or a device, not a file. Save what it gives to a file.")
 
 
 State = tuple[int, ...]  # as ``file_state`` gives it; empty: not known
@@ -46,7 +53,8 @@ def open_file(path: str, state: State = ()) -> BinaryIO:
     Raises DataError where it differs.
     """
     if not is_remote(path):
-        _refuse_special(path)
+        if is_special(path):
+            raise _special(path)
         return cast(BinaryIO, _Scanned(path, state) if state else open(path, "rb", buffering=0))
     filesystem, name = filesystem_of(path)
     return cast(BinaryIO, filesystem.open(name, "rb"))
@@ -67,22 +75,22 @@ class _Scanned(io.FileIO):
     def close(self) -> None:
         if self.closed:
             return
-        stat = os.fstat(self.fileno())
+        status = os.fstat(self.fileno())
         super().close()
-        check_unchanged(str(self.name), self._state, stat)
+        check_unchanged(str(self.name), self._state, status)
 
 
-def check_unchanged(path: str, state: State, stat: os.stat_result | None = None) -> None:
-    """Raise DataError where a file (with a ``stat``: the open one) is not what it was when it was scanned."""
-    if state and (file_state(path) if stat is None else _local_state(stat)) != tuple(state):
+def check_unchanged(path: str, state: State, status: os.stat_result | None = None) -> None:
+    """Raise DataError where a file (with a ``status``: the open one) is not what it was when it was scanned."""
+    if state and (file_state(path) if status is None else _local_state(status)) != tuple(state):
         raise DataError(
             f"{mask_url(path)} changed while it was being read. Nothing built from it can be trusted: wait until "
             "it is written, and run the same command again."
         )
 
 
-def _local_state(stat: os.stat_result) -> tuple[int, int, int, int]:
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+def _local_state(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def filesystem_of(url: str) -> tuple[Any, str]:
@@ -111,8 +119,10 @@ def file_state(path: str) -> tuple[int, int, int, int]:
     """
     with explained(path):
         if not is_remote(path):
-            _refuse_special(path)
-            return _local_state(os.stat(path))
+            status = os.stat(path)
+            if _is_special(status):
+                raise _special(path)
+            return _local_state(status)
         filesystem, name = filesystem_of(path)
         known = {str(k).lower(): str(v) for k, v in filesystem.info(name).items()}
         text = "\n".join(f"{k}={known[k]}" for k in _VALIDATORS if known.get(k, "None") != "None")

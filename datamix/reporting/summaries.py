@@ -108,6 +108,26 @@ def plan_table(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cluster_table(cluster: dict[str, Any]) -> str:
+    """What a build would take on a cluster, phase by phase."""
+    size = f"{cluster['nodes']:,} x {cluster['cores']:,} processors"
+    table = plain_table(f"on {size}", ("tasks", "time", "read and written", "memory a machine"))
+    for line in [*cluster["phases"], {**cluster, "phase": "all"}]:
+        amounts = (short_bytes(line["bytes"]), short_bytes(line["memory"]))
+        table.add_row(line["phase"], f"{line['tasks']:,}", _time_text(line["seconds"]), *amounts)
+    return (
+        f"{table_text(table)}\n\nProcessors are busy {cluster['busy']:.0%} of the time; the disk gives "
+        f"{short_bytes(cluster['bytes'] / max(1.0, cluster['seconds']))}/s on average. select and order run on one processor, pack on "
+        "one a source. Rates: docs/cluster.md."
+    )
+
+
+def _time_text(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def plan_tree(plan: dict[str, Any]) -> str:
     """Groups and sources with the shares asked and what is taken of each."""
     unit, about = UNIT_WORDS[plan["unit"]], "" if plan["exact"] else "~"

@@ -22,7 +22,7 @@ init data.jsonl -o {tmp}/new.yaml --overwrite --tokenizer tokenizer
 init --from blend.txt -o {tmp}/from.yaml
 plan recipe.yaml --exact --batch 64 -o {tmp}/set --cache {tmp}/cache --workers 1 --set seed=7
 plan recipe.yaml --json -o {tmp}/set --cache {tmp}/cache --set seed=7
-plan recipe.yaml --tree -o {tmp}/set --cache {tmp}/cache --set seed=7
+plan recipe.yaml --tree --cluster 64x16 -o {tmp}/set --cache {tmp}/cache --set seed=7
 build recipe.yaml -o {tmp}/set --cache {tmp}/cache --workers 1 --engine local
 build recipe.yaml -o {tmp}/trial --cache {tmp}/cache --sample 50 --set name=trial --debug
 build recipe.yaml -o {tmp}/set --cache {tmp}/cache --set mix.size=2000 --overwrite
