@@ -143,33 +143,35 @@ def pss(pid: int) -> tuple[int, int]:
 
 
 def plot(lines: list[dict[str, Any]]) -> str:
-    """An SVG: MB of input to the right (each step doubles), peak MB upwards, a line a command."""
+    """An SVG: MB of input to the right (each step doubles), peak MB upwards, a line a command; dashed with pages of files."""
     width, height, left, top = 640, 320, 60, 20
     sizes = sorted({line["megabytes"] for line in lines})
     most = max(line["peak"] for line in lines) * 1.1
     span = max(np.log2(sizes[-1] / sizes[0]), 1)
 
-    def place(line: dict[str, Any]) -> tuple[float, float]:
+    def place(line: dict[str, Any], what: str = "anonymous") -> tuple[float, float]:
         x = left + (width - left - 110) * np.log2(line["megabytes"] / sizes[0]) / span
-        return round(float(x), 1), round(height - 40 - (height - 40 - top) * line["peak"] / most, 1)
+        return round(float(x), 1), round(height - 40 - (height - 40 - top) * line[what] / most, 1)
 
     parts = []
     for step in range(0, int(most), 500 if most < 4000 else 1000):
-        y = place({"megabytes": sizes[0], "peak": step})[1]
+        y = place({"megabytes": sizes[0], "anonymous": step})[1]
         parts.append(f'<line x1="{left}" x2="{width - 110}" y1="{y}" y2="{y}" stroke="#8884"/>')
         parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{step:,}</text>')
     for size in sizes:
-        x = place({"megabytes": size, "peak": 0})[0]
+        x = place({"megabytes": size, "anonymous": 0})[0]
         parts.append(f'<text x="{x}" y="{height - 22}" text-anchor="middle">{size:,}</text>')
-    ends: list[float] = []
-    for name, color in sorted(zip(COMMANDS, COLORS, strict=True), key=lambda item: -_last(lines, item[0])):
+    free = height - 44.0  # names one above the other
+    for name, color in sorted(zip(COMMANDS, COLORS, strict=True), key=lambda item: _last(lines, item[0])):
         points = [place(line) for line in lines if line["name"] == name]
-        path = " ".join(f"{x},{y}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
+        for what, look in (("anonymous", 'stroke-width="2"'), ("peak", 'stroke-dasharray="3 3"')):
+            path = " ".join("{},{}".format(*place(line, what)) for line in lines if line["name"] == name)
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" {look}/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{color}"/>' for x, y in points]
-        ends.append(max(points[-1][1] + 4, ends[-1] + 14 if ends else 0))  # names below each other
-        parts.append(f'<text x="{points[-1][0] + 8}" y="{ends[-1]}" fill="{color}">{name}</text>')
-    title = f'<text x="{left}" y="{height - 4}">peak of all processes in MB, over MB of input</text>'
+        free = min(points[-1][1] + 4, free)
+        parts.append(f'<text x="{points[-1][0] + 8}" y="{free}" fill="{color}">{name}</text>')
+        free -= 14
+    title = f'<text x="{left}" y="{height - 4}">peak of all processes in MB, over MB of input; dashed: with pages of mapped files</text>'
     style = 'font-family="sans-serif" font-size="12" fill="#888"'
     body = "\n".join([*parts, title])
     return (
@@ -178,7 +180,7 @@ def plot(lines: list[dict[str, Any]]) -> str:
 
 
 def _last(lines: list[dict[str, Any]], name: str) -> int:
-    return max(line["peak"] for line in lines if line["name"] == name)
+    return max(line["anonymous"] for line in lines if line["name"] == name)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,10 @@ def check_outputs(
 
     The folder of each must exist, but for ``new_folder``.
     """
+    if new_folder is not None and new_folder.is_symlink() and not new_folder.exists():
+        raise RecipeError(
+            f"{new_folder}: is a link that leads nowhere. Choose another name, or remove the link."
+        )
     read = {identity: path for path in inputs if (identity := _identity(path)) is not None}
     real = [os.path.realpath(output) for output in outputs]
     for output, place in zip(outputs, real, strict=True):

@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -44,6 +45,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=1, help="of the order (default 1)")
     options.add_argument("--only", default="", help="faults whose name contains this")
     asked = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # projects are removed, file systems unmounted
     from faults import syscalls
 
     if missing := syscalls.why_unavailable():

@@ -117,6 +117,7 @@ class Bench:
         pid = os.fork()
         if pid == 0:
             ours.close()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setsid()
             os.chdir(self.root)
             nothing = os.open(os.devnull, os.O_RDWR)
@@ -321,14 +322,18 @@ def half_done(bench: Bench, command: Command) -> str:
             if broken := [name for name, digest in listed.items() if now.get(name) != digest]:
                 return f"a manifest over files that are not there: {broken[:5]}"
     is_set = any(name.endswith("/manifest.json") for name in calm)
-    half = [n for n, digest in now.items() if not is_set and digest not in (bench.old.get(n), calm.get(n))]
+    half = [
+        name
+        for name, digest in now.items()
+        if not is_set and "/.datamix-" not in name and digest not in (bench.old.get(name), calm.get(name))
+    ]
     return f"half-written: {half}" if half else ""
 
 
 def differences(bench: Bench, command: Command, moved_from: str = "") -> list[str]:
     """Files that are not as the command makes them, where it made them at ``moved_from`` or elsewhere instead.
 
-    Files of ours that somebody changed may be there under a name with ``.yours``.
+    Files of ours that somebody changed may be there under a name with ``.yours``, and drafts: ``unfinished`` looks for those.
     """
     place = moved_from or ELSEWHERE
     made = tuple(name.replace(place, ELSEWHERE, 1) for name in command.made)
@@ -336,7 +341,7 @@ def differences(bench: Bench, command: Command, moved_from: str = "") -> list[st
     calm = bench.calm(command).contents
     different = {name for name in {*here, *calm} if here.get(name) != calm.get(name)}
     different -= bench.user.inside if moved_from else set()  # they stay where they were
-    return sorted(name for name in different if ".yours" not in name)[:5]
+    return sorted(name for name in different if ".yours" not in name and "/.datamix-" not in name)[:5]
 
 
 def complaint(ended: Ended) -> str:

@@ -124,6 +124,7 @@ def unfinished(root: Path) -> list[str]:
     """Drafts and locks of ours that no command left to the next may leave."""
     patterns = (
         "out/.datamix-*-*",
+        "out/*/.datamix-*-*",
         "out/*/.building",
         "out/.datamix/store/partial/*",
         "out/.datamix/leases/*",

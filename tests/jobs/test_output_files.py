@@ -312,3 +312,12 @@ def test_deduplicating_files_into_their_own_folder_is_refused_by_any_name(tmp_pa
         assert "is the input" in done.stderr
     assert [source.read_bytes() for source in sources] == before
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["b.jsonl"]
+
+
+def test_a_folder_that_is_a_link_to_nowhere_is_refused_with_its_name(tmp_path: Path) -> None:
+    sources = [write_jsonl(tmp_path / name, ROWS) for name in ("a.jsonl", "b.jsonl")]
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    done = datamix("dedupe", *sources, "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "is a link that leads nowhere. Choose another name" in done.stderr
+    assert not (tmp_path / "gone").exists()
