@@ -12,77 +12,23 @@ import resource
 import select
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from faults.bench import (
-    ELSEWHERE,
-    OTHER_CACHE,
-    UNTOUCHED,
-    Answer,
-    Bench,
-    Ended,
-    Running,
-    complaint,
-    differences,
-    finish,
-    half_done,
-)
+from faults import disks
+from faults.bench import UNTOUCHED, Bench, Ended, Running, at_call, some_calls
 from faults.commands import BUILD, Command
+from faults.disks import Fault
+from faults.judge import ELSEWHERE, STOPPED, checked, finish, resumed, wrong_end
 from faults.project import contents
 from faults.syscalls import OPERATIONS
 
-Fault = tuple[str | int, ...]
 FAILURES = {name: getattr(errno, name) for name in ("EIO", "ENOSPC", "EPERM")}
 _STAYS_FULL = ("write", "mkdir", "link")  # with ENOSPC, all later ones fail as well
-STOPPED = "OK clear error, same bytes after a rerun"
-
-
-def checked(bench: Bench, command: Command, ended: Ended, codes: set[int]) -> str:
-    """What is wrong with a command that met a fault: with its end, with what it made, or with what a rerun makes."""
-    if fault := wrong_end(ended, codes):
-        return fault
-    if ended.code == 0 and (different := differences(bench, command)):
-        if command.tells and command.tells in (bench.root / command.made[0]).read_text(encoding="utf-8"):
-            return finish(bench, command) or "OK went on, and said what it left out"
-        return f"success with other bytes: {different}: {ended.said[-500:]}"
-    return resumed(bench, command) or (STOPPED if ended.code else "OK went on, same bytes")
-
-
-def resumed(bench: Bench, command: Command) -> str:
-    """What is wrong with what a stopped command left, or with a rerun."""
-    return half_done(bench, command) or finish(bench, command)
-
-
-def wrong_end(ended: Ended, codes: set[int]) -> str:
-    """What is wrong with an end, with the words that were said; empty where nothing is."""
-    fault = complaint(ended) or ("" if ended.code in codes else f"exit code {ended.code}")
-    return fault and f"{fault}: {ended.said[-1500:]}"
-
-
-def at_call(n: int, act: Callable[[int], None]) -> Answer:
-    """An answer that does something at the N-th call of all, and fails none."""
-    seen = 0
-
-    def answer(operation: str, number: int, pid: int) -> int:
-        nonlocal seen
-        seen += 1
-        if seen == n:
-            act(pid)
-        return 0
-
-    return answer
-
-
-def some_calls(bench: Bench, command: Command, most: int) -> list[int]:
-    """Moments of a command, as numbers of calls, evenly spread."""
-    total = bench.calm(command).counts.total()
-    return list(range(1, total + 1, max(1, total // most)))
 
 
 def failing_calls(bench: Bench, command: Command) -> list[Fault]:
@@ -189,41 +135,6 @@ def limit(bench: Bench, command: Command, fault: Fault) -> str:
     if name == "AS" and ended.code in (-signal.SIGABRT, -signal.SIGSEGV):
         return resumed(bench, command) or "OK aborted by a library, same bytes after a rerun"
     return checked(bench, command, ended, {0, 3, 4})
-
-
-def full_disks(bench: Bench, command: Command) -> list[Fault]:
-    """A disk of its own for the project, or for the cache, is full after some KB or files. Needs root."""
-    sizes = [*range(0, 400, 16), *range(400, 2000, 100)]
-    all_places = ("project", "cache") if command.has_workers else ("project",)
-    found: list[Fault] = [(place, "KB", n) for place in all_places for n in sizes]
-    return [*found, *(("project", "files", n) for n in range(0, 90, 3))] if os.geteuid() == 0 else []
-
-
-def fill_disk(bench: Bench, command: Command, fault: Fault) -> str:
-    place, what, n = str(fault[0]), fault[1], int(fault[2])
-    with bench.mounted(command, "out/.datamix" if place == "cache" else "") as folder:
-        status = os.statvfs(folder)
-        used = (status.f_blocks - status.f_bfree) * status.f_frsize
-        files = f"nr_inodes={status.f_files - status.f_ffree + n}"
-        _remount(folder, files if what == "files" else f"size={used + (n << 10)}")
-        ended = bench.run(command.spelled(1), is_watched=False)
-        if place == "cache" and ended.code:
-            moved = (*command.spelled(1), "--cache", OTHER_CACHE)
-            fault_found = wrong_end(ended, {4}) or (
-                "" if "--cache" in ended.said else f"no advice: {ended.said}"
-            )
-            return (
-                fault_found
-                or half_done(bench, command)
-                or finish(bench, command, moved)
-                or "OK clear error, another cache helps"
-            )
-        _remount(folder, "size=1g,nr_inodes=0")
-        return checked(bench, command, ended, {0, 4})
-
-
-def _remount(folder: Path, option: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{option}", folder], check=True)
 
 
 def damages(bench: Bench, command: Command) -> list[Fault]:
@@ -361,70 +272,6 @@ def both_ended(bench: Bench, command: Command, ends: list[Ended]) -> str:
     return finish(bench, command) or "OK both done, or one refused"
 
 
-def places(bench: Bench, command: Command) -> list[Fault]:
-    """OUT is read-only, behind a link, on another file system than the inputs or the cache, or its name is taken; some with a kill."""
-    hows = ["read-only"] + ["file", "nowhere"] * command.makes_folder
-    hows += ["link"] * command.has_workers + ["out", "out/.datamix"] * (os.geteuid() == 0)
-    kills = [0, *some_calls(bench, command, 8)]
-    return [(how, n) for how in hows for n in (kills if how in ("link", "out", "out/.datamix") else [0])]
-
-
-def use_place(bench: Bench, command: Command, fault: Fault) -> str:
-    how, n = str(fault[0]), int(fault[1])
-    with placed(bench, command, how):
-        running = bench.start(command.spelled(1))
-        ended = running.wait(bench.root, at_call(n, lambda pid: os.killpg(running.pid, signal.SIGKILL)))
-        if ended.code != -signal.SIGKILL:
-            refused = how in ("file", "nowhere", "read-only")
-            if fault_found := wrong_end(ended, {2, 4} if refused else {0}):
-                return fault_found
-        if how == "read-only":
-            _unlock(bench.root / "out")
-        return resumed(bench, command) or "OK same bytes, at once or after what the error advises"
-
-
-@contextmanager
-def placed(bench: Bench, command: Command, how: str) -> Iterator[None]:
-    """A fresh project with one strange place for what the command writes."""
-    if how.startswith("out"):
-        with bench.mounted(command, how):
-            yield
-        return
-    bench.fresh(command)
-    made = bench.root / command.made[0]
-    if how == "link":
-        (bench.root / "behind").mkdir()
-        inside = {name.replace(command.made[0], "behind/x", 1) for name in bench.user.inside}
-        made.rename(bench.root / "behind/x") if made.exists() else (bench.root / "behind/x").mkdir()
-        made.symlink_to("../behind/x")
-        bench.note_user_files(command, inside, "behind/x")
-    elif how in ("file", "nowhere"):
-        made.write_text("mine") if how == "file" else made.symlink_to("gone/gone")
-        bench.note_user_files(command, set(), *command.made[1:])
-    else:
-        _lock(bench.root / "out")
-    try:
-        yield
-    finally:
-        if how == "read-only":
-            _unlock(bench.root / "out")
-
-
-def _lock(folder: Path) -> None:
-    if os.geteuid() == 0:
-        subprocess.run(["mount", "--bind", folder, folder], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-    else:
-        folder.chmod(0o555)
-
-
-def _unlock(folder: Path) -> None:
-    if os.geteuid() == 0:
-        subprocess.run(["umount", folder], check=False, stderr=subprocess.DEVNULL)
-    else:
-        folder.chmod(0o755)
-
-
 @dataclass(frozen=True)
 class Kind:
     """A kind of faults: the list of them, how one is done, and how many of a command the short form takes."""
@@ -438,9 +285,9 @@ KINDS = {
     "a system call fails": Kind(failing_calls, fail_call, 6),
     "signals": Kind(signals, send, 1),
     "limits": Kind(limits, limit, 1),
-    "a full disk": Kind(full_disks, fill_disk, 1),
+    "a full disk": Kind(disks.full_disks, disks.fill_disk, 1),
     "a damaged file": Kind(damages, damage, 2),
     "an input changes": Kind(inputs, change_input, 1),
     "two at once": Kind(neighbours, run_beside, 1),
-    "places": Kind(places, use_place, 1),
+    "places": Kind(disks.places, disks.use_place, 1),
 }
