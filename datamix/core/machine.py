@@ -17,6 +17,7 @@ from datamix.core.errors import MachineError
 
 _AGAIN = "Finished work is saved: then run the same command again."
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_PART_WRITTEN = ("free some space there, or raise the limit of file sizes (`ulimit -f unlimited`)", True)
 _NO_THREAD = ("can't start new thread", "Failed to launch worker thread")  # Python's words and Arrow's
 _ADVICE = {  # errno -> what to do, and whether another place helps
     errno.ENOSPC: ("free some space there", True),
@@ -75,12 +76,15 @@ def _raise(error: OSError) -> None:
 
 def advice(error: OSError, move: str = "") -> str:
     """What to do about a failure, as a sentence; ``move``: how to name another place (``choose ... with -o``)."""
-    text, elsewhere = _ADVICE.get(error.errno or 0, ("check the disk, its limits and permissions", True))
+    other = _PART_WRITTEN if _is_part_written(error) else ("check the disk, its limits and permissions", True)
+    text, elsewhere = _ADVICE.get(error.errno or 0, other)
     return f"{text[0].upper()}{text[1:]}{f', or {move}' if move and elsewhere else ''}."
 
 
 def reason(error: OSError) -> str:
     """What the system says: a few words."""
+    if _is_part_written(error):
+        return "A part of a file could not be written"
     return "No space left" if error.errno in _NO_SPACE else os.strerror(error.errno or 0)
 
 
@@ -92,11 +96,16 @@ def failures_at(root: Path, doing: str, move: str) -> Iterator[None]:
     except OSError as error:
         name = error.filename
         named = isinstance(name, (str, bytes, os.PathLike))
-        if error.errno not in _ADVICE or (named and not _is_below(name, root)):
+        if not (error.errno in _ADVICE or _is_part_written(error)) or (named and not _is_below(name, root)):
             raise
         raise MachineError(
             f"{reason(error)} while {doing} below {root}. {advice(error, move)} {_AGAIN}"
         ) from error
+
+
+def _is_part_written(error: OSError) -> bool:
+    """Whether numpy says so, which gives no number: ``10000 requested and 1984 written``."""
+    return error.errno is None and " requested and " in str(error)
 
 
 def _is_below(name: str | bytes | os.PathLike[str], root: Path) -> bool:
@@ -106,7 +115,7 @@ def _is_below(name: str | bytes | os.PathLike[str], root: Path) -> bool:
 
 def machine_failure(error: BaseException) -> MachineError | None:
     """The failure of the machine that an error is, if it is one."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and (error.errno is not None or _is_part_written(error)):
         where = f" ({error.filename})" if error.filename else ""
         return MachineError(f"The machine refused: {reason(error)}{where}. {advice(error)} {_AGAIN}")
     if isinstance(error, MemoryError):

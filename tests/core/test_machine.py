@@ -49,6 +49,7 @@ def test_memory_and_threads_are_the_machines_other_errors_are_not() -> None:
     assert "ulimit -u" in str(machine_failure(pa.ArrowException("Failed to launch worker thread: no")))
     assert machine_failure(RuntimeError("something else")) is None
     assert machine_failure(OSError("no errno")) is None
+    assert "ulimit -f" in str(machine_failure(OSError("10000 requested and 1984 written")))
 
 
 def limited(name: int, limit: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -124,3 +125,13 @@ def test_a_recipe_that_the_machine_does_not_give_is_no_mistake_of_the_recipe(
         main(["plan", str(path)])
     assert ended.value.code == 4
     assert f"The machine refused: {os.strerror(number)}" in capsys.readouterr().err
+
+
+def test_a_file_of_numpy_that_is_written_in_part_is_named_with_the_place(tmp_path: Path) -> None:
+    with (
+        pytest.raises(
+            MachineError, match=r"A part of a file .* below .* Free some space there, .*, or move\."
+        ),
+        failures_at(tmp_path, "working", "move"),
+    ):
+        raise OSError("10000 requested and 1984 written")

@@ -175,6 +175,8 @@ class Bench:
 
         ``mounted``: a folder that is the root of a file system of its own, mounted by the caller.
         """
+        if not (self._templates / command.name).exists():
+            self.calm(command)
         if not mounted:
             _clear(self.root)
         shutil.copytree(self._templates / command.name, self.root, symlinks=True, dirs_exist_ok=True)
@@ -191,6 +193,7 @@ class Bench:
     @contextmanager
     def mounted(self, command: Command, place: str) -> Iterator[Path]:
         """A fresh project in which ``place`` (empty: the project) is a file system of its own. Needs root."""
+        self.calm(command)
         folder = self.root / place
         _clear(self.root)
         folder.mkdir(parents=True, exist_ok=True)

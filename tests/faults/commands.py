@@ -27,7 +27,7 @@ class Command:
     @property
     def makes_folder(self) -> bool:
         """Whether it makes a folder where there is none."""
-        return "-o" in self.words and not self.before and self.name != "init"
+        return "-o" in self.words and not self.before and "." not in self.made[0].rsplit("/", 1)[-1]
 
     def spelled(self, num_workers: int) -> tuple[str, ...]:
         """The command line with a number of workers."""
@@ -88,6 +88,20 @@ COMMANDS = [
         ("out/unique",),
     ),
     Command("init", ("init", "raw", "-o", "out/recipe.yaml"), ("out/recipe.yaml",), tells="# Not used:"),
+    Command(
+        "exclude",
+        ("exclude", "out/set", "--by", "leave-out.jsonl"),
+        ("out/set",),
+        before=((*BUILD, *ONE), ("export", "out/set", "--to", "jsonl", *ONE)),
+        inside="out/set",
+        has_workers=True,
+    ),
+    Command(
+        "score",
+        ("score", "raw/general.jsonl", "--by", "dsir:raw/medical.jsonl", "-o", "out/scores.parquet"),
+        ("out/scores.parquet",),
+        has_workers=True,
+    ),
     Command(
         "prune",
         ("cache", "--prune", "--cache", "out/.datamix"),

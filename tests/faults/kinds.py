@@ -150,6 +150,8 @@ def damage(bench: Bench, command: Command, fault: Fault) -> str:
     if not command.before:
         ended = bench.run(command.spelled(1), is_watched=False)
         assert ended.code == 0, ended.said
+    if not path.exists():  # its key is of the times of inputs
+        return "none"
     content, middle = path.read_bytes(), path.stat().st_size // 2
     path.unlink()
     flipped = content[:middle] + bytes([(*content, 0)[middle] ^ 1]) + content[middle + 1 :]

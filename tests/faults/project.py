@@ -21,6 +21,7 @@ def make_project(root: Path) -> None:
     """Inputs, a recipe, and the folder ``mine`` of the user."""
     write_jsonl(root / "raw/general.jsonl", [*alpaca(GENERAL, 40), *alpaca(GENERAL, 3)])
     write_jsonl(root / "raw/medical.jsonl", alpaca(MEDICAL, 25))
+    write_jsonl(root / "leave-out.jsonl", [{"source": "general", "file": "raw/general.jsonl", "record": 3}])
     shutil.copytree(TOKENIZER, root / "tokenizer")
     recipe = {
         "name": "small",
