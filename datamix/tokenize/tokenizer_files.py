@@ -194,7 +194,7 @@ def _from_hub(name: str, path: Path) -> Path:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise RecipeError(f"tokenizer: {path} cannot be read: {error.strerror}.") from error
 
 

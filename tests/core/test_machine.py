@@ -127,6 +127,23 @@ def test_a_recipe_that_the_machine_does_not_give_is_no_mistake_of_the_recipe(
     assert f"The machine refused: {os.strerror(number)}" in capsys.readouterr().err
 
 
+def test_a_tokenizer_that_the_machine_does_not_give_is_no_mistake_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, read_bytes = recipe(tmp_path), Path.read_bytes
+
+    def fail(self: Path) -> bytes:
+        if self.name == "tokenizer_config.json":
+            raise OSError(errno.EIO, "broken", str(self))
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(path)])
+    assert ended.value.code == 4
+    assert "Check the disk" in capsys.readouterr().err
+
+
 def test_a_file_of_numpy_that_is_written_in_part_is_named_with_the_place(tmp_path: Path) -> None:
     with (
         pytest.raises(
