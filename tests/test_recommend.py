@@ -252,3 +252,14 @@ def test_losses_of_a_folder_of_runs_are_joined_into_its_table(tmp_path: Path) ->
     assert runs.losses[0, 0] == 2.4
     assert np.isnan(runs.losses[1]).all()
     assert runs.bases["base"][0] == 3.0
+
+
+def test_one_source_is_told_and_rows_without_weights_are_not_predicted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"run": f"r{i}", "weight:a": 1.0, "loss:x": 2 + i / 10} for i in range(5)]
+    found = answer(Request(write_runs(tmp_path / "one.csv", rows)))
+    assert "every run is made of one source" in found.result.because
+    path = write_runs(tmp_path / "runs.csv", two_sources([0.0, 0.1, 0.25, 0.5]))
+    answer(Request(path, predict=path, out=tmp_path / "out"))
+    told = list(csv.DictReader((tmp_path / "out" / "predicted.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["predicted:general"] != "" for row in told] == [False, True, True, True, True]
+    assert float(told[2]["predicted:general"]) == pytest.approx(float(told[2]["loss:general"]), abs=0.05)

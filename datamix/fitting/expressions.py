@@ -85,16 +85,11 @@ def _index(name: str, targets: Sequence[str], option: str) -> int:
     raise RecipeError(f"{option}: there is no column loss:{name}; {hint}")
 
 
-def keep_name(text: str) -> str:
-    """The loss that an expression bounds. Raises RecipeError where it is no bound."""
+def keep_name(text: str, targets: Sequence[str]) -> str:
+    """The loss that an expression bounds. Raises RecipeError where it is no bound, or of no loss."""
     name, bound, limit = text.rpartition("<=")
     match = _LIMIT.fullmatch(limit.strip())
-    known = (
-        match is not None
-        and limit.strip()
-        and (match["base"] or match["sign"] in (None, "+"))
-        and match[0] != "base "
-    )
+    known = match is not None and limit.strip() and (match["base"] or match["sign"] in (None, "+"))
     if (
         not bound
         or not name.strip()
@@ -104,7 +99,7 @@ def keep_name(text: str) -> str:
         raise RecipeError(
             f"--keep {text}: should be 'NAME <= base + 0.01' (also base, base * 1.02, base + 2 % or a number), NAME a column loss:NAME."
         )
-    return name.strip()
+    return targets[_index(name.strip(), targets, f"--keep {text}")]
 
 
 def needs_base(text: str) -> bool:
@@ -114,8 +109,8 @@ def needs_base(text: str) -> bool:
 
 def read_keep(text: str, targets: Sequence[str], base: Floats | None) -> Keep:
     """``NAME <= base + 0.01`` as a bound. Raises RecipeError: no such target, a base without this loss."""
-    name = keep_name(text)
-    index = _index(name, targets, f"--keep {text}")
+    name = keep_name(text, targets)
+    index = targets.index(name)
     match = _LIMIT.fullmatch(text.rpartition("<=")[2].strip())
     assert match is not None
     number = float(match["number"]) if match["number"] else 0.0

@@ -72,9 +72,9 @@ class Recommendation:
 
 
 def fit(question: Question) -> Swarm | TwoSources | None:
-    """The laws of the runs; None where there are fewer than two runs with losses."""
+    """The laws of the runs; None where no run has losses."""
     runs = question.runs
-    if len(runs.names) < 2:
+    if not len(runs.names) or not np.isfinite(runs.losses).any():
         return None
     used = np.isfinite(runs.losses).any(axis=0)
     losses = np.where(used, runs.losses, 0.0)
@@ -161,7 +161,7 @@ def refusal(question: Question, model: Swarm | TwoSources | None) -> str:
         return f"{begin}every run is made of one source. Vary the mixture: `datamix propose RECIPE --runs N` does."
     if num_runs < least:
         rule = "at least 4" if two else f"at least 2 x {num_sources} + 2 = {least}"
-        return f"{begin}{num_runs} runs have the target, and {num_sources} sources need {rule}. Train {least - num_runs} more."
+        return f"{begin}the target is known of {num_runs} of the runs, and {num_sources} sources need {rule}. Train {least - num_runs} more."
     if not spread or spread <= 1e-9 * max(1.0, abs(float(np.nanmean(observed)))):
         return f"{begin}the target is the same in all {num_runs} runs. Check the losses, or choose mixtures further apart."
     if noise is not None and not exceeds_noise(spread, num_runs, noise, freedom):

@@ -123,10 +123,6 @@ def read_runs(path: Path, need_losses: bool = True) -> Runs:
     kinds = table.kinds([name for name in KINDS if name in header])
     without = ~(np.nan_to_num(weights) != 0).any(axis=1)  # no weights: a model before training
     before = [i for i, name in enumerate(names) if name == BASE or without[i]]
-    if before and not need_losses:
-        raise RecipeError(
-            f"{path}: run {names[before[0]]} has no weights, and a prediction needs them. Fill or remove the row."
-        )
     bases = {names[i]: losses[i] for i in before}
     kept = [i for i in range(len(rows)) if i not in before]
     if need_losses and (not kept or not np.isfinite(losses[kept]).any()):

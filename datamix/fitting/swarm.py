@@ -70,7 +70,7 @@ class Swarm:
 
     def target_refits(self, mixtures: Floats) -> Floats:
         """The target by every bootstrap, ``[num_mixtures, NUM_BOOTSTRAPS]``."""
-        shaped = self.refits.predict(mixtures).reshape(len(mixtures), NUM_BOOTSTRAPS, -1)
+        shaped = self.refits.predict(mixtures).reshape(len(mixtures), NUM_BOOTSTRAPS, len(self.amounts))
         summed: Floats = shaped @ self.amounts
         return summed
 
@@ -105,10 +105,11 @@ class Swarm:
         """How many standard errors hold 90 % of the pairs of runs, and no fewer than Student's t."""
         residual = self.observed - self.unseen_target
         known = np.isfinite(residual)
-        error, variance = residual[known], self._variance(self.weights[known])
+        error = residual[known]
         least = t_quantile(len(error) - 2)
         if len(error) < 4:
             return least
+        variance = self._variance(self.weights[known])
         i, j = np.triu_indices(len(error), 1)
         scaled = np.abs(error[i] - error[j]) / np.sqrt(variance[i] + variance[j] + 1e-300)
         return max(least, float(np.quantile(scaled, 0.9)))

@@ -25,6 +25,10 @@ _MIN_FOR_BOTH = 6  # distinct shares, from which on curves may fall from both si
 _RATES = (0.3, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _POWERS = tuple((e, p) for e in (0.003, 0.01, 0.03, 0.1, 0.3) for p in (0.25, 0.5, 1.0, 2.0))
 _FLOOR = 0.01  # of the spread of a loss: what no run is exact to
+_PRIOR_NOISE, _PRIOR_FREEDOM = (
+    0.02,
+    2.0,
+)  # what is expected of the noise before any residual: of the spread, and how firmly
 _NUM_PERMUTATIONS = 400
 
 
@@ -160,16 +164,18 @@ class _Posterior:
         design[:, :, 0] = 1.0
         design[:, :, 1] = lines[shapes[:, 0]]
         design[:, :, 2] = np.where(shapes[:, 1:] >= 0, lines[shapes[:, 1]], 0.0)
-        floor = n * (_FLOOR * float(loss.std()) + 1e-12) ** 2
+        expected = _PRIOR_FREEDOM * (_PRIOR_NOISE * float(loss.std()) + 1e-12) ** 2
         coefficients, inverse, squares, used = _least_squares(design, loss)
-        freedom = np.maximum(n - used, 0.5)
+        freedom = np.maximum(n - used, 0.0) + _PRIOR_FREEDOM
         prior = np.where(shapes[:, 1] < 0, 1 / len(lines), 1 / max(1, len(shapes) - len(lines)))
         prior *= np.where(
             is_power[shapes[:, 0]], half / is_power[:half].sum(), half / (~is_power[:half]).sum()
         )
-        logs = np.log(prior) - 0.5 * freedom * np.log(squares + floor) - 0.5 * (used - 1) * np.log(max(n, 2))
+        logs = (
+            np.log(prior) - 0.5 * freedom * np.log(squares + expected) - 0.5 * (used - 1) * np.log(max(n, 2))
+        )
         likelihood = np.exp(logs - logs.max())
-        return cls(shapes, coefficients, inverse, squares + floor, likelihood / likelihood.sum(), freedom)
+        return cls(shapes, coefficients, inverse, squares + expected, likelihood / likelihood.sum(), freedom)
 
     @property
     def power_share(self) -> float:
@@ -202,6 +208,7 @@ def _least_squares(design: Floats, loss: Floats) -> tuple[Floats, Floats, Floats
     """
     size = design.shape[2]
     used: NDArray[np.bool_] = np.asarray((np.abs(design) > 0).any(axis=1))
+    used[:, 1:] &= len(loss) > 1  # one run has a level and no slope
     for _ in range(size):
         masked = design * used[:, None, :]
         normal = np.einsum("fni,fnj->fij", masked, masked)

@@ -82,7 +82,7 @@ def answer(request: Request, screen: Screen | None = None) -> Answer:
     amounts = expressions.target_amounts(request.target, every.targets, every.losses)
     runs, kinds = _choose_kind(every, amounts)
     for text in request.keep:
-        expressions.keep_name(text)
+        expressions.keep_name(text, every.targets)
     needs_base = request.base is not None or any(expressions.needs_base(text) for text in request.keep)
     base = base_losses(every, request.base) if needs_base and request.keep else None
     keeps = tuple(expressions.read_keep(text, every.targets, base) for text in request.keep)
@@ -291,15 +291,18 @@ def _write_predictions(other: Path, out: Path, found: Answer) -> None:
             "the same weight:NAME columns."
         )
     if model is None:
-        raise RecipeError(
-            "--predict: the runs hold one mixture, and nothing can be predicted from it. Two runs are the least."
-        )
+        raise RecipeError("--predict: no run has losses, and nothing can be predicted.")
     weights = mixtures.weights[:, [mixtures.sources.index(name) for name in ours]]
     losses, target = predicted_losses(model, weights, question.amounts)
     header, rows = read_table(other)
     names = [f"predicted:{name}" for name in question.runs.targets]
     seen = np.asarray(np.isfinite(question.runs.losses).any(axis=0))
-    for number, row in enumerate(rows):
+    kept = [
+        row
+        for number, row in enumerate(rows, 1)
+        if (row.get("run", "").strip() or str(number)) not in mixtures.bases
+    ]
+    for number, row in enumerate(kept):  # rows without weights stay empty
         row |= {name: f"{losses[number, i]:.6g}" if seen[i] else "" for i, name in enumerate(names)}
         row["predicted:target"] = f"{target[number]:.6g}"
     header = [name for name in header if not name.startswith("predicted:")]

@@ -28,7 +28,8 @@ VERDICT_WORDS = {
 def recommendation_text(answer: Answer) -> str:
     """The answer for a terminal."""
     result = answer.result
-    lines = [f"Verdict: {VERDICT_WORDS[result.verdict]}. {result.because}", ""]
+    begin = "" if result.verdict == "cannot_tell" else f"Verdict: {VERDICT_WORDS[result.verdict]}. "
+    lines = [f"{begin}{result.because}", ""]
     if answer.weights:
         table = plain_table("source", ("weight", "5 %", "95 %"))
         for name, weight in answer.weights.items():
