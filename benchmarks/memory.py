@@ -28,6 +28,10 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("check", "convert", "dedupe", "build", "export", "verify")
+TITLES = {
+    ".svg": "peak of all processes in MB, over MB of input; dashed: with pages of mapped files",
+    ".zh.svg": "所有进程的内存峰值（MB），横轴为输入的 MB；虚线：加上映射文件的页",
+}
 COLORS = ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#a463f2", "#6cc5b0")
 
 
@@ -57,7 +61,9 @@ def main() -> None:
             f"{line['name']:10s}{line['megabytes']:10,}{line['peak']:10,}{line['anonymous']:10,}{line['seconds']:10.0f}"
         )
     if options.plot:
-        options.plot.write_text(plot(list(known.values())), encoding="utf-8")
+        for suffix, title in TITLES.items():
+            text = plot(list(known.values()), title)
+            options.plot.with_suffix(suffix).write_text(text, encoding="utf-8")
 
 
 def make_inputs(home: Path, megabytes: int) -> None:
@@ -142,7 +148,7 @@ def pss(pid: int) -> tuple[int, int]:
     return sizes["Pss"], sizes["Pss_File"]
 
 
-def plot(lines: list[dict[str, Any]]) -> str:
+def plot(lines: list[dict[str, Any]], title: str) -> str:
     """An SVG: MB of input to the right (each step doubles), peak MB upwards, a line a command; dashed with pages of files."""
     width, height, left, top = 640, 320, 60, 20
     sizes = sorted({line["megabytes"] for line in lines})
@@ -171,9 +177,9 @@ def plot(lines: list[dict[str, Any]]) -> str:
         free = min(points[-1][1] + 4, free)
         parts.append(f'<text x="{points[-1][0] + 8}" y="{free}" fill="{color}">{name}</text>')
         free -= 14
-    title = f'<text x="{left}" y="{height - 4}">peak of all processes in MB, over MB of input; dashed: with pages of mapped files</text>'
+    below = f'<text x="{left}" y="{height - 4}">{title}</text>'
     style = 'font-family="sans-serif" font-size="12" fill="#888"'
-    body = "\n".join([*parts, title])
+    body = "\n".join([*parts, below])
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {style}>\n{body}\n</svg>\n'
     )
