@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         recommend,
         report,
         sweep,
+        synth,
         trace,
         verify,
     )
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from datamix.jobs.loss_callback import LossCallback
     from datamix.pipeline.built_sets import open_any as open
     from datamix.recipe import Recipe
+    from datamix.recipe.synth_recipe import SynthRecipe
 
 __version__ = "0.2.0"
 __all__ = [
     "LossCallback",
     "Recipe",
+    "SynthRecipe",
     "__version__",
     "build",
     "dedupe",
@@ -52,6 +55,7 @@ __all__ = [
     "recommend",
     "report",
     "sweep",
+    "synth",
     "trace",
     "verify",
 ]
@@ -73,6 +77,8 @@ _PLACES = {  # imported when they are first asked for, so that `datamix --help` 
     "push": ("datamix.commands.api", "push"),
     "report": ("datamix.commands.api", "report"),
     "sweep": ("datamix.commands.api", "sweep"),
+    "SynthRecipe": ("datamix.recipe.synth_recipe", "SynthRecipe"),
+    "synth": ("datamix.commands.api", "synth"),
     "trace": ("datamix.commands.api", "trace"),
     "verify": ("datamix.commands.api", "verify"),
 }

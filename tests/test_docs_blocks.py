@@ -26,7 +26,8 @@ from test_docs import BLOCK, PAGES, ROOT
 from datamix.commands.cli import cli
 from datamix.core.errors import DatamixError
 from datamix.recipe import Recipe
-from datamix.recipe.schemas import recipe_schema
+from datamix.recipe.schemas import recipe_schema, synth_schema
+from datamix.recipe.synth_recipe import SynthRecipe
 
 NOT_RUN = re.compile(r"<!-- not run: .{5,} -->\n$")
 EXPECTED_EXIT = re.compile(r"# exit code (\d+)$")
@@ -104,6 +105,9 @@ def parse_shell(text: str) -> None:
 
 def check_recipe(value: dict[str, Any]) -> None:
     """A whole recipe, or some of its keys, each of the type that it has there."""
+    if "synth" in value:
+        SynthRecipe.of(value)
+        return
     if {"name", "kind", "tokenizer", "sources"} <= set(value):
         Recipe.of(value)
         return
@@ -165,7 +169,10 @@ def test_the_published_schema_accepts_the_recipes_of_a_page(page: Path) -> None:
         pytest.skip(
             "the published schema does not accept the short forms of recipes yet, samples/sft.yaml included"
         )
+    synth = jsonschema_rs.validator_for(synth_schema())
     for block in blocks(page):
         value = yaml.safe_load(block.text) if block.language == "yaml" else None
+        if value and "synth" in value:
+            assert [str(error) for error in synth.iter_errors(value)] == []
         if value and {"name", "kind", "tokenizer", "sources"} <= set(value):
             assert [str(error) for error in schema.iter_errors(value)] == []

@@ -25,11 +25,13 @@ from datamix.reporting.results import (
     Plan,
     Recommended,
     Shown,
+    Synthesized,
     Traced,
     WrittenRecipe,
 )
 
 if TYPE_CHECKING:
+    from datamix.recipe.synth_recipe import SynthRecipe
     from datamix.reporting.differences import SetDiff
 
 Progress = Callable[[str, int, int], None]  # (phase, done, total), in the phase's unit of work
@@ -148,6 +150,16 @@ def report(out: str | Path, language: str = "en", losses: str | Path | None = No
     from datamix.jobs.report import write_report
 
     return write_report(Path(out), language, Path(losses) if losses is not None else None)
+
+
+def synth(recipe: SynthRecipe | str | Path, out: str | Path | None = None) -> Synthesized:
+    """Have a model write the records of a ``synth`` recipe; every answer is stored, and nothing is bought twice. Raises DatamixError."""
+    from datamix.jobs.synth import synthesize
+    from datamix.recipe.synth_recipe import SynthRecipe
+
+    read = recipe if isinstance(recipe, SynthRecipe) else SynthRecipe.read(recipe)
+    folder = Path(out) if out is not None else Path(read.name)
+    return Synthesized(synthesize(read, folder), folder)
 
 
 def trace(out: str | Path, row: int, split: str = "train", *, cache: str | Path | None = None) -> Traced:

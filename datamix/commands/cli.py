@@ -31,6 +31,7 @@ from datamix.commands.report import report
 from datamix.commands.schema import schema
 from datamix.commands.score import score
 from datamix.commands.sweep import sweep
+from datamix.commands.synth import synth
 from datamix.commands.trace import trace
 from datamix.commands.verify import verify
 from datamix.commands.worker import worker
@@ -70,6 +71,7 @@ EXAMPLES = {
         "datamix recommend runs.csv --predict other.csv -o predicted --json",
     ],
     "sweep": ["datamix sweep recipe.yaml --vary general=0,0.05,0.25 -o ladder"],
+    "synth": ["datamix synth replay.yaml", "datamix synth replay.yaml -o replay --set size=2000"],
     "schema": ["datamix schema recipe > recipe.schema.json"],
     "cache": ["datamix cache", "datamix cache --prune"],
     "diff": ["datamix diff out1 out2", "datamix diff out1 out2 --html > diff.html"],
@@ -138,6 +140,7 @@ for _command in (
     score,
     propose,
     recommend,
+    synth,
     schema,
     cache,
     worker,

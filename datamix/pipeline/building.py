@@ -35,7 +35,7 @@ def hold_folder(out: Path, shared: bool = False) -> Iterator[Lease | None]:
     A failure that leaves no work in ``.building`` takes away the folders that were made for it. Raises RecipeError with the
     pid of the process, or the lease of the build, that holds OUT, MachineError where OUT cannot be written.
     """
-    created = _make_building(out)
+    created = make_building(out)
     handle = _locked(out, shared)
     try:
         lease = _leased(out, shared)
@@ -100,7 +100,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _make_building(out: Path) -> list[Path]:
+def make_building(out: Path) -> list[Path]:
     """Make OUT and its marked ``.building``; return the folders above it that did not exist, outermost first."""
     missing = [p for p in (out, *out.parents) if not p.exists()][::-1]
     building = out / BUILDING
@@ -190,7 +190,7 @@ def _locked(out: Path, shared: bool) -> int:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:  # a build that ended took the folder away
-            _make_building(out)
+            make_building(out)
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -221,7 +221,7 @@ def _locked(out: Path, shared: bool) -> int:
             os.close(handle)
             raise _unwritable(out, error) from error
         os.close(handle)  # the build that locked it removed its folder meanwhile
-        _make_building(out)
+        make_building(out)
     os.ftruncate(handle, 0)
     os.pwrite(handle, str(os.getpid()).encode(), 0)
     return handle

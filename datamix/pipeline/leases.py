@@ -58,7 +58,7 @@ def process_start(pid: int) -> str:
 
 
 class Lease:
-    """One command's announcement in a cache; ``purpose`` is ``build``, ``worker`` or ``prune``."""
+    """One command's announcement in a cache or a folder; ``purpose`` is ``build``, ``worker``, ``prune`` or ``synth``."""
 
     def __init__(self, cache: Path, purpose: str) -> None:
         self._folder = cache / LEASES

@@ -1,6 +1,6 @@
 """Paths of a recipe to files, in one order on every machine: sorted by their UTF-8 bytes, each once.
 
-A plain file is taken as it is named. A glob (``**`` too) matches files only. A folder is walked, links
+Of a folder that ``datamix synth`` wrote its records are taken. A plain file is taken as it is named. A glob (``**`` too) matches files only. A folder is walked, links
 followed, hidden names skipped; what is in a data folder but is not data (a README, a licence, the
 bookkeeping of ``save_to_disk`` and of LLaMA-Factory) is skipped where data is beside it. One listing a
 folder; no file is opened.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import glob
+import json
 import os
 import re
 from collections import Counter
@@ -45,7 +46,8 @@ def find(paths: Sequence[str], base: str) -> list[str]:
         if is_remote(path):
             matches = _remote(path)
         elif os.path.isdir(full):
-            matches = _data_files([file for file in _walk(full, set()) if not is_special(file)], full)
+            folder = _records_folder(full)
+            matches = _data_files([file for file in _walk(folder, set()) if not is_special(file)], folder)
             if not matches:
                 raise RecipeError(f"path {path!r}: the folder holds no files (hidden ones are skipped).")
         elif is_special(full):
@@ -148,6 +150,21 @@ def _relative(path: str, folder: str) -> str:
         if folder and path.startswith(start)
         else os.path.relpath(path, folder or os.curdir)
     )
+
+
+def _records_folder(folder: str) -> str:
+    """Of a folder that ``datamix synth`` wrote only its records are data: answers and removed texts are not."""
+    try:
+        with open(os.path.join(folder, "manifest.json"), "rb") as stream:
+            manifest = json.load(stream)
+    except (OSError, ValueError):
+        return folder
+    if not isinstance(manifest, dict) or not {"synth", "datamix_version"} <= manifest.keys():
+        return folder
+    records = os.path.join(folder, "records")
+    if not os.path.isdir(records):
+        raise RecipeError(f"path {folder!r}: `datamix synth` has written no records there yet.")
+    return records
 
 
 def _globbed(full: str) -> list[str]:

@@ -168,6 +168,11 @@ class Recipe(Model):
                 f"{name}: a recipe is a map of keys such as name, kind, sources; this is "
                 f"{'a list' if isinstance(value, list) else 'text'}."
             )
+        if "synth" in value:
+            raise RecipeError(
+                f"{name}: asks a model for records (`synth: {value['synth']}`): run `datamix synth {name}`, and name the "
+                "folder that it writes as the path of a source."
+            )
         if "sources" in value:
             value = {**value, "sources": expand(value["sources"], base)}
         if "exclude" in value:

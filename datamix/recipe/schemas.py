@@ -81,7 +81,18 @@ def _step_options(name: str, shared: dict[str, Any]) -> dict[str, Any]:
     return {**step, "description": " ".join((STEPS[name].__doc__ or f"{name}.").split())}
 
 
+def synth_schema() -> dict[str, Any]:
+    """The schema of recipes for ``datamix synth``: what ``schemas/synth.schema.json`` must hold."""
+    from datamix.recipe.synth_recipe import SynthRecipe
+
+    schema = SynthRecipe.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["properties"]["sources"]["additionalProperties"] = False  # a name of another form
+    return schema
+
+
 def write_recipe_schema() -> None:
-    """Write ``schemas/recipe.schema.json`` of a checkout again."""
-    text = json.dumps(recipe_schema(), ensure_ascii=False, indent=2, sort_keys=True) + "\n"
-    (_folder() / "recipe.schema.json").write_text(text, encoding="utf-8")
+    """Write the schemas of a checkout that come from the code again."""
+    for name, schema in (("recipe", recipe_schema()), ("synth", synth_schema())):
+        text = json.dumps(schema, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+        (_folder() / f"{name}.schema.json").write_text(text, encoding="utf-8")

@@ -40,6 +40,14 @@ def licenses(manifest: dict[str, Any]) -> dict[str, list[str]]:
     return by_license
 
 
+def hub_license(text: str | None) -> dict[str, str]:
+    """A licence as the header of a card gives it."""
+    if text is None:
+        return {"license": "unknown"}
+    is_known = text.casefold() in _HUB_LICENSES
+    return {"license": text.casefold()} if is_known else {"license": "other", "license_name": text}
+
+
 def render_card(manifest: dict[str, Any]) -> str:
     """The card of a set as Markdown with a YAML header."""
     header = yaml.safe_dump(_header(manifest), allow_unicode=True, sort_keys=False, width=1000)

@@ -58,6 +58,24 @@ class BuiltSet(dict[str, Any]):
         return _html(f"{self['name']}: {self['kind']}", heads, rows, note)
 
 
+class Synthesized(dict[str, Any]):
+    """The manifest of a folder of synthetic records, and where it is."""
+
+    def __init__(self, manifest: Mapping[str, Any], out: Path) -> None:
+        super().__init__(manifest)
+        self.out = out
+
+    def __repr__(self) -> str:
+        from datamix.reporting.synth_page import synth_summary
+
+        return synth_summary(self, self.out)
+
+    def _repr_html_(self) -> str:
+        rows = [["written", f"{self['records']['written']:,}"]]
+        rows += [[name, f"{count:,}"] for name, count in self["removed_by"].items()]
+        return _html(f"{self['name']}: {self['synth']}", ["records", ""], rows, f"{self.out / 'report.html'}")
+
+
 class Plan(dict[str, Any]):
     """What a build would take, as ``datamix plan --json`` prints it."""
 

@@ -94,6 +94,12 @@ class Ledger:
         await self._append({"note": name, "value": value})
         self.notes[name] = value
 
+    def recounted(self) -> Spent:
+        """What was spent, by the files as they are now."""
+        fresh = Ledger(self._folder)
+        fresh.close()
+        return fresh.spent
+
     def close(self) -> None:
         for handle in (*self._open_files.values(), *([self._handle] if self._handle >= 0 else [])):
             os.close(handle)

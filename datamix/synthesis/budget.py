@@ -49,6 +49,7 @@ class Budget:
         self.limits = limits
         self.requests = spent.requests
         self._prompt, self._completion = spent.prompt_tokens, spent.completion_tokens
+        self._open = [0, 0]
         self._surplus = 0  # tokens that the host counts in a prompt beyond ours
 
     @property
@@ -59,6 +60,11 @@ class Budget:
     @property
     def money(self) -> float:
         return self.limits.cost(self._prompt, self._completion) / _UNITS
+
+    @property
+    def settled(self) -> tuple[int, int]:
+        """Prompt and completion tokens without the reservations of this process that are open."""
+        return self._prompt - self._open[0], self._completion - self._open[1]
 
     def reserve(self, prompt_tokens: int, max_tokens: int) -> Reservation | None:
         """Reserve a request; None where that would pass a limit. What is reserved goes back by ``settle``."""
@@ -74,12 +80,14 @@ class Budget:
         self.requests += 1
         self._prompt += prompt
         self._completion += max_tokens
+        self._open = [self._open[0] + prompt, self._open[1] + max_tokens]
         return Reservation(prompt, max_tokens, self._surplus)
 
     def settle(self, reserved: Reservation, prompt_tokens: int, completion_tokens: int) -> None:
         """Put what was used in the place of what was reserved; a host that counts more is believed from then on."""
         self._prompt += prompt_tokens - reserved.prompt_tokens
         self._completion += completion_tokens - reserved.completion_tokens
+        self._open = [self._open[0] - reserved.prompt_tokens, self._open[1] - reserved.completion_tokens]
         more = prompt_tokens - reserved.prompt_tokens
         if more > 0:
             self._surplus = max(self._surplus, reserved.surplus + more)

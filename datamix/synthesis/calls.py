@@ -93,6 +93,7 @@ class Item:
     """One script to run."""
 
     index: str
+    number: int  # its place among all
     prefix: str  # items of equal prefix are asked one after another: hosts keep the state of a prefix
     expected: float  # about how much its answers cost, in any unit: for the estimate
     start: Any  # () -> Script

@@ -1,7 +1,7 @@
 """How many requests are in flight: as many as make the host faster, and no more.
 
-The limit doubles as long as more requests in flight give more tokens a second (``GAIN``); when they only wait longer, the host is
-busy, and half as many again as it can work on keep its queue filled. From time to time a little more is tried. A host that says it
+The limit doubles as long as more requests in flight give more tokens a second (``GAIN``), or wait no longer than few do; when two rounds
+bring only longer waiting, the host is busy, and half as many again as it can work on keep its queue filled. From time to time a little more is tried. A host that says it
 is busy (429, 503) gets a quarter less and then one more a round; ``Retry-After`` stops all sending for so long.
 
 Cost: nothing; a round is as many answers as are in flight.
@@ -15,7 +15,8 @@ START = 8
 CEILING = 1024
 GAIN = 1.15
 _RESERVE = 1.5  # requests that wait at the host for each that it works on
-_PROBE_ROUNDS = 20
+_SLOWER = 1.25  # times the fastest median latency: below it the host is not busy yet
+_MOST_WAIT = 32  # rounds between two tries with more in flight; the first comes after four
 _MIN_ROUND = 16  # answers
 
 
@@ -30,6 +31,9 @@ class Pace:
     _best: tuple[float, float] = (0.0, 0.0)  # tokens a second, at which limit
     _round: tuple[float, int, float] = (-1.0, 0, 0.0)  # since, answers, tokens
     _rounds: int = 0
+    _wait: int = 4
+    _strikes: int = 0  # rounds in a row that gained nothing
+    _fastest: float = float("inf")  # median latency of a round
     _latencies: list[float] = field(default_factory=list)
     _cut_at: float = -1.0
 
@@ -63,22 +67,28 @@ class Pace:
         return ordered[len(ordered) // 2] if ordered else 1.0
 
     def _end_round(self, rate: float) -> None:
-        self._rounds += 1
+        latency = self.usual_latency()
+        self._fastest = min(self._fastest, latency)
         best, at = self._best
+        has_gained = rate > best * GAIN
+        if rate > best:
+            self._best = rate, self.limit
         if self._grows:
-            if rate > best * GAIN:
-                self._best = rate, self.limit
-                self.limit = min(CEILING, self.limit * 2)
+            if has_gained or latency < self._fastest * _SLOWER:
+                self._strikes = 0
+            else:
+                self._strikes += 1
+            if self._strikes < 2:
+                self.limit = min(CEILING, self.limit * 2) if not self._strikes else self.limit
             else:
                 self.limit, self._grows, self._rounds = min(CEILING, at * _RESERVE), False, 0
-        elif best == 0.0:  # after a refusal
+            return
+        self._rounds += 1
+        if best == 0.0:  # after a refusal
             self.limit = min(CEILING, self.limit + 1)
-        elif self._rounds % _PROBE_ROUNDS == 0:
-            if rate > best * GAIN:
-                self._best = rate, self.limit
+        elif self._rounds == self._wait:
             self.limit = min(CEILING, self.limit * 1.25)
-        elif self._rounds % _PROBE_ROUNDS == 2:  # the round after the first at the higher limit
-            if rate <= best * 1.05:
-                self.limit = max(1.0, min(self.limit, at * _RESERVE))
-            else:
-                self._best = rate, self.limit / _RESERVE
+        elif self._rounds == self._wait + 2:  # the round after the first at the higher limit
+            if not has_gained and latency > self._fastest * _SLOWER:
+                self.limit = max(1.0, self.limit / 1.25)
+            self._rounds, self._wait = 0, min(_MOST_WAIT, self._wait * 2)

@@ -215,8 +215,14 @@ class Runner:
 
     async def _ready(self) -> Host:
         async with self._opening:
+            if self._failure is not None:
+                raise self._failure
             if self._host is None:
-                self._host = await self._open_host()
+                try:
+                    self._host = await self._open_host()
+                except BaseException as error:
+                    self._failure = error  # before another script tries it again
+                    raise
             return self._host
 
     def _count_refusal(self, failure: CallFailed) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ import hub_stub
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from fake_host import FakeHost
 from small import alpaca, datamix, recipe, write_jsonl
 
 from datamix.commands.cli import EXAMPLES, cli
@@ -52,6 +54,8 @@ exclude {tmp}/trial --by {tmp}/exclude.jsonl --cache {tmp}/cache --workers 1
 push {tmp}/set hf://me/small
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --scale 0.5 --cache {tmp}/cache --workers 1 --set seed=3
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --cache {tmp}/cache --overwrite
+synth synth.json -o {tmp}/replay --set seed=3 --quiet
+synth synth.json -o {tmp}/replay --set seed=3 --json
 schema manifest
 worker {tmp}/cache --index 0/2 --idle 0
 cache --cache {tmp}/cache
@@ -75,11 +79,18 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("huggingface_hub.HfApi", hub_stub.Hub)
     monkeypatch.setattr("datamix.jobs.worker.one_thread", lambda: None)  # of this process too
     outputs: dict[str, str] = {}
+    stack = ExitStack()
+    host = stack.enter_context(FakeHost().running())
+    asked = {"name": "replay", "synth": "answers", "sources": {"d": {"path": "data.jsonl", "max_records": 3}}}
+    endpoint = {"base_url": host.url, "model": "small"}
+    (tmp_path / "synth.json").write_text(json.dumps({**asked, "endpoint": endpoint}))
     for line in CALLS.strip().splitlines():
         line = line.format(tmp=tmp_path)
         result = invoke(line)
         assert result.exit_code == 0, f"{line}\n{result.output}"
         outputs[line.replace(f"{tmp_path}/", "")] = result.stdout
+    stack.close()
+    assert json.loads(outputs["synth synth.json -o replay --set seed=3 --json"])["records"]["written"] == 3
     assert json.loads(outputs["plan recipe.yaml --json -o set --cache cache --set seed=7"])["exact"]
     assert "kept" in outputs["cache --cache cache --prune"]
     assert "<html" in outputs["inspect set --html"] == outputs["inspect --html set"]

@@ -53,7 +53,7 @@ def two_steps(index: str) -> Script:
 
 
 def items(count: int) -> list[Item]:
-    return [Item(str(n), "", 1.0, partial(two_steps, str(n))) for n in range(count)]
+    return [Item(str(n), n, "", 1.0, partial(two_steps, str(n))) for n in range(count)]
 
 
 def buy(
