@@ -186,6 +186,16 @@ def test_a_build_whose_tokenizer_fastokens_cannot_run_says_so_in_one_line(tmp_pa
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
-    built = command("build", path, "-o", tmp_path / "set", "--workers", "1")
+    small = command("build", path, "-o", tmp_path / "small", "--workers", "1")
+    assert small.returncode == 0, small.stderr
+    assert "fastokens" not in small.stderr  # nothing was slower for it
+    program = (
+        "from datamix.tokenize import tokenizer; tokenizer._SMALL_CHARS = 100; "
+        "from datamix.commands.cli import main; main()"
+    )
+    arguments = ["build", path, "-o", tmp_path / "set", "--cache", tmp_path / "c", "--workers", "1"]
+    built = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
     assert built.returncode == 0, built.stderr
     assert built.stderr.count("fastokens cannot stand in for this tokenizer") == 1

@@ -28,6 +28,7 @@ from datamix.pipeline.progress import Screen
 from datamix.pipeline.publish import hold, publish, remember, set_key
 from datamix.pipeline.steps import Options, ResolvedBuild, decide_and_pack, mix_rows, open_context, preflight
 from datamix.pipeline.time_left import PHASES, usual_seconds
+from datamix.pipeline.tokenizer_cache import cached_tokenizer
 from datamix.recipe import Recipe
 from datamix.reporting import render_card, render_report
 from datamix.tokenize.tokenizer import slow_engine_notice
@@ -41,7 +42,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
     if options.engine != "local":  # other machines have other working directories
         options = replace(options, out=options.out.absolute(), cache=options.cache.absolute())
         recipe = recipe.at(os.path.abspath(recipe.base))
-    tokenizer = preflight(recipe)
+    tokenizer = preflight(recipe, options.cache)
     num_workers = options.workers or default_workers()
     with (
         hold(options.out, recipe, options, screen) as held,
@@ -49,6 +50,7 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
     ):
         context = replace(open_context(options, screen), held=held)
         try:
+            tokenizer = cached_tokenizer(context, tokenizer)
             encode = translate.encode_spec(recipe, tokenizer)
             works = translate.source_works(recipe, encode, options.sample)
             files = prepare_sources.scan_sources(context, works)
@@ -152,7 +154,7 @@ def sweep(
         check_out(out, options.cache, recipe.model_copy(update={"write": ()}), overwrite=True)
     context = open_context(options, screen or Screen(quiet=True), list(outs.values()))
     try:
-        tokenizer = preflight(recipe)
+        tokenizer = cached_tokenizer(context, preflight(recipe, options.cache))
         encode = translate.encode_spec(recipe, tokenizer)
         works = translate.source_works(recipe, encode, options.sample)
         decided = decide_and_pack(recipe, context, encode, prepare_sources.prepare_sources(context, works))

@@ -29,6 +29,7 @@ from datamix.tokenize import EncodeSpec, load
 from datamix.tokenize import fit as truncate_records
 
 _VERSION = 1
+_LARGE_BYTES = 16 << 20
 _NUM_STRATA, _PER_STRATUM = 24, 40
 _DEVIATIONS = 2.5  # standard errors of the margin: 95 %, of lengths with long tails too
 _LONG_CHARS = 1 << 20  # of a longer text only parts are encoded
@@ -49,11 +50,11 @@ class EstimateSpec:
     seed: int
 
 
-def task(spec: EstimateSpec, selected: str, home: Path) -> Task:
-    """One task a source; ``selected`` is the key of the fates."""
+def task(spec: EstimateSpec, selected: str, num_bytes: int, home: Path) -> Task:
+    """One task a source; ``selected`` is the key of the fates, ``num_bytes`` the size of its prepared records."""
     asked = [spec.encode.identity(), spec.max_length, spec.overlong, spec.strategy, spec.seed]
     key = digest("estimate", _VERSION, spec.source.name, spec.source.key, selected, *asked)
-    return Task(f"sample {spec.source.name}", key, estimate, spec, home, 1 << 22)
+    return Task(f"sample {spec.source.name}", key, estimate, spec, home, min(num_bytes, 1 << 22))
 
 
 def estimate(spec: EstimateSpec, folder: Path) -> dict[str, Any]:
@@ -69,6 +70,8 @@ def estimate(spec: EstimateSpec, folder: Path) -> dict[str, Any]:
     if len(pool):
         stratum = _strata(sizes[pool])
         at = _sampled(stratum, salt(spec.seed, "estimate", spec.source.name))
+        if sizes.sum() > _LARGE_BYTES:
+            load(spec.encode).make_ready()  # the engine that a build of it will use, to measure its speed
         start = time.perf_counter()
         lengths, loss, usable, full = _encode(spec, pool[at])
         seconds = time.perf_counter() - start

@@ -33,6 +33,7 @@ from datamix.pipeline.steps import (
     validation_notes,
 )
 from datamix.pipeline.store import Store, check_cache
+from datamix.pipeline.tokenizer_cache import cached_tokenizer
 from datamix.recipe import Recipe
 from datamix.tokenize import EncodeSpec
 
@@ -73,7 +74,7 @@ def make_plan(
     check_cache(options.cache)
     context = open_context(options, screen)
     try:
-        tokenizer = preflight(recipe)
+        tokenizer = cached_tokenizer(context, preflight(recipe, options.cache))
         spec = translate.encode_spec(recipe, tokenizer)
         works = translate.source_works(recipe, spec, None)
         files_of = prepare_sources.scan_sources(context, works)
@@ -193,7 +194,10 @@ def _estimate_sources(
         EstimateSpec(s, fate, spec, encode.max_length, recipe.overlong, recipe.pack, recipe.seed)
         for s, fate in zip(shards[:own], fates, strict=False)
     ]
-    receipts = context.run("sample", [estimate.task(s, selected, context.home) for s in specs])
+    receipts = context.run(
+        "sample",
+        [estimate.task(s, selected, size, context.home) for s, size in zip(specs, sizes, strict=False)],
+    )
     plans: list[SourcePlan] = []
     for name, files, size, scale, receipt in zip(
         recipe.sources, files_of, sizes, scales, receipts, strict=False

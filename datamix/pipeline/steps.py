@@ -37,6 +37,7 @@ from datamix.pipeline.prepare_sources import BuildContext, PreparedSource
 from datamix.pipeline.progress import UNIT_WORDS, Screen
 from datamix.pipeline.score_rules import SourceScores, file_digests
 from datamix.pipeline.store import PARTIAL
+from datamix.pipeline.tokenizer_cache import find_parsed
 from datamix.pipeline.write_shards import FormatChoice
 from datamix.read import find
 from datamix.recipe import Recipe
@@ -93,8 +94,11 @@ class ResolvedBuild:
     scale: float = 1.0  # of a sweep
 
 
-def preflight(recipe: Recipe) -> TokenizerFiles:
-    """Check every file, step, format and option that the recipe names; return its tokenizer. Raises RecipeError."""
+def preflight(recipe: Recipe, cache: Path | None = None) -> TokenizerFiles:
+    """Check every file, step, format and option that the recipe names; return its tokenizer. Raises RecipeError.
+
+    The tokenizer's parsed form is taken from ``cache`` where it is there.
+    """
     named: list[tuple[Key, str]] = []
     named += [(("sources", name, "path"), p) for name, source in recipe.sources.items() for p in source.path]
     named += [(("dedupe", "against"), p) for p in (recipe.dedupe.against if recipe.dedupe else ())]
@@ -120,7 +124,8 @@ def preflight(recipe: Recipe) -> TokenizerFiles:
         translate.cleaning_steps(recipe, next(iter(recipe.sources)))  # what steps need to be installed
     tokenizer: TokenizerFiles | None = None
     try:
-        tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template)
+        known = partial(find_parsed, None if cache is None else cache / "store")
+        tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template, known)
     except DatamixError as error:
         problems.append((("tokenizer",), str(error).removeprefix("tokenizer: ")))
     if tokenizer is None or problems:

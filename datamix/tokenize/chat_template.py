@@ -11,10 +11,14 @@ from __future__ import annotations
 import datetime
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import FrameType, ModuleType
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
@@ -71,15 +75,39 @@ class ChatTemplate:
             raise TemplateFailure(lines[0][:200] if lines else type(error).__name__) from error
 
 
+@lru_cache(maxsize=1)
 def _transformers_templates() -> Any:
-    """The template module of transformers, imported without its warning that PyTorch is missing."""
+    """The template module of transformers, imported when the first template is compiled.
+
+    Where nobody has imported transformers it is loaded alone: the package around it reads 549 folders and the Hub's
+    client, a third of a second that no template needs. A version whose module needs more is imported whole.
+    """
+    if "transformers" not in sys.modules:
+        with suppress(Exception):
+            return _alone("transformers", "utils", "chat_template_utils")
     logger = logging.getLogger("transformers")
-    logger.addFilter(_is_error)
-    try:  # imported here: transformers takes seconds, and pretraining on documents does not need it
+    logger.addFilter(_is_error)  # the warning that PyTorch is missing
+    try:
         from transformers.utils import chat_template_utils
     finally:
         logger.removeFilter(_is_error)
     return chat_template_utils
+
+
+def _alone(package: str, folder: str, module: str) -> Any:
+    """A module of a package without what the package imports: in its place stand empty modules, for as long as that takes."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(package)
+    place = spec.submodule_search_locations[0]
+    try:
+        for name, path in ((package, place), (f"{package}.{folder}", f"{place}/{folder}")):
+            sys.modules[name] = ModuleType(name)
+            sys.modules[name].__path__ = [path]
+        return import_module(f"{package}.{folder}.{module}")
+    finally:
+        for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
+            del sys.modules[name]
 
 
 def _is_error(record: logging.LogRecord) -> bool:

@@ -24,10 +24,11 @@ from datamix.tokenize.batch import Assembly, TokenRows, pair_batch, prompt_batch
 from datamix.tokenize.chat_template import ChatTemplate, TemplateFailure
 from datamix.tokenize.conversation import ChatTurn, Conversation, InlineParse, completions, conversations
 from datamix.tokenize.document_encoder import DocumentEncoder, FillMiddle, fim_tokens, frame_ids, split_points
+from datamix.tokenize.plain_spec import cannot_load
 from datamix.tokenize.renderer import ChatRenderer, Purpose
-from datamix.tokenize.special_tokens import ControlTokens, control_tokens, holds_control, rows_with_candidates
+from datamix.tokenize.special_tokens import ControlTokens, holds_control, rows_with_candidates
 from datamix.tokenize.tokenizer import PlainEncoder
-from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of, read_tokenizer_json
+from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of, parsed_tokenizer
 
 _MIN_REFUSED = 32  # a template that refuses a whole batch of at least so many records is the recipe's mistake
 _PURPOSES: dict[str, Purpose] = {
@@ -75,25 +76,22 @@ class EncodeSpec:
 
 @dataclass(frozen=True)
 class _LoadedTokenizer:
-    """What all encoders of one tokenizer share, without its parsed JSON of a few hundred megabytes."""
+    """What all encoders of one tokenizer share."""
 
     control: ControlTokens
     plain: PlainEncoder
-    frame_spec: dict[str, Any]  # the entries of tokenizer.json that decide the frame of documents
+    post_processor: Any  # decides the frame of documents
 
 
 @lru_cache(maxsize=2)
 def _load_tokenizer(files: TokenizerFiles) -> _LoadedTokenizer:
-    spec = orjson.loads(read_tokenizer_json(files))
-    control = control_tokens(spec.get("added_tokens") or [])
+    parsed = parsed_tokenizer(files)
+    control = parsed.control
     try:
-        plain = PlainEncoder(spec, control)
+        plain = PlainEncoder(parsed, control)
     except Exception as error:  # the library raises nothing more exact
-        raise RecipeError(
-            f"tokenizer: the tokenizer.json of {files.name} cannot be loaded: {error}. Save the tokenizer "
-            "again with `tokenizer.save_pretrained(folder)`, or name another."
-        ) from error
-    return _LoadedTokenizer(control, plain, {"post_processor": spec.get("post_processor")})
+        raise RecipeError(cannot_load(files.name, error)) from error
+    return _LoadedTokenizer(control, plain, parsed.post_processor)
 
 
 @lru_cache(maxsize=8)
@@ -118,7 +116,7 @@ class Encoder:
         middle = _fill_middle(spec, self.control)
         self._documents = DocumentEncoder(self.plain, self.control, spec.special_text == "allow", middle)
         if spec.kind == "pretrain":
-            self._before, self._after = frame_ids(loaded.frame_spec, files)
+            self._before, self._after = frame_ids({"post_processor": loaded.post_processor}, files)
 
     @property
     def engine(self) -> str:
@@ -130,6 +128,7 @@ class Encoder:
 
         For documents also decode the vocabulary for ``split_points``, while the engine loads.
         """
+        self.plain.start_fast()
         if self.spec.kind == "pretrain":
             split_points(self.spec.tokenizer)
         else:

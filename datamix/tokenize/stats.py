@@ -17,8 +17,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from datamix.tokenize.plain_spec import unknown_id, vocabulary_size
 from datamix.tokenize.special_tokens import control_tokens
-from datamix.tokenize.tokenizer import unknown_id, vocabulary_size
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 

@@ -1,9 +1,8 @@
 """Text to ids, where text can never become a control token: the plain tokenizer and the engines that run it.
 
-The plain tokenizer is the tokenizer.json without its control tokens: they are taken out of ``added_tokens``,
-their entries in the vocabulary are renamed to strings that no text spells (ids stay), and merges that would
-build them are dropped. So ``</s>`` in a text is encoded as characters, by construction, with byte-level BPE,
-SentencePiece BPE, Unigram and WordPiece alike. The remaining check is one table lookup per id.
+The plain tokenizer is the tokenizer.json without its control tokens (``plain_spec``). So ``</s>`` in a text is
+encoded as characters, by construction, with byte-level BPE, SentencePiece BPE, Unigram and WordPiece alike.
+The remaining check is one table lookup per id.
 
 SentencePiece-like tokenizers put a blank before a text. That is right where a segment begins (at the start,
 or after a control token) and wrong where it continues a cut text, so there is a second plain tokenizer
@@ -11,28 +10,29 @@ without it.
 
 ``tokenizers`` is the reference. ``fastokens`` runs instead where a self-check gives the same ids: fixed hard
 strings at the start and the first texts of the data; otherwise ``tokenizers`` runs. The ids are the same
-either way. Cost: about 2 million tokens/s and core with tokenizers; 8 to 24 times that with fastokens.
+either way. Cost: about 2 million tokens/s and core with tokenizers; 8 to 24 times that with fastokens, which
+takes over a second to load (a vocabulary of 150,000 entries; tokenizers a quarter), so that it is loaded where
+much is to be encoded, or where much was.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from datamix.core.arrays import offsets_from_lengths
-from datamix.tokenize.special_tokens import ControlTokens, is_layout
+from datamix.tokenize.plain_spec import UNSPELLED, ParsedTokenizer
+from datamix.tokenize.special_tokens import ControlTokens
 
-_UNSPELLED = "\U0010fffe"  # a noncharacter: renamed vocabulary entries begin and end with it
 _CHECK_CHARS = 1 << 18  # characters of the data that the self-check reads
+_SMALL_CHARS = 3 << 19  # encoded by ``tokenizers`` in about the time that the other engine takes to load
 
 
 @dataclass(frozen=True)
@@ -94,43 +94,50 @@ class FastokensBackend:
 class PlainEncoder:
     """Encodes text without control tokens, with the fastest engine whose ids prove equal."""
 
-    def __init__(self, spec: dict[str, Any], control: ControlTokens) -> None:
-        plain = plain_spec(spec, control)
-        continued = without_prefix(plain)
-        texts = [_dumped(plain)] if continued == plain else [_dumped(plain), _dumped(continued)]
-        background = ThreadPoolExecutor(1)  # it loads for seconds, without the interpreter's lock
-        self._loading = background.submit(_fast_engines, texts)
-        background.shutdown(wait=False)
-        self._truths = [TokenizersBackend(text) for text in texts]
+    def __init__(self, parsed: ParsedTokenizer, control: ControlTokens) -> None:
+        self._texts = [text for text in (parsed.plain, parsed.continued) if text is not None]
+        self._truths = [TokenizersBackend(text) for text in self._texts]
         self.truth = self._truths[0]
-        splitters = _steps(plain.get("pre_tokenizer"), "pretokenizers")
-        self.restarts_after_control = not any(
-            step["type"] == "Metaspace" and step.get("prepend_scheme") == "first" for step in splitters
-        )
-        self._is_control = np.zeros(vocabulary_size(spec), np.bool_)
-        unknown = unknown_id(spec)
+        self.restarts_after_control = parsed.restarts_after_control
+        self._is_control = np.zeros(parsed.vocab_size, np.bool_)
+        unknown = parsed.unknown_id
         self._is_control[[token.id for token in control.tokens if token.id != unknown]] = True
         controls = np.flatnonzero(self._is_control)
         self._control_range = (int(controls[0]), int(controls[-1])) if len(controls) else (1, 0)
         self._hard_strings = hard_strings(control)
         self._chars_to_prove = _CHECK_CHARS
+        self._num_chars = 0  # encoded before the fast engine is loaded
+        self._loading: Future[list[TokenizerBackend]] | None = None
+        self._fast: list[TokenizerBackend] | None = None  # None: not loaded
 
-    @cached_property
-    def _fast(self) -> list[TokenizerBackend]:
-        return self._loading.result()
+    def start_fast(self) -> None:
+        """Begin to load the fast engine: for seconds, without the interpreter's lock."""
+        if self._loading is None:
+            background = ThreadPoolExecutor(1)
+            self._loading = background.submit(_fast_engines, self._texts)
+            background.shutdown(wait=False)
 
     def wait(self) -> None:
         """Return when the fast engine is loaded."""
-        _ = self._fast
+        self.start_fast()
+        if self._fast is None and self._loading is not None:
+            self._fast = self._loading.result()
+            self._texts = []  # megabytes
 
     @property
     def engine(self) -> str:
-        """Which engine runs: ``tokenizers`` or ``fastokens``."""
+        """Which engine runs: ``fastokens``, ``tokenizers``, or ``small`` where tokenizers runs because little is encoded."""
+        if self._fast is None:
+            return "small"
         self._prove([])
         return "fastokens" if self._fast else "tokenizers"
 
     def encode(self, texts: list[str], begins: list[bool] | None = None) -> FlatIds:
         """Encode texts; ``begins[t]`` is False where text ``t`` continues a cut one (default: all begin)."""
+        if self._fast is None:
+            self._num_chars += sum(map(len, texts))
+            if self._num_chars > _SMALL_CHARS:
+                self.wait()
         self._prove(texts)
         if begins is None or len(self._truths) == 1 or all(begins):
             return self._guarded(texts, 0)
@@ -157,7 +164,7 @@ class PlainEncoder:
         # Only texts that spell a renamed entry, noncharacters included, remain: they are encoded one by one.
         lists = [flat.ids[a:b] for a, b in zip(flat.offsets[:-1], flat.offsets[1:], strict=True)]
         for row in np.unique(np.searchsorted(flat.offsets, hits, side="right") - 1).tolist():
-            parts = [part for part in re.split(f"({_UNSPELLED})", texts[row]) if part]
+            parts = [part for part in re.split(f"({UNSPELLED})", texts[row]) if part]
             lists[row] = self._truths[-1].encode(parts).ids
         offsets = offsets_from_lengths([len(ids) for ids in lists])
         return FlatIds(np.concatenate(lists), offsets)
@@ -221,93 +228,6 @@ def slow_engine_notice(engines: Set[str] = frozenset()) -> str | None:
         "fastokens cannot stand in for this tokenizer, so tokenizers encoded: the same ids, "
         "several times slower."
     )
-
-
-def _dumped(spec: dict[str, Any]) -> str:
-    return orjson.dumps(spec).decode()
-
-
-def vocabulary_size(spec: dict[str, Any]) -> int:
-    """Largest id + 1 of a parsed tokenizer.json."""
-    vocab = spec["model"]["vocab"]
-    largest = len(vocab) - 1 if isinstance(vocab, list) else max(vocab.values(), default=-1)
-    return max([int(largest), *(int(token["id"]) for token in spec.get("added_tokens") or [])]) + 1
-
-
-def plain_spec(spec: dict[str, Any], control: ControlTokens) -> dict[str, Any]:
-    """The parsed tokenizer.json with its control tokens taken out: same ids, but no text spells them."""
-    names = {token.text: f"{_UNSPELLED}{token.id}{_UNSPELLED}" for token in control.tokens}
-    model = dict(spec["model"])
-    vocab = model["vocab"]
-    if isinstance(vocab, list):
-        model["vocab"] = [[names.get(text, text), score] for text, score in vocab]
-    else:
-        model["vocab"] = {names.get(text, text): index for text, index in vocab.items()}
-        if model.get("unk_token") is not None:
-            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    if "merges" in model and not names.keys().isdisjoint(vocab):
-        model["merges"] = [merge for merge in model["merges"] if names.keys().isdisjoint(_parts(merge))]
-    layout = [token for token in spec.get("added_tokens") or [] if is_layout(token)]
-    return {
-        **spec,
-        "model": model,
-        "added_tokens": layout,
-        "post_processor": None,
-        "truncation": None,
-        "padding": None,
-    }
-
-
-def _parts(merge: str | list[str]) -> tuple[str, str, str]:
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right, left + right
-
-
-def unknown_id(spec: dict[str, Any]) -> int | None:
-    """The id of the unknown token, None where there is none."""
-    model = spec["model"]
-    if isinstance(model["vocab"], list):
-        unknown = model.get("unk_id")
-        return unknown if isinstance(unknown, int) else None
-    name = model.get("unk_token")
-    unknown = model["vocab"].get(name) if name is not None else None
-    return unknown if isinstance(unknown, int) else None
-
-
-def without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec for a text that continues another: no blank is put before it."""
-    normalizer = _steps(spec.get("normalizer"), "normalizers")
-    splitters = _steps(spec.get("pre_tokenizer"), "pretokenizers")
-    without_prepend = [step for step in normalizer if step["type"] != "Prepend"]
-    drops_blanks = any(
-        step["type"] in ("WhitespaceSplit", "Whitespace", "BertPreTokenizer") for step in splitters
-    )
-    if not drops_blanks:
-        splitters = [_unprefixed(step) for step in splitters]
-    changed = dict(spec)
-    if len(without_prepend) != len(normalizer):
-        sequence = {"type": "Sequence", "normalizers": without_prepend}
-        changed["normalizer"] = sequence if without_prepend else None
-    if splitters != _steps(spec.get("pre_tokenizer"), "pretokenizers"):
-        changed["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": splitters}
-    return changed
-
-
-def _steps(node: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    if node is None:
-        return []
-    if node["type"] == "Sequence":
-        return [step for inner in node[name] for step in _steps(inner, name)]
-    return [node]
-
-
-def _unprefixed(step: dict[str, Any]) -> dict[str, Any]:
-    if step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never":
-        changed = {key: value for key, value in step.items() if key != "add_prefix_space"}
-        return {**changed, "prepend_scheme": "never"}
-    if step["type"] == "ByteLevel" and step.get("add_prefix_space"):
-        return {**step, "add_prefix_space": False}
-    return step
 
 
 def _interleave(firsts: FlatIds, others: FlatIds, begins: NDArray[np.bool_]) -> FlatIds:

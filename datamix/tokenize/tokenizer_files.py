@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import orjson
 
 from datamix.core.errors import RecipeError
+from datamix.tokenize.plain_spec import ParsedTokenizer, parse_tokenizer, read_parsed
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
@@ -46,39 +49,39 @@ class TokenizerFiles:
     named_tokens: tuple[tuple[str, str], ...] = ()
     tool_template: str | None = None  # for records with tools, where the tokenizer has one of its own
     template_name: str | None = None  # of the file that the recipe names
+    parsed: str | None = None  # the folder of its parsed form in a cache, where it is there
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """The texts of its named tokens."""
+        return tuple(sorted({text for _, text in self.named_tokens}))
 
 
-def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> TokenizerFiles:
+def find_tokenizer(
+    name: str,
+    base: str,
+    chat_template: str | None = None,
+    find_parsed: Callable[[str, tuple[str, ...]], Path | None] = lambda sha256, contents: None,
+) -> TokenizerFiles:
     """Find a tokenizer by folder, ``tokenizer.json`` or Hub id (``owner/name``, ``owner/name@revision``).
 
     ``chat_template`` is the path of a ``.jinja`` file that overrides the tokenizer's own. Paths are relative
-    to ``base``. Raises RecipeError where something is missing or cannot be read.
+    to ``base``. ``find_parsed``: the folder of the parsed form by the file's sha256 and the texts of named
+    tokens, None where there is none. Raises RecipeError where something is missing or cannot be read.
     """
     folder = _folder(name, Path(base))
-    raw = _read(folder / "tokenizer.json")
-    spec = _json(raw, folder / "tokenizer.json")
-    if not isinstance(spec.get("model"), dict):
-        raise RecipeError(
-            f"tokenizer: {name} has a tokenizer.json without a `model`; it was not written by the "
-            "`tokenizers` library. Save it again with `tokenizer.save_pretrained(folder)`."
-        )
-    added = spec.get("added_tokens", [])
-    if not isinstance(added, list) or not all(
-        isinstance(t, dict) and isinstance(t.get("id"), int) and isinstance(t.get("content"), str)
-        for t in added
-    ):
-        raise RecipeError(
-            f"tokenizer: {name} has a tokenizer.json whose `added_tokens` is no list of tokens with id and content. "
-            "Save it again with `tokenizer.save_pretrained(folder)`."
-        )
-    ids = _token_ids(spec)
+    sha256 = hashlib.sha256(_read(folder / "tokenizer.json")).hexdigest()
     config, named = _config(folder)
+    contents = tuple(sorted(set(named.values())))
+    place = find_parsed(sha256, contents)
+    parsed = _parse(str(folder), name, sha256, contents) if place is None else read_parsed(place)
+    ids = parsed.named_ids
     template, tool_template = _templates(config, folder, Path(base), chat_template)
     return TokenizerFiles(
         folder=str(folder),
         name=name,
-        sha256=hashlib.sha256(raw).hexdigest(),
-        vocab_size=max(ids.values(), default=-1) + 1,
+        sha256=sha256,
+        vocab_size=parsed.vocab_size,
         bos_token_id=ids.get(named.get("bos_token", "")),
         eos_token_id=ids.get(named.get("eos_token", "")),
         pad_token_id=ids.get(named.get("pad_token", "")),
@@ -87,14 +90,32 @@ def find_tokenizer(name: str, base: str, chat_template: str | None = None) -> To
         named_tokens=tuple(sorted(named.items())),
         tool_template=tool_template,
         template_name=chat_template,
+        parsed=None if place is None else str(place),
     )
+
+
+def parsed_tokenizer(files: TokenizerFiles) -> ParsedTokenizer:
+    """The parsed form of a tokenizer: from its cache, else parsed. Raises RecipeError where its file changed."""
+    if files.parsed is not None:
+        with suppress(OSError, ValueError, TypeError):  # pruned meanwhile
+            return read_parsed(Path(files.parsed))
+    return _parse(files.folder, files.name, files.sha256, files.contents)
+
+
+@lru_cache(maxsize=1)
+def _parse(folder: str, name: str, sha256: str, contents: tuple[str, ...]) -> ParsedTokenizer:
+    path = Path(folder) / "tokenizer.json"
+    return parse_tokenizer(_read_same(path, sha256), name, str(path), contents)
 
 
 def read_tokenizer_json(files: TokenizerFiles) -> bytes:
     """The bytes of ``tokenizer.json``. Raises RecipeError where they changed since it was found."""
-    path = Path(files.folder) / "tokenizer.json"
+    return _read_same(Path(files.folder) / "tokenizer.json", files.sha256)
+
+
+def _read_same(path: Path, sha256: str) -> bytes:
     raw = _read(path)
-    if hashlib.sha256(raw).hexdigest() != files.sha256:
+    if hashlib.sha256(raw).hexdigest() != sha256:
         raise RecipeError(
             f"tokenizer: {path} changed while it was used. Nothing built from it can be trusted: wait until "
             "it is written, and run the same command again."
@@ -206,17 +227,6 @@ def _json(raw: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RecipeError(f"tokenizer: {path} holds no JSON object. Save the tokenizer again.")
     return value
-
-
-def _token_ids(spec: dict[str, Any]) -> dict[str, int]:
-    """The id of every token of a parsed tokenizer.json; a Unigram vocabulary is a list of [token, score]."""
-    vocab = spec["model"].get("vocab", {})
-    if isinstance(vocab, list):
-        ids = {entry[0]: index for index, entry in enumerate(vocab)}
-    else:
-        ids = dict(vocab)
-    ids.update({token["content"]: token["id"] for token in spec.get("added_tokens") or []})
-    return ids
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:

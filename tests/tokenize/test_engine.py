@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
+from datamix.tokenize.plain_spec import parsed_spec, without_prefix
 from datamix.tokenize.special_tokens import control_tokens, unescape
-from datamix.tokenize.tokenizer import FlatIds, PlainEncoder, hard_strings, without_prefix
+from datamix.tokenize.tokenizer import FlatIds, PlainEncoder, hard_strings
 
 
 def with_control(tokenizer: Tokenizer) -> Tokenizer:
@@ -33,7 +34,7 @@ BUILDERS: dict[str, Callable[[], Tokenizer]] = {
 
 def plain_encoder(tokenizer: Tokenizer) -> PlainEncoder:
     spec = json.loads(tokenizer.to_str())
-    return PlainEncoder(spec, control_tokens(spec["added_tokens"]))
+    return PlainEncoder(parsed_spec(spec), control_tokens(spec["added_tokens"]))
 
 
 @pytest.fixture(scope="module")

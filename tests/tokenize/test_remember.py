@@ -10,6 +10,7 @@ from encode_tokenizers import byte_level, sentencepiece_bpe
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datamix.tokenize.plain_spec import parsed_spec
 from datamix.tokenize.special_tokens import control_tokens
 from datamix.tokenize.tokenizer import CachedEncoder, PlainEncoder
 
@@ -17,7 +18,7 @@ from datamix.tokenize.tokenizer import CachedEncoder, PlainEncoder
 def plain(name: str) -> PlainEncoder:
     tokenizer = byte_level() if name == "byte level" else sentencepiece_bpe(["<unk>", "<s>", "</s>"])
     spec = json.loads(tokenizer.to_str())
-    return PlainEncoder(spec, control_tokens(spec["added_tokens"]))
+    return PlainEncoder(parsed_spec(spec), control_tokens(spec["added_tokens"]))
 
 
 PLAIN = {name: plain(name) for name in ("byte level", "sentencepiece")}
