@@ -27,7 +27,8 @@ trains what the assistant says (``loss_on: assistant``); ``⏎`` is a newline::
     mask      0   0   0     0      0   0      0     0   0    1 1      1   0
 
 ``renderer`` runs steps 1 to 3 once per shape and checks that the filled placeholders equal the real
-rendering, unless ``template_analysis`` shows that they must. ``encoder`` is the entry point; ``truncate``
+rendering, unless ``template_analysis`` shows that they must. ``column_encoder`` takes the records of known shapes together,
+without a Python object for each. ``encoder`` is the entry point; ``truncate``
 makes over-long records fit, ``pack`` puts records into rows, ``document_encoder`` encodes plain documents.
 Cost: about 2 million tokens/s and core with ``tokenizers``, several times that with ``fastokens``; a
 rendering is 10 to 50 microseconds.

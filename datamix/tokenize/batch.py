@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,15 @@ class TokenRows:
         prompt = self.prompts[row]
         sides = [side[row] for side in (self.chosen, self.rejected) if side is not None]
         return [prompt, *(prompt.with_turns(turns) for turns in sides if turns is not None)]
+
+
+class Encoded(NamedTuple):
+    """Encoded rows, empty where they cannot be emitted."""
+
+    flat: FlatIds
+    trained: NDArray[np.uint8]  # of each id
+    reasons: Sequence[str | None]
+    weights: Mapping[int, NDArray[np.float32]]  # of each id of the rows that have any but 1
 
 
 def sft_batch(
@@ -217,12 +226,12 @@ class Assembly:
         """The parts of a layout, 0 in place of what depends on the row's texts."""
         cached = self._templates.get(id(layout))
         if cached is None:
-            parts = [-1 - entry if isinstance(entry, int) else 0 for entry in layout.entries]
-            for place, entry in enumerate(layout.entries):
-                if isinstance(entry, TextSegment) and entry.is_constant:
-                    if entry not in self._constants:
-                        self._constants[entry] = self._add_text(entry.fill(()), entry.begins)
-                    parts[place] = self._constants[entry]
+            parts = list(layout.controls)
+            for segment, places in layout.constants:
+                if segment not in self._constants:
+                    self._constants[segment] = self._add_text(segment.fill(()), segment.begins)
+                for place in places:
+                    parts[place] = self._constants[segment]
             cached = self._templates[id(layout)] = (layout, parts)
         return cached[1]
 

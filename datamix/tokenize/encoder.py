@@ -20,23 +20,28 @@ from numpy.typing import NDArray
 
 from datamix.core.errors import RecipeError
 from datamix.core.records import Kind, RecordKind
-from datamix.tokenize.batch import Assembly, TokenRows, pair_batch, prompt_batch, sft_batch, text_batch
+from datamix.tokenize.batch import (
+    Assembly,
+    Encoded,
+    TokenRows,
+    pair_batch,
+    prompt_batch,
+    sft_batch,
+    text_batch,
+)
 from datamix.tokenize.chat_template import ChatTemplate, TemplateFailure
+from datamix.tokenize.column_encoder import ColumnEncoder
 from datamix.tokenize.conversation import ChatTurn, Conversation, InlineParse, completions, conversations
 from datamix.tokenize.document_encoder import DocumentEncoder, FillMiddle, fim_tokens, frame_ids, split_points
-from datamix.tokenize.plain_spec import cannot_load
 from datamix.tokenize.renderer import ChatRenderer, Purpose
 from datamix.tokenize.special_tokens import ControlTokens, holds_control, rows_with_candidates
-from datamix.tokenize.tokenizer import PlainEncoder
-from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of, parsed_tokenizer
+from datamix.tokenize.tokenizer import load_tokenizer
+from datamix.tokenize.tokenizer_files import TokenizerFiles, decoder_of
 
 _MIN_REFUSED = 32  # a template that refuses a whole batch of at least so many records is the recipe's mistake
-_PURPOSES: dict[str, Purpose] = {
-    "all": "all",
-    "assistant": "assistant",
-    "last_assistant": "last_assistant",
-    "final_answer": "final_answer",
-}
+_LOSS_ON: tuple[Purpose, ...] = ("all", "assistant", "last_assistant", "final_answer")
+_PURPOSES: dict[str, Purpose] = {**{p: p for p in _LOSS_ON}, "pretrain": "document", "prompt": "prompt"}
+_SMALL_ROWS = 4096  # record by record: they take a tenth of a second, and no kernel needs to be loaded
 _VERSION = 2  # raised by hand where equal inputs give other tokens
 
 
@@ -74,26 +79,6 @@ class EncodeSpec:
         }
 
 
-@dataclass(frozen=True)
-class _LoadedTokenizer:
-    """What all encoders of one tokenizer share."""
-
-    control: ControlTokens
-    plain: PlainEncoder
-    post_processor: Any  # decides the frame of documents
-
-
-@lru_cache(maxsize=2)
-def _load_tokenizer(files: TokenizerFiles) -> _LoadedTokenizer:
-    parsed = parsed_tokenizer(files)
-    control = parsed.control
-    try:
-        plain = PlainEncoder(parsed, control)
-    except Exception as error:  # the library raises nothing more exact
-        raise RecipeError(cannot_load(files.name, error)) from error
-    return _LoadedTokenizer(control, plain, parsed.post_processor)
-
-
 @lru_cache(maxsize=8)
 def load(spec: EncodeSpec) -> Encoder:
     """The encoder of a spec, built once a process.
@@ -111,9 +96,10 @@ class Encoder:
         files = spec.tokenizer
         if files.chat_template is None and spec.kind != "pretrain":
             raise RecipeError(_no_template(files.name, f"a recipe of kind {spec.kind}"))
-        loaded = _load_tokenizer(replace(files, chat_template=None, chat_template_sha256=None))
+        loaded = load_tokenizer(replace(files, chat_template=None, chat_template_sha256=None))
         self.control, self.plain = loaded.control, loaded.plain
         middle = _fill_middle(spec, self.control)
+        self._num_rows = 0  # encoded so far
         self._documents = DocumentEncoder(self.plain, self.control, spec.special_text == "allow", middle)
         if spec.kind == "pretrain":
             self._before, self._after = frame_ids({"post_processor": loaded.post_processor}, files)
@@ -144,11 +130,15 @@ class Encoder:
         """
         if record_kind == "text":
             return self._encode_texts(batch)
-        rows = self.rows(batch, record_kind)
         counts: Counter[str] = Counter()
-        if rows.num_special:
-            counts["special_text"] = rows.num_special
-        tokens = self.encode_rows(rows, counts)
+        self._num_rows += batch.num_rows
+        if record_kind == "sft" and self._num_rows > _SMALL_ROWS and self._columns is not None:
+            tokens = self._batch(self._encode_columns(self._columns, batch, counts))
+        else:
+            rows = self.rows(batch, record_kind)
+            if rows.num_special:
+                counts["special_text"] = rows.num_special
+            tokens = self.encode_rows(rows, counts)
         self._stop_if_template_refuses_all(batch.num_rows, counts)
         return tokens, {name: num for name, num in counts.items() if num}
 
@@ -191,8 +181,11 @@ class Encoder:
         """Tokens of conversations, row for row; failures of the template are counted by message."""
         if self.spec.kind == "preference":
             return self._encode_pairs(rows, counts)
-        purposes: dict[str, Purpose] = {"pretrain": "document", "prompt": "prompt"}
-        purpose = purposes.get(self.spec.kind) or _PURPOSES[self.spec.loss_on]
+        return self._batch(self._encode_each(rows, counts))
+
+    def _encode_each(self, rows: TokenRows, counts: Counter[str]) -> Encoded:
+        """Record by record."""
+        purpose = self._purpose
         assembly = self._assembly()
         reasons = list(rows.reasons)
         for row, conversation in enumerate(rows.prompts):
@@ -201,9 +194,36 @@ class Encoder:
             else:
                 assembly.add_empty()
         flat, trained, weights = assembly.encode()
+        return Encoded(flat, trained, reasons, weights)
+
+    def _encode_columns(self, columns: ColumnEncoder, batch: pa.RecordBatch, counts: Counter[str]) -> Encoded:
+        """The plain records in columns, the others record by record."""
+        number = columns.layouts(batch, rows_with_candidates(batch, self.control))
+        others = batch.filter(pa.array(number < 0))
+        rows = self.rows(others, "sft")
+        if rows.num_special:
+            counts["special_text"] = rows.num_special
+        each = self._encode_each(rows, counts)
+        if len(rows.reasons) == batch.num_rows:
+            return each
+        return columns.encode(batch.column("messages"), number, each, counts)
+
+    def _batch(self, encoded: Encoded) -> pa.RecordBatch:
+        flat, trained, reasons, weights = encoded
         if self.spec.kind == "sft":
             return sft_batch(flat, trained, reasons, weights)
         return prompt_batch(flat, reasons) if self.spec.kind == "prompt" else text_batch(flat, reasons)
+
+    @property
+    def _purpose(self) -> Purpose:
+        return _PURPOSES[self.spec.loss_on if self.spec.kind == "sft" else self.spec.kind]
+
+    @cached_property
+    def _columns(self) -> ColumnEncoder | None:
+        """For conversations that are rendered whole, where text is never control."""
+        if self.spec.kind not in ("sft", "pretrain") or self.spec.special_text == "allow":
+            return None
+        return ColumnEncoder(self.plain, self._renderer_of, self._purpose, self._inline_parse)
 
     def document_starts(self, text: str) -> NDArray[np.int64] | None:
         """Where each token of a document begins, in characters, and where the last ends: ``[num_tokens + 1]``.

@@ -73,7 +73,7 @@ class ChatRenderer:
     ) -> None:
         self._template = template
         self._control = control
-        self._dependence = text_dependence(template.tree)
+        self.dependence = text_dependence(template.tree)
         self._eos = eos_token_id
         self._restarts = restarts  # see ``build_layout``
         self._mask = mask  # parts of calls that are not trained: see ``call_parts``
@@ -93,7 +93,7 @@ class ChatRenderer:
         plan = self._plan(conversation, purpose, num_prompt_turns)
         if isinstance(plan, str):
             raise TemplateFailure(plan)
-        if plan.is_confirmed and self._dependence.ignores(texts):
+        if plan.is_confirmed and self.dependence.ignores(texts):
             return RenderedChat(plan.layout, texts, plan.unwritten)
         if plan.rendering.fill(texts) == self._render_text(conversation, purpose, plan.form):
             plan.is_confirmed = True

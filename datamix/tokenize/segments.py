@@ -51,7 +51,7 @@ class TextSegment:
             return None
         return "".join(map(str, before)), slot.index, "".join(map(str, after))
 
-    @property
+    @cached_property
     def is_constant(self) -> bool:
         return all(isinstance(part, str) for part in self.parts)
 
@@ -72,6 +72,20 @@ class Layout:
             for place, entry in enumerate(self.entries)
             if isinstance(entry, TextSegment) and not entry.is_constant
         )
+
+    @cached_property
+    def constants(self) -> tuple[tuple[TextSegment, tuple[int, ...]], ...]:
+        """The constant texts, each with the places of its entries."""
+        places: dict[TextSegment, list[int]] = {}
+        for place, entry in enumerate(self.entries):
+            if isinstance(entry, TextSegment) and entry.is_constant:
+                places.setdefault(entry, []).append(place)
+        return tuple((segment, tuple(at)) for segment, at in places.items())
+
+    @cached_property
+    def controls(self) -> tuple[int, ...]:
+        """-1 less the id of each entry that is a control token; 0 in place of texts."""
+        return tuple(-1 - entry if isinstance(entry, int) else 0 for entry in self.entries)
 
     def part(self, trained: bool) -> Layout:
         """Only the entries that are trained, or only the others."""

@@ -21,15 +21,18 @@ import re
 from collections.abc import Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datamix.core.arrays import offsets_from_lengths
-from datamix.tokenize.plain_spec import UNSPELLED, ParsedTokenizer
+from datamix.core.errors import RecipeError
+from datamix.tokenize.plain_spec import UNSPELLED, ParsedTokenizer, cannot_load
 from datamix.tokenize.special_tokens import ControlTokens
+from datamix.tokenize.tokenizer_files import TokenizerFiles, parsed_tokenizer
 
 _CHECK_CHARS = 1 << 18  # characters of the data that the self-check reads
 _SMALL_CHARS = 3 << 19  # encoded by ``tokenizers`` in about the time that the other engine takes to load
@@ -196,6 +199,27 @@ class PlainEncoder:
             if not (same_offsets and np.array_equal(expected.ids, actual.ids)):
                 return False
         return True
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """What all encoders of one tokenizer share."""
+
+    control: ControlTokens
+    plain: PlainEncoder
+    post_processor: Any  # decides the frame of documents
+
+
+@lru_cache(maxsize=2)
+def load_tokenizer(files: TokenizerFiles) -> LoadedTokenizer:
+    """The encoder of a tokenizer, loaded once a process. Raises RecipeError where the library cannot load it."""
+    parsed = parsed_tokenizer(files)
+    control = parsed.control
+    try:
+        plain = PlainEncoder(parsed, control)
+    except Exception as error:  # the library raises nothing more exact
+        raise RecipeError(cannot_load(files.name, error)) from error
+    return LoadedTokenizer(control, plain, parsed.post_processor)
 
 
 def _fast_engines(texts: list[str]) -> list[TokenizerBackend]:
