@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo docs test test-torch test-ray test-formats test-trainers test-faults mutants check format schemas package clean
+.PHONY: help demo docs bench test test-torch test-ray test-formats test-trainers test-faults mutants check format schemas package clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,10 @@ schemas: .venv/ready  ## write the recipe's schema and the reference pages from 
 docs: .venv/ready-dev  ## build the documentation in English and Chinese into site/, links checked
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "Open site/index.html; for the search: python3 -m http.server --directory site"
+
+bench: .venv/ready-dev  ## measure everything beside its peers (PEERS=PYTHON has them), and write the docs' figures; about two hours
+	@$(BIN)/python benchmarks/bench.py --peers $(or $(PEERS),$(BIN)/python)
+	@$(BIN)/python docs/make_figures.py
 
 package: .venv/ready-dev  ## build wheel and sdist into dist/, and try the wheel in a fresh environment
 	@rm -rf dist && $(BIN)/python -m hatchling build -d dist

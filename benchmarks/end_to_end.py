@@ -20,10 +20,13 @@ and beside them the processor time of all their processes, which says more where
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import random
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -45,6 +48,7 @@ SFT = (
 )
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 MAX_LENGTH = 2048
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass
@@ -88,13 +92,17 @@ def sft(folder: Path, given: argparse.Namespace) -> None:
     texts = folder / "sft.jsonl"
     num_records = write_conversations(texts, given.megabytes)
     print(f"sft: {num_records:,} conversations, {texts.stat().st_size / 1e6:.0f} MB", flush=True)
-    contenders = [
+    run(sft_contenders(folder, texts, given.peers), given.rounds)
+
+
+def sft_contenders(folder: Path, texts: Path, peers: str) -> list[Contender]:
+    return [
         *ours(folder, "sft", [texts]),
         *(
             Contender(
                 f"datasets.map, num_proc={num_proc}, + TRL packing",
                 [
-                    given.peers,
+                    peers,
                     str(PEERS),
                     "map",
                     str(texts),
@@ -107,28 +115,32 @@ def sft(folder: Path, given: argparse.Namespace) -> None:
             for num_proc in ("None", "2")
         ),
     ]
-    run(contenders, given.rounds)
 
 
 def pretrain(folder: Path, given: argparse.Namespace) -> None:
     folder.mkdir()
-    texts = [folder / "in" / f"{half}.jsonl" for half in (0, 1)]
-    texts[0].parent.mkdir()
-    num_records = sum(
-        write_documents(path, given.megabytes // 2, seed) for seed, path in enumerate(texts, start=1)
-    )
+    texts, num_records = write_halves(folder, given.megabytes)
     size = sum(path.stat().st_size for path in texts)
     print(f"pretrain: {num_records:,} documents, {size / 1e6:.0f} MB", flush=True)
+    run(pretrain_contenders(folder, texts, given.peers, given.datatrove), given.rounds)
+
+
+def write_halves(folder: Path, megabytes: int) -> tuple[list[Path], int]:
+    texts = [folder / "in" / f"{half}.jsonl" for half in (0, 1)]
+    texts[0].parent.mkdir(parents=True)
+    return texts, sum(write_documents(path, megabytes // 2, seed) for seed, path in enumerate(texts, start=1))
+
+
+def pretrain_contenders(
+    folder: Path, texts: list[Path], peers: str, datatrove: str | None
+) -> list[Contender]:
     out = folder / "peer"
     arguments = [str(texts[0].parent), str(tokenizer()), str(out), "2"]
-    contenders = [
+    return [
         *ours(folder, "pretrain", texts),
-        Contender(
-            "datatrove, 2 workers", [given.datatrove or given.peers, str(PEERS), "datatrove", *arguments], out
-        ),
-        Contender("Megatron-style, 2 workers", [given.peers, str(PEERS), "megatron", *arguments], out),
+        Contender("datatrove, 2 workers", [datatrove or peers, str(PEERS), "datatrove", *arguments], out),
+        Contender("Megatron-style, 2 workers", [peers, str(PEERS), "megatron", *arguments], out),
     ]
-    run(contenders, given.rounds)
 
 
 def memory(folder: Path, megabytes: int) -> None:
@@ -217,21 +229,21 @@ def run_once(one: Contender) -> None:
     for path in (one.out, one.out.with_name("cache")):
         subprocess.run(["rm", "-rf", str(path)], check=True)
     log = one.out.with_name("log")
-    start = time.perf_counter()
+    before, start = _worked(), time.perf_counter()
     with log.open("w") as stream:
         process = subprocess.Popen(
             one.command, env={**os.environ, **one.environment}, stdout=stream, stderr=stream
         )
-        peak, work, polls = 0, dict[int, float](), 0
-        while process.poll() is None:
-            tree = list(_tree(process.pid))
-            work |= {pid: max(_worked(pid), work.get(pid, 0.0)) for pid in tree}
-            if polls % 5 == 0:  # walking the pages of a gigabyte stops the process that holds it
-                held = {pid: _resident(pid) for pid in tree}
+        peak = 0
+        while True:
+            try:
+                process.wait(0.5)  # walking the pages of a gigabyte stops the process that holds it
+                break
+            except subprocess.TimeoutExpired:
+                held = {pid: _resident(pid) for pid in _tree(process.pid)}
                 peak, one.own_peak = max(peak, sum(held.values())), max(one.own_peak, held[process.pid])
-            polls += 1
-            time.sleep(0.1)
     seconds = time.perf_counter() - start
+    work = _worked() - before
     text = log.read_text(encoding="utf-8", errors="replace")
     if process.returncode:
         last = text.strip().splitlines()[-1:] or ["no output"]
@@ -239,7 +251,7 @@ def run_once(one: Contender) -> None:
         return
     one.seconds.append(seconds)
     one.peaks.append(peak)
-    one.work.append(sum(work.values()))
+    one.work.append(work)
     one.said = "; ".join(re.sub(r"\s+", " ", line) for line in text.splitlines() if " done in " in line)
 
 
@@ -253,13 +265,15 @@ def _tree(pid: int) -> Iterator[int]:
         return
 
 
-def _worked(pid: int) -> float:
-    """Seconds of processor time of a process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _worked() -> float:
+    """Seconds of processor time of all processes that were started from here and have ended, orphans included."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _resident(pid: int) -> int:

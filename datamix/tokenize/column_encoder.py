@@ -35,6 +35,9 @@ from datamix.tokenize.special_tokens import WHITE_SPACE
 from datamix.tokenize.tokenizer import FlatIds, PlainEncoder
 
 _MAX_SHAPES = 1024
+_MAX_BYTES = (
+    1 << 28
+)  # of the turns of a batch; Arrow's strings end at 2 GB, and a template may write a text twice
 _PYTHON_SPACE = "".join(char for char in map(chr, range(0x3001)) if char.isspace())  # no other character is
 _BLANK = "^[" + "".join(f"\\x{{{ord(char):x}}}" for char in _PYTHON_SPACE) + "]*$"
 _NEVER_PLAIN = ("tool_calls", "tool_call_id", "name", "train")
@@ -82,6 +85,8 @@ class ColumnEncoder:
         """The number of the layout of each row, -1 where it is not plain; ``excluded``: rows that are not, ``[num_rows]``."""
         number = np.full(batch.num_rows, -1, np.int64)
         messages = batch.column("messages")
+        if messages.nbytes > _MAX_BYTES:
+            return number
         codes, is_plain = self._turn_codes(messages)
         num_turns = messages.value_lengths().to_numpy()
         plain_turns = np.bincount(parent_rows(messages)[is_plain], minlength=batch.num_rows)

@@ -268,3 +268,10 @@ def test_questions_that_come_twice_are_encoded_as_records(
     rows = [[user(first), assistant("a"), user("again"), assistant("b")] for first in ("again", "once") * 4]
     num_plain = assert_same(tokenizers["mistral-v3"], make.sft(rows, tools), monkeypatch)
     assert num_plain == 8  # twice the four where nothing comes again
+
+
+def test_a_batch_too_large_for_arrow_s_strings_is_encoded_as_records(
+    tokenizers: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns_module, "_MAX_BYTES", 100)
+    assert assert_same(tokenizers["qwen2.5"], batch_of(3, 0.0), monkeypatch) == 0
