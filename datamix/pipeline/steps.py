@@ -42,7 +42,7 @@ from datamix.pipeline.write_shards import FormatChoice
 from datamix.read import find
 from datamix.recipe import Recipe
 from datamix.recipe.strict_yaml import Key
-from datamix.tokenize import EncodeSpec, TokenizerFiles, find_tokenizer
+from datamix.tokenize import EncodeSpec, TokenizerFiles, check_templates, find_tokenizer
 
 _MAX_UNMATCHED = 5  # entries of `exclude` that are spelled out
 
@@ -126,8 +126,12 @@ def preflight(recipe: Recipe, cache: Path | None = None) -> TokenizerFiles:
     try:
         known = partial(find_parsed, None if cache is None else cache / "store")
         tokenizer = find_tokenizer(recipe.tokenizer, recipe.base, recipe.chat_template, known)
+        if recipe.kind != "pretrain":
+            check_templates(tokenizer, canonical(recipe.chat_template_kwargs))
     except DatamixError as error:
-        problems.append((("tokenizer",), str(error).removeprefix("tokenizer: ")))
+        of_template = str(error).startswith("chat_template: ") and recipe.chat_template is not None
+        place, text = "chat_template" if of_template else "tokenizer", str(error)
+        problems.append(((place,), text.removeprefix("tokenizer: ").removeprefix("chat_template: ")))
     if tokenizer is None or problems:
         raise RecipeError(recipe.format_problems(problems))
     return tokenizer

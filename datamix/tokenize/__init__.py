@@ -39,6 +39,7 @@ from __future__ import annotations
 from datamix.tokenize.document_encoder import split_points
 from datamix.tokenize.encoder import Encoder, EncodeSpec, load
 from datamix.tokenize.stats import fertility, read_alphabet
+from datamix.tokenize.template_probe import check_templates
 from datamix.tokenize.tokenizer_files import TokenizerFiles, copy_tokenizer, decoder, find_tokenizer
 from datamix.tokenize.truncate import fit
 
@@ -46,6 +47,7 @@ __all__ = [
     "EncodeSpec",
     "Encoder",
     "TokenizerFiles",
+    "check_templates",
     "copy_tokenizer",
     "decoder",
     "fertility",

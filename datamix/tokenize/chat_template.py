@@ -13,6 +13,7 @@ import logging
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -24,6 +25,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from datamix.core.errors import RecipeError
+from datamix.tokenize.template_limits import Refused, examine, guard, parse, printed_address
 
 LIMIT_SECONDS = 10.0  # of processor time for one rendering
 TODAY = datetime.datetime(2024, 7, 26)  # what strftime_now returns
@@ -44,15 +46,25 @@ class ChatTemplate:
         kwargs: dict[str, Any],
         name: str = "the template",
     ) -> None:
+        self._source, self._name = source, name
+        compile_ = _transformers_templates()._compile_jinja_template
+        environment = compile_("").environment
+        self.tree = parse(source, name, environment)  # syntax tree of Jinja
+        problems, needs_guard = examine(self.tree)
+        if problems:
+            raise self._refused(*problems[0])
+        if needs_guard:
+            environment = compile_.__wrapped__("").environment  # one of its own
+            guard(environment)
         try:
-            self._template = _transformers_templates()._compile_jinja_template(source)
-        except TemplateSyntaxError as error:
-            raise RecipeError(
-                f"chat_template: {name}, line {error.lineno}: it is not valid Jinja: {str(error.message).rstrip('.')}. "
-                "Fix the template, or name another with `chat_template`."
+            self._template = environment.from_string(source)
+        except RecursionError:
+            raise self._refused(0, "its expressions are nested too deeply") from None
+        except TemplateSyntaxError as error:  # an operation that Jinja does not know
+            raise self._refused(
+                error.lineno, f"it is not valid Jinja: {str(error.message).rstrip('.')}"
             ) from error
-        self.tree = self._template.environment.parse(source)  # syntax tree of Jinja
-        self._values = {**dict(named_tokens), "strftime_now": TODAY.strftime}
+        self._values = {**dict(named_tokens), "strftime_now": _FixedDay()}
         self._values.update({key: value for key, value in kwargs.items() if key not in _RESERVED_NAMES})
 
     def render(
@@ -67,12 +79,42 @@ class ChatTemplate:
         values.update(messages=messages, tools=tools, documents=None, add_generation_prompt=generation_prompt)
         try:
             with _limited():
-                return str(self._template.render(values))
-        except RecipeError:
+                text = str(self._template.render(values))
+        except (RecipeError, Refused) as error:
+            raise self._refused(_line(error), str(error)) from error
+        except MemoryError:
             raise
         except Exception as error:  # raise_exception, a type, an attribute: a template may fail in any way
             lines = str(error).strip().splitlines()
             raise TemplateFailure(lines[0][:200] if lines else type(error).__name__) from error
+        printed = printed_address(text, self._source, (messages, tools, kwargs, self._values))
+        if printed is not None:
+            raise self._refused(
+                0, f"it prints {printed}, an object with its address, which is other in each run"
+            )
+        return text
+
+    def _refused(self, line: int, problem: str) -> RecipeError:
+        where = f"{self._name}, line {line}" if line else self._name
+        return RecipeError(
+            f"chat_template: {where}: {problem}. Change the template, or name another with `chat_template`."
+        )
+
+
+class _FixedDay:
+    """``strftime_now`` of a fixed day; also where a template prints the function itself."""
+
+    def __call__(self, format: str) -> str:
+        return TODAY.strftime(format)
+
+    def __repr__(self) -> str:
+        return "<function strftime_now>"
+
+
+def _line(error: BaseException) -> int:
+    """The line of the template in which an error was raised; 0 where it is not known."""
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return next((line for frame, line in reversed(frames) if frame.f_code.co_filename == "<template>"), 0)
 
 
 @lru_cache(maxsize=1)
@@ -130,7 +172,4 @@ def _limited() -> Iterator[None]:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise RecipeError(
-        f"chat_template: one conversation took the template more than {LIMIT_SECONDS:.0f} seconds of "
-        "processor time. It loops; name another template with `chat_template`."
-    )
+    raise Refused(f"one conversation took more than {LIMIT_SECONDS:.0f} seconds of processor time: it loops")
