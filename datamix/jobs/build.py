@@ -31,7 +31,7 @@ from datamix.pipeline.time_left import PHASES, usual_seconds
 from datamix.pipeline.tokenizer_cache import cached_tokenizer
 from datamix.recipe import Recipe
 from datamix.reporting import render_card, render_report
-from datamix.tokenize.tokenizer import slow_engine_notice
+from datamix.tokenize.tokenizer import slow_engine_notice, whole_texts_notice
 
 _UNPACKED = 4.0  # bytes of text in a compressed byte, for the time that is left
 
@@ -67,6 +67,9 @@ def build(recipe: Recipe, options: Options, screen: Screen | None = None) -> dic
             prepared = prepare_sources.prepare_sources(context, works, files)
             engines = {receipt.counts["engine"] for source in prepared for receipt in source.encoded}
             if notice := slow_engine_notice(engines):
+                screen.say(notice)
+            num_whole = sum(r.counts.get("whole", 0) for source in prepared for r in source.encoded)
+            if notice := whole_texts_notice(recipe.tokenizer, num_whole):
                 screen.say(notice)
             decided = decide_and_pack(recipe, context, encode, prepared)
             resolved = ResolvedBuild(recipe, tokenizer, decided, mix_rows(recipe, context, decided))

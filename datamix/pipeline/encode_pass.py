@@ -104,6 +104,7 @@ def warm(spec: EncodeSpec) -> None:
 def encode(spec: EncodeWindow, folder: Path) -> dict[str, Any]:
     """Encode a window; counts hold the sums that plans need."""
     encoder = load(spec.encode)
+    whole_before = encoder.plain.long_texts.num_whole
     counts: Counter[str] = Counter()
     batches: list[pa.RecordBatch] = []
     for batch in spec.window.batches():
@@ -120,6 +121,7 @@ def encode(spec: EncodeWindow, folder: Path) -> dict[str, Any]:
         "loss": int(pc.sum(usable.column("loss")).as_py() or 0),
         "longest": int(pc.max(usable.column("length")).as_py() or 0),
         "engine": encoder.engine,
+        "whole": encoder.plain.long_texts.num_whole - whole_before,
         "found": dict(sorted(counts.items())),
     }
 

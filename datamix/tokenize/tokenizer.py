@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from datamix.core.arrays import offsets_from_lengths
 from datamix.core.errors import RecipeError
+from datamix.tokenize.long_texts import PIECE_CHARS, LongTexts
 from datamix.tokenize.plain_spec import UNSPELLED, ParsedTokenizer, cannot_load
 from datamix.tokenize.special_tokens import ControlTokens
 from datamix.tokenize.tokenizer_files import TokenizerFiles, parsed_tokenizer
@@ -63,6 +64,7 @@ class TokenizersBackend:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        self.long_texts = LongTexts(self._tokenizer)
 
     def encode(self, texts: list[str]) -> FlatIds:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -137,6 +139,31 @@ class PlainEncoder:
 
     def encode(self, texts: list[str], begins: list[bool] | None = None) -> FlatIds:
         """Encode texts; ``begins[t]`` is False where text ``t`` continues a cut one (default: all begin)."""
+        if max(map(len, texts), default=0) > PIECE_CHARS:
+            return self._encode_long(texts, begins or [True] * len(texts))
+        return self._encode(texts, begins)
+
+    def _encode_long(self, texts: list[str], begins: list[bool]) -> FlatIds:
+        """The same, long texts piece by piece: an engine keeps many bytes for each of a text that it encodes."""
+        is_long = np.array([len(text) > PIECE_CHARS for text in texts])
+        short = [n for n, long in enumerate(is_long) if not long]
+        flat = self._encode([texts[n] for n in short], [begins[n] for n in short])
+        ids: list[NDArray[np.int32]] = []
+        lengths: list[int] = []
+        for text, begin in ((texts[n], begins[n]) for n in np.flatnonzero(is_long)):
+            pieces = self.long_texts.cut(text)
+            parts = [self._encode([piece], [begin and n == 0]).ids for n, piece in enumerate(pieces)]
+            ids += parts
+            lengths.append(sum(map(len, parts)))
+        long_flat = FlatIds(np.concatenate(ids), offsets_from_lengths(lengths))
+        return _interleave(long_flat, flat, is_long)
+
+    @property
+    def long_texts(self) -> LongTexts:
+        """Cuts the texts that are too long to be encoded whole."""
+        return self._truths[-1].long_texts
+
+    def _encode(self, texts: list[str], begins: list[bool] | None) -> FlatIds:
         if self._fast is None:
             self._num_chars += sum(map(len, texts))
             if self._num_chars > _SMALL_CHARS:
@@ -152,7 +179,13 @@ class PlainEncoder:
 
     def character_starts(self, text: str, begins: bool = True) -> list[int]:
         """Where each token of a text begins, in characters; ``begins`` is False where it continues a cut one."""
-        return (self.truth if begins else self._truths[-1]).character_starts(text)
+        starts: list[int] = []
+        at = 0
+        for piece in self.long_texts.cut(text):
+            backend = self.truth if begins and at == 0 else self._truths[-1]
+            starts += [at + start for start in backend.character_starts(piece)]
+            at += len(piece)
+        return starts
 
     def _guarded(self, texts: list[str], variant: int) -> FlatIds:
         engine: TokenizerBackend = self._fast[variant] if self._fast else self._truths[variant]
@@ -180,7 +213,7 @@ class PlainEncoder:
         if not self._fast or (self._chars_to_prove <= 0 and not self._hard_strings):
             return
         ends = np.cumsum([len(text) for text in texts])
-        sample = texts[: int(np.searchsorted(ends, self._chars_to_prove)) + 1]
+        sample = [t[:_CHECK_CHARS] for t in texts[: int(np.searchsorted(ends, self._chars_to_prove)) + 1]]
         self._chars_to_prove -= sum(map(len, sample))
         if not self._agree(self._fast, [*self._hard_strings, *sample]):
             self._fast = []
@@ -251,6 +284,16 @@ def slow_engine_notice(engines: Set[str] = frozenset()) -> str | None:
     return (
         "fastokens cannot stand in for this tokenizer, so tokenizers encoded: the same ids, "
         "several times slower."
+    )
+
+
+def whole_texts_notice(name: str, num_whole: int) -> str | None:
+    """A line for the user where long texts could not be cut for the tokenizer ``name``."""
+    if not num_whole:
+        return None
+    return (
+        f"{num_whole:,} texts of more than {4 * PIECE_CHARS:,} characters were encoded whole, which takes about 150 times their size "
+        f"of memory: no safe border for pieces was found in them for the tokenizer {name}."
     )
 
 
