@@ -28,7 +28,8 @@ from datamix.audit.prefix import read_stages
 from datamix.audit.recipe_claims import check_claims, check_excluded
 from datamix.audit.recount import Recount, RowShard
 from datamix.audit.rederive import check_inputs
-from datamix.core.errors import RecipeError
+from datamix.core.errors import DataError, RecipeError
+from datamix.core.set_files import check_listed
 from datamix.pipeline.built_sets import built_set, refuse_newer
 from datamix.pipeline.rows import RowReader
 
@@ -54,6 +55,10 @@ def verify(out: Path, inputs: float | None = None) -> list[Check]:
     first = check_manifest(manifest)
     if not first.ok:
         return [first]
+    try:
+        check_listed(out, manifest)
+    except DataError as error:
+        return [first, Check("files", False, str(error))]
     checks, claims = checks_and_claims(out, manifest, inputs)
     return [first, *checks, Check("not checked", True, "; ".join(claim.text for claim in claims))]
 

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -37,6 +38,7 @@ from datamix.commands.verify import verify
 from datamix.commands.worker import worker
 from datamix.core.errors import DatamixError, InternalError, Interrupted, mask_secrets, visible
 
+_SET_READERS = ("verify", "inspect", "diff", "report", "export", "push", "trace")
 EXAMPLES = {
     "init": [
         "datamix init data/ -o recipe.yaml",
@@ -168,6 +170,8 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.exit(0)
     except (Exception, KeyboardInterrupt) as error:
         known = _known(error)
+        if isinstance(known, InternalError) and not isinstance(error, InternalError):
+            known = _of_damaged_set(arguments or sys.argv[1:], error) or known
         if settings.get("debug"):
             click.echo(visible(mask_secrets("".join(traceback.format_exception(error)))), err=True, nl=False)
         else:
@@ -196,6 +200,30 @@ def _interrupted_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _of_damaged_set(arguments: list[str], error: BaseException) -> DatamixError | None:
+    """The error as one of a damaged set, where a command that reads sets was given one that ``verify`` finds broken."""
+    from datamix.audit import verify as recount
+    from datamix.core.errors import DataError
+
+    if arguments[:1] and arguments[0] not in _SET_READERS:
+        return None
+    for name in arguments[1:]:
+        out = Path(name)
+        if not (out / "manifest.json").is_file():
+            continue
+        try:
+            broken = [check.name for check in recount(out) if not check.ok]
+        except Exception:
+            broken = ["its files"]
+        if broken:
+            what = str(error).strip().splitlines() or [type(error).__name__]
+            return DataError(
+                f"{out} is damaged, or was not written by datamix ({what[0][:200]}). `datamix verify {out}` finds fault with "
+                f"{', '.join(broken[:5])}: build it again, or get it again."
+            )
+    return None
 
 
 def _known(error: BaseException) -> DatamixError:

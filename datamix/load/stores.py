@@ -25,6 +25,7 @@ from datamix.core.kernels import Kernel, address
 MODEL_COLUMNS: tuple[str, ...] = ("input_ids", "labels", "attention_mask", "position_ids")
 _LENGTHS = Kernel("load", "lists", "lengths")
 _FILL = Kernel("load", "lists", "fill")
+_LISTS = (pa.list_(pa.int32()), pa.list_(pa.int8()))
 _MAX_DECODED_GROUPS = 4  # decoded row groups of Parquet in memory
 
 
@@ -112,7 +113,12 @@ class _MappedLists:
         self, batches: Sequence[pa.RecordBatch], starts: NDArray[np.int64], columns: tuple[str, ...]
     ) -> None:
         self._batches, self._names, self._starts = batches, columns, starts
-        kinds = [batches[0].schema.field(name).type.value_type for name in columns]
+        types = [batches[0].schema.field(name).type for name in columns]
+        if not all(t in _LISTS for t in types):
+            raise DataError(
+                f"{', '.join(columns)} should be lists of int32 or int8, and are {types}; {_REBUILD}"
+            )
+        kinds = [type_.value_type for type_ in types]
         # 4, or 1 of an attention mask
         self._sizes = np.array([kind.bit_width // 8 for kind in kinds], np.int64)
         # offsets, numbers; 0: not yet needed
@@ -135,8 +141,18 @@ class _MappedLists:
             self._map(missing)
 
     def _map(self, index: int) -> None:
-        for column, name in enumerate(self._names):
-            numbers, offsets = _flat(self._batches[index].column(name))
+        columns = [self._batches[index].column(name) for name in self._names]
+        try:
+            for column in columns:
+                column.validate(full=True)  # reads the offsets
+        except pa.ArrowInvalid as error:
+            raise DataError(f"A file of {self._names[0]} is damaged ({error}); {_REBUILD}") from error
+        lists = [_flat(column) for column in columns]
+        if any(column.null_count for column in columns) or not all(
+            np.array_equal(np.diff(lists[0][1]), np.diff(offsets)) for _, offsets in lists
+        ):
+            raise DataError(f"Rows have columns of unequal lengths ({', '.join(self._names)}); {_REBUILD}")
+        for column, (numbers, offsets) in enumerate(lists):
             self._table[index, column] = offsets.ctypes.data, numbers.ctypes.data
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from datamix.core.arrays import row_dicts
 from datamix.core.errors import DataError, RecipeError
+from datamix.core.set_files import check_listed
 from datamix.load.batches import Collation, Deal, collate, in_order, numpy_block
 from datamix.load.stores import MODEL_COLUMNS, ArrowStore, ParquetStore, RowStore, open_store
 
@@ -37,6 +38,11 @@ def open_set(path: str | Path, split: str = "train") -> TrainingSet:
                 "it continues where it stopped"
             ) from error
         raise DataError(f"{folder} is not there; give the folder that `datamix build` wrote") from error
+    except ValueError as error:
+        raise DataError(f"{folder}/manifest.json is not JSON ({error}). Build the set again.") from error
+    if not isinstance(manifest, dict):
+        raise DataError(f"{folder}/manifest.json was not written by datamix. Build the set again.")
+    check_listed(folder, manifest)
     return TrainingSet(open_store(folder, manifest, split), manifest, folder, split)
 
 

@@ -25,6 +25,7 @@ from datamix.core.errors import DataError, MachineError
 from datamix.core.hashing import canonical
 from datamix.core.machine import advice, files_below, reason
 from datamix.load import TrainingSet, open_set
+from datamix.pipeline.foreign import is_sound
 from datamix.pipeline.leases import Lease, partial_name, sweep
 from datamix.pipeline.progress import short_bytes
 from datamix.pipeline.rows import RowReader, RowSet
@@ -109,8 +110,17 @@ def load(cache: Path, key: str) -> BuiltSet | None:
     if not path.is_file():
         return None
     try:
-        built = _adapter().validate_json(path.read_text(encoding="utf-8"))
+        built = _adapter().validate_json(path.read_bytes())
     except ValidationError:  # damaged, or of another version
+        return None
+    paths: list[Path] = []
+
+    def note(path: Path) -> Path:
+        paths.append(path)
+        return path
+
+    moved_paths(built.splits, note)
+    if any(path.parts[0] != _STORE or len(path.parts) < 3 or ".." in path.parts for path in paths):
         return None
     store = Store(cache / "store")
     for needed in built.keys:
@@ -120,6 +130,10 @@ def load(cache: Path, key: str) -> BuiltSet | None:
             if not is_older:
                 return None
     splits = moved_paths(built.splits, lambda p: store.root.joinpath(*p.parts[1:]))
+    used = {path.parts[2] for path in paths}
+    is_native = used <= set(built.keys) and all(map(store.is_native, used))
+    if not is_native and not is_sound([store.folder(key) for key in sorted(used)], splits):
+        return None
     return replace(built, splits=splits)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datamix.core.errors import RecipeError
+from datamix.core.set_files import check_listed
 from datamix.pipeline.building import BUILDING, hold_folder, remove_building, staging
 from datamix.pipeline.built_sets import built_set
 from datamix.pipeline.engine import LocalEngine, default_workers
@@ -106,4 +107,5 @@ def finished_manifest(out: Path) -> dict[str, Any]:
         raise RecipeError(
             f"{out} holds no finished set ({why}). Build it first: `datamix build RECIPE -o {out}`."
         )
+    check_listed(out, manifest)
     return manifest

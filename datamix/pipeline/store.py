@@ -61,6 +61,14 @@ class Store:
             return None
         return Receipt(key, {name: entry[0] for name, entry in files.items()}, counts, folder)
 
+    def is_native(self, key: str) -> bool:
+        """Whether the files of a result are those that were written here: times and inodes as its receipt recorded."""
+        try:
+            files = json.loads((self.folder(key) / _RECEIPT).read_bytes())["files"]
+            return all(_state((self.folder(key) / name).stat()) == entry[2:] for name, entry in files.items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
     def is_damaged(self, key: str) -> bool:
         """Whether a result that ``find`` does not accept was damaged, not left by 0.1, which wrote no digests."""
         try:

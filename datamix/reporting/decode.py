@@ -17,8 +17,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from datamix.audit.listed_files import check_manifest
 from datamix.core.arrays import IGNORE_INDEX
 from datamix.core.errors import DataError, RecipeError, visible
+from datamix.core.set_files import check_listed
 from datamix.pipeline.built_sets import refuse_newer
 from datamix.reporting.words import Words
 
@@ -142,7 +144,14 @@ def read_manifest(out: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}). Build the set again with --overwrite.") from None
-    refuse_newer(out, manifest)
+    if isinstance(manifest, dict):
+        refuse_newer(out, manifest)
+    schema = check_manifest(manifest)
+    if not schema.ok:
+        raise DataError(
+            f"{path} is damaged, or was not written by datamix: {schema.detail}. Build the set again."
+        )
+    check_listed(out, manifest)
     return manifest
 
 
