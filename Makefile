@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help demo docs bench test test-torch test-ray test-formats test-trainers test-faults mutants check format schemas package clean
+.PHONY: help demo docs bench test test-torch test-ray test-formats test-synth test-trainers test-faults mutants check format schemas package clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,9 @@ test-trainers: .venv/ready .venv-formats/ready .venv-llamafactory/ready .venv-ax
 test-faults: .venv/ready-dev  ## every command that writes meets faults of every kind and must lose nothing (two hours at most, continues)
 	@$(BIN)/python -m tests.faults $(FAULTS)
 
+test-synth: .venv-synth/ready  ## have a real small model write records through llama.cpp's server and transformers serve
+	@.venv-synth/bin/python -m pytest -m trainers tests/synthesis/test_real_hosts.py
+
 mutants: .venv/ready-dev  ## take out one line at a time at the seams and see a test fail (an hour at most, continues)
 	@$(BIN)/python tests/mutants.py
 
@@ -58,7 +61,7 @@ package: .venv/ready-dev  ## build wheel and sdist into dist/, and try the wheel
 	@cd dist && try/bin/datamix --version && try/bin/datamix schema recipe > recipe.schema.json && try/bin/datamix build ../samples/sft.yaml -o sft && try/bin/datamix verify sft
 
 clean:  ## take away what was built and the environment
-	rm -rf dist site .venv .venv-torch .venv-ray .venv-formats .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
+	rm -rf dist site .venv .venv-torch .venv-ray .venv-formats .venv-synth .venv-llamafactory .venv-axolotl .venv-swift .datamix demo
 
 # The environment is made anew when the lock changes. One pip call a stage: quiet, and it says what it does.
 .venv/ready: requirements.lock pyproject.toml
@@ -85,6 +88,13 @@ clean:  ## take away what was built and the environment
 	@test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
 	@.venv-ray/bin/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock -r requirements-ray.lock
 	@.venv-ray/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv-synth/ready: requirements-dev.lock requirements-torch.lock tests/trainers/requirements-synth.txt
+	@echo "Setting up .venv-synth (once, a few minutes) ..."
+	@test -x .venv-synth/bin/python || $(PYTHON) -m venv .venv-synth
+	@.venv-synth/bin/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock -r requirements-torch.lock
+	@.venv-synth/bin/python -m pip install -q --disable-pip-version-check --no-deps -r tests/trainers/requirements-synth.txt
 	@touch $@
 
 # Readers and trainers, each with its own pins: made once, several gigabytes in all, used by their tests alone.

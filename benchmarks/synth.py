@@ -82,6 +82,9 @@ def run_plain(host: FakeHost, bodies: list[dict[str, object]], slots: int) -> fl
 
 
 def main(count: int = 1000, slots: int = 16) -> None:
+    import openai  # before the clock runs: loading the client takes a second
+
+    print(f"openai {openai.__version__}, {count:,} records of two requests, {slots} slots", flush=True)
     ratios = []
     with FakeHost(slots=slots, seconds=0.1, token_seconds=0.02).running() as host:
         for _ in range(2):

@@ -163,4 +163,4 @@ async def _ignores_stop(ask: Ask, profile: HostProfile, reply: str) -> bool:
     if len(reply) < 8 or not stop.strip():
         return False
     again = await ask(profile, Call("check", "stop", _GREEDY, 0, prompt=_PROBES[0], stops=(stop,)))
-    return stop in again.text
+    return stop in again.text and not again.text.endswith(stop)  # some hosts stop, and write the stop too

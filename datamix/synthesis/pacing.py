@@ -28,7 +28,7 @@ class Pace:
     limit: float = START
     resume_at: float = 0.0
     _grows: bool = True  # doubling
-    _best: tuple[float, float] = (0.0, 0.0)  # tokens a second, at which limit
+    _best: tuple[float, float] = (0.0, 0.0)  # most tokens a second; the last limit that gained some
     _round: tuple[float, int, float] = (-1.0, 0, 0.0)  # since, answers, tokens
     _rounds: int = 0
     _wait: int = 4
@@ -50,7 +50,8 @@ class Pace:
             return
         self._round = since, answers + 1, total + tokens
         if self.fixed is None and answers + 1 >= max(_MIN_ROUND, self.limit) and now > since:
-            self._end_round((total + tokens) / (now - since))
+            late = sorted(self._latencies[-(answers + 1) // 2 :])  # the first were sent in the round before
+            self._end_round((total + tokens) / (now - since), late[len(late) // 2])
             self._round = now, 0, 0.0
 
     def refused(self, now: float, retry_after: float | None) -> None:
@@ -66,13 +67,11 @@ class Pace:
         ordered = sorted(self._latencies)
         return ordered[len(ordered) // 2] if ordered else 1.0
 
-    def _end_round(self, rate: float) -> None:
-        latency = self.usual_latency()
+    def _end_round(self, rate: float, latency: float) -> None:
         self._fastest = min(self._fastest, latency)
         best, at = self._best
         has_gained = rate > best * GAIN
-        if rate > best:
-            self._best = rate, self.limit
+        self._best = max(rate, best), self.limit if has_gained else at
         if self._grows:
             if has_gained or latency < self._fastest * _SLOWER:
                 self._strikes = 0

@@ -15,7 +15,7 @@ _REFUSALS = re.compile(
     r"\b(i('m| am) (really |very |so )?sorry,? (but )?(i|as an|this|that)\b|(i('m| am)|we('re| are)) (not able|unable) to\b"
     r"|i (can(no|')t|can not|won't|will not|must decline to|am afraid i can't) (\w+ )?(assist|help|provide|fulfill?|comply|answer|do that|"
     r"generate|create|write|discuss|share|give|offer|engage|support|access|browse)"
-    r"|as an? (ai|artificial intelligence|large language|language) (language )?(model|assistant)\b|i (do not|don't) have (personal|the ability|access)"
+    r"|as an? (ai|artificial intelligence|large language|language|chat ?bot|virtual assistant)\b|i('m| am) not (equipped|designed|capable|allowed) (to|of)\b|i (do not|don't) have (personal|the (ability|capability|capacity)|access)"
     r"|(against|violates?) (my|our|the) (\w+ )?(guidelines|policy|policies|programming))",
     re.IGNORECASE,
 )
