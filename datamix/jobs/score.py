@@ -138,7 +138,7 @@ def _prepared(
     """The sources that are scored, and those that the score is fitted from."""
     keep_meta = ("id",) if method.name == "jsonl" else ()
     if recipe is None:
-        works = [SourceWork(SourceRequest("", (path,), "."), "native", keep_meta=keep_meta)]
+        works = [SourceWork(SourceRequest(mask_url(path), (path,), "."), "native", keep_meta=keep_meta)]
     else:
         works = [_work(work, keep_meta) for work in _distinct(recipe)]
     if method.name in ("nll", "ifd"):
@@ -206,7 +206,7 @@ def _with_tokens(
         if kind not in ("text", "pretrain", "sft") or (method.name == "ifd" and kind != "sft"):
             needs = "conversations" if method.name == "ifd" else "texts and conversations"
             raise RecipeError(
-                f"{by}: {work.request.source or work.request.paths[0]} holds {kind} records, and {method.name} is of {needs}. "
+                f"{by}: {work.request.source} holds {kind} records, and {method.name} is of {needs}. "
                 "`datamix convert` makes conversations of pairs."
             )
         loss_on = recipe.encode.loss_on if recipe else "assistant"

@@ -73,7 +73,7 @@ def require_torch(why: str) -> None:
         import torch  # noqa: F401
     except ModuleNotFoundError:
         raise RecipeError(
-            f"{why} needs torch. Install the extra: pip install 'datamix-toolkit[torch]'; or score by an endpoint, nll:URL#MODEL."
+            f"{why} needs torch. Install the extra: pip install 'datamix-toolkit[torch]'."
         ) from None
 
 

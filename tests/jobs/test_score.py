@@ -155,6 +155,7 @@ def test_domain_records_planted_in_a_file_score_above_the_others(tmp_path: Path,
     target = f"{by}:{tmp_path / 'domain.jsonl'}" + (f",{tmp_path / 'other.jsonl'}" if by == "linear" else "")
     text = run(tmp_path / "web.jsonl", "--by", target, "--name", "med", "-o", tmp_path / "s.parquet")
     assert ("AUC" in text) == (by == "linear")
+    assert f"{tmp_path / 'web.jsonl'}: 120 of 120 records have a score" in text.replace("\n", "")
     lines = pq.read_table(tmp_path / "s.parquet").to_pylist()
     assert {line["source"] for line in lines} == {""}
     best = sorted(lines, key=lambda line: -line["score"])[:60]
