@@ -263,3 +263,10 @@ def test_one_source_is_told_and_rows_without_weights_are_not_predicted(tmp_path:
     told = list(csv.DictReader((tmp_path / "out" / "predicted.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["predicted:general"] != "" for row in told] == [False, True, True, True, True]
     assert float(told[2]["predicted:general"]) == pytest.approx(float(told[2]["loss:general"]), abs=0.05)
+
+
+def test_runs_that_differ_in_tokens_by_less_than_a_percent_are_of_one_length(tmp_path: Path) -> None:
+    rows = [{**row, "tokens": 1_000_000 + 137 * i} for i, row in enumerate(swarm(12))]
+    found = answer(Request(write_runs(tmp_path / "runs.csv", rows), where=("tokens=1000000",)))
+    assert found.kinds == ()
+    assert len(found.result.question.runs.names) == 12

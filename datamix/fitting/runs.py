@@ -147,6 +147,8 @@ class _Table:
 
     def kinds(self, names: Sequence[str]) -> tuple[Kind, ...]:
         columns = {name: self.column(name) for name in names}
+        if "tokens" in columns:
+            columns["tokens"] = _of_one_length(columns["tokens"])
         return tuple(
             tuple(
                 None if name not in columns or math.isnan(columns[name][i]) else float(columns[name][i])
@@ -165,6 +167,16 @@ class _Table:
             raise RecipeError(
                 f"{self.path}, row {row}, column {name}: {text!r} is no number. Write one, or leave the cell empty where there is none."
             ) from None
+
+
+def _of_one_length(tokens: Floats) -> Floats:
+    """Tokens of runs as long as each other, up to a percent (rows differ in size), as those of the shortest."""
+    alike, first = tokens.copy(), -math.inf
+    for i in np.argsort(tokens, kind="stable"):  # nan is last
+        if not tokens[i] <= first * 1.01:
+            first = float(tokens[i])
+        alike[i] = first
+    return alike
 
 
 def _normalised(path: Path, names: Sequence[str], weights: Floats) -> tuple[Floats, list[str]]:
@@ -231,7 +243,13 @@ def _condition(name: str, value: str, condition: str) -> Callable[[Runs, int], b
         number = float(value)
     except ValueError:
         raise RecipeError(f"--where {condition}: {value!r} is no number.") from None
-    return lambda runs, i: runs.kinds[i][KINDS.index(name)] == number
+    slack = 0.01 if name == "tokens" else 0.0
+
+    def test(runs: Runs, i: int) -> bool:
+        value = runs.kinds[i][KINDS.index(name)]
+        return value is not None and abs(value - number) <= slack * number
+
+    return test
 
 
 def _shown(runs: Runs, name: str, i: int) -> str:
