@@ -138,6 +138,14 @@ def two_sources(shares: list[float], noise: float = 0.001) -> list[dict[str, Any
     return rows
 
 
+def test_with_a_bound_the_best_observed_run_is_one_that_keeps_it(tmp_path: Path) -> None:
+    path = write_runs(tmp_path / "runs.csv", two_sources([0.0, 0.1, 0.25, 0.5, 0.6]))
+    free = answer(Request(path, target="medical")).to_json()["predicted"]["best_observed"]["mean"]
+    kept = answer(Request(path, target="medical", keep=("general <= base + 0.05",))).to_json()
+    assert free == pytest.approx(1.5 + 0.4 * np.exp(-4), abs=0.004)
+    assert kept["predicted"]["best_observed"]["mean"] == pytest.approx(1.5 + 0.4 * np.exp(-3), abs=0.004)
+
+
 def test_the_critical_share_is_told_from_four_runs_and_a_base(tmp_path: Path) -> None:
     path = write_runs(tmp_path / "runs.csv", two_sources([0.0, 0.1, 0.25, 0.5]))
     found = answer(

@@ -100,14 +100,16 @@ def recommend(question: Question) -> Recommendation:
     refused = refusal(question, model)
     baselines = dict(question.baselines)
     if len(known):
-        baselines["best_observed"] = runs.weights[int(np.nanargmin(observed))]
+        baselines["best_observed"] = runs.weights[_best_run(question, observed)]
     against = "recipe" if "recipe" in baselines else "best_observed"
     draws: Floats | None = None
     notes: list[str] = []
     if model is not None and spread:
         draws, notes = _optima(question, model, spread)
     if draws is None:
-        because = refused or "No mixture under the caps keeps what --keep asks for, by these runs: loosen it."
+        because = refused or (
+            "No mixture within the shares that were run (and the caps) keeps what --keep asks for: loosen it, or run larger shares."
+        )
         if model is None or not spread:
             because = refused
         nothing: dict[str, Interval] = {}
@@ -132,6 +134,14 @@ def recommend(question: Question) -> Recommendation:
         question, verdict, because, model, weights, mixture, predicted, gains, against, spread, noise,
         _critical(question, model, refused), tuple(notes),
     )  # fmt: skip
+
+
+def _best_run(question: Question, observed: Floats) -> int:
+    """The run with the lowest target among those that keep every bound; among all where none does."""
+    kept = np.isfinite(observed)
+    for keep in question.keeps:
+        kept &= question.runs.losses[:, keep.target] <= keep.limit
+    return int(np.nanargmin(np.where(kept, observed, np.nan) if kept.any() else observed))
 
 
 def _predicted(model: Swarm | TwoSources, baselines: Mapping[str, Floats]) -> dict[str, Interval]:
