@@ -54,7 +54,10 @@ def _remount(folder: Path, option: str) -> None:
 def places(bench: Bench, command: Command) -> list[Fault]:
     """OUT is read-only, behind a link, on another file system than the inputs or the cache, or its name is taken; some with a kill."""
     hows = ["read-only"] + ["file", "nowhere"] * command.makes_folder
-    hows += ["link"] * command.has_workers + ["out", "out/.datamix"] * (os.geteuid() == 0)
+    hows += ["link"] * any(name.endswith("/manifest.json") for name in bench.calm(command).contents) + [
+        "out",
+        "out/.datamix",
+    ] * (os.geteuid() == 0)
     kills = [0, *some_calls(bench, command, 8)]
     return [(how, n) for how in hows for n in (kills if how in ("link", "out", "out/.datamix") else [0])]
 
