@@ -69,8 +69,13 @@ class Host:
     """Sends requests by one profile; ``bos`` and ``encode`` are of the tokenizer, where a profile needs them."""
 
     def __init__(self, endpoint: Endpoint, profile: HostProfile, bos: str = "", encode: Any = None) -> None:
-        import openai  # heavy
-
+        try:
+            import openai  # heavy
+        except ModuleNotFoundError:
+            raise RecipeError(
+                "`datamix synth` sends through the official client, which is not installed. "
+                'Install it with `pip install "datamix-toolkit[synth]"`.'
+            ) from None
         self.endpoint, self.profile, self.bos, self.encode = endpoint, profile, bos, encode
         limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
             max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS
