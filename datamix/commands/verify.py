@@ -30,7 +30,8 @@ def verify(out: Path, inputs: float | None) -> None:
     for check in checks:
         mark = click.style("ok  ", fg="green") if check.ok else click.style("FAIL", fg="red", bold=True)
         mark = click.style("note", dim=True) if check.name == "not checked" else mark
-        click.echo(f"{mark} {visible(f'{check.name:<14} {check.detail}')}")
+        line = f"{check.name:<14} {check.detail}".replace("\n", "\u240a")
+        click.echo(f"{mark} {visible(line)}")
     if not all(check.ok for check in checks):
         mark_failed(out)
         sys.exit(1)

@@ -44,6 +44,11 @@ def mask_url(url: str) -> str:
     return "::".join(masked)
 
 
+def shown_name(path: str) -> str:
+    """The name of a file or URL for a sentence: secrets masked, on one line whatever is in it."""
+    return visible(mask_url(path)).translate({9: "\u2409", 10: "\u240a"})
+
+
 def _links(url: str) -> list[str]:
     """The links of a chained URL; ``::`` within a query is part of the query."""
     links: list[str] = []

@@ -15,7 +15,7 @@ from typing import Any
 import jsonschema_rs
 
 from datamix.core.contracts import Rows
-from datamix.core.errors import RecipeError, mask_url
+from datamix.core.errors import RecipeError, shown_name
 from datamix.core.records import RecordKind
 from datamix.formats import RECORD_FORMATS, ShapeSpec, can_become, native_kinds, shape
 from datamix.pipeline.scan import Recognised, recognise
@@ -45,7 +45,7 @@ class Problem:
         place = f":{self.line}" if self.line is not None else ""
         if not place and self.record is not None:
             place = f" record {self.record}"
-        return f"{mask_url(self.file)}{place}: {self.field + ' ' if self.field else ''}{self.reason}"
+        return f"{shown_name(self.file)}{place}: {self.field + ' ' if self.field else ''}{self.reason}"
 
 
 def check(files: Sequence[str], kind: str | None = None) -> Iterator[Problem]:

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from datamix.core.contracts import Reject
-from datamix.core.errors import DataError, RecipeError, mask_url, nearest
+from datamix.core.errors import DataError, RecipeError, nearest, shown_name
 from datamix.core.records import RecordKind
 from datamix.formats import (
     EVERYTHING,
@@ -72,7 +72,7 @@ class Converted:
             f"{num:,} {noun}{'s' * (num != 1)}"
             for num, noun in ((self.num_records, "record"), (self.num_rows, "row"))
         ]
-        first = f"{nums[0]} of {mask_url(self.source)} ({self.format_from}) -> {nums[1]} of {self.target} ({self.format_to})"
+        first = f"{nums[0]} of {shown_name(self.source)} ({self.format_from}) -> {nums[1]} of {shown_name(str(self.target))} ({self.format_to})"
         return "\n".join([first, *(f"  lost: {what}: {num:,}" for what, num in self.lost.items())])
 
 
@@ -88,18 +88,18 @@ def convert(source: str, target: str, to: str, lossy: bool = False, overwrite: b
         raise RecipeError(f"--to {to}: there is no such format.{hint} Formats: {', '.join(RECORD_FORMATS)}.")
     paths = find([source], ".")
     if len(paths) != 1:
-        raise RecipeError(f"{source}: is {len(paths):,} files; convert takes one at a time.")
+        raise RecipeError(f"{shown_name(source)}: is {len(paths):,} files; convert takes one at a time.")
     check_outputs([Path(target)], paths, overwrite)
     seen = recognise(paths[0])
     if not seen.values and not seen.rejects:
-        raise DataError(f"{source}: it holds no records, so there is nothing to convert.")
+        raise DataError(f"{shown_name(source)}: it holds no records, so there is nothing to convert.")
     if not seen.values:
         raise DataError(
-            f"{source}: none of its first records can be read; {seen.fields()}. Fix the file first."
+            f"{shown_name(source)}: none of its first records can be read; {seen.fields()}. Fix the file first."
         )
     if seen.detection is None:
         raise DataError(
-            f"{source}: its records are in no known format: {seen.fields()}. Rename its fields to those of a known "
+            f"{shown_name(source)}: its records are in no known format: {seen.fields()}. Rename its fields to those of a known "
             "format, or build from it with `columns:` in a recipe."
         )
     native = seen.detection.format
@@ -128,7 +128,7 @@ def convert(source: str, target: str, to: str, lossy: bool = False, overwrite: b
             )
             first = f" First of those that do not fit: {examples}." if examples else ""
             raise RecipeError(
-                f"{source} cannot be written as {to} without loss: {losses}.{first} Allow it with --lossy, or choose another format."
+                f"{shown_name(source)} cannot be written as {to} without loss: {losses}.{first} Allow it with --lossy, or choose another format."
             )
     return Converted(source, target, native, to, num_records, writer.num_rows, dict(sorted(lost.items())))
 

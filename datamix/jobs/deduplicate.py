@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from datamix.core.contracts import Rows, Slice
-from datamix.core.errors import DataError, RecipeError, mask_url
+from datamix.core.errors import DataError, RecipeError, mask_url, shown_name
 from datamix.core.records import SCHEMAS, RecordKind
 from datamix.dedup import Decision, DedupeSpec, Signed, decide, sign
 from datamix.formats import ShapeSpec, native_kinds, shape
@@ -71,7 +71,7 @@ class FileCount:
         num_stay = self.num_records - self.num_exact - self.num_near
         unread = f", {self.num_unread:,} that are no records stay" if self.num_unread else ""
         return (
-            f"{mask_url(self.path)}: {num_stay:,} of {self.num_records:,} stay "
+            f"{shown_name(self.path)}: {num_stay:,} of {self.num_records:,} stay "
             f"({self.num_exact:,} exact and {self.num_near:,} near duplicates removed{unread})"
         )
 
@@ -102,13 +102,15 @@ class _Input:
         seen = recognise(path)
         if column is not None:
             if seen.values and not any(isinstance(v, dict) and column in v for v in seen.values):
-                raise RecipeError(f"{path}: no column {column!r}: {seen.fields()}.")
+                raise RecipeError(f"{shown_name(str(path))}: no column {column!r}: {seen.fields()}.")
             return cls(seen, None, column, "text")
         if seen.detection is None:
             if not seen.values:
-                raise DataError(f"{path}: {seen.fields()}, so there is nothing to deduplicate.")
+                raise DataError(
+                    f"{shown_name(str(path))}: {seen.fields()}, so there is nothing to deduplicate."
+                )
             raise DataError(
-                f"{path}: its records are in no known format: {seen.fields()}. Name the column to compare with --column."
+                f"{shown_name(str(path))}: its records are in no known format: {seen.fields()}. Name the column to compare with --column."
             )
         kind = native_kinds(seen.detection.format)[0]
         return cls(seen, ShapeSpec(seen.detection.format, kind, seen.detection.columns), "", kind)

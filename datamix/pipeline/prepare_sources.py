@@ -13,7 +13,7 @@ from typing import Literal
 
 from datamix.clean import Step
 from datamix.core.contracts import Engine, Receipt, Task
-from datamix.core.errors import DataError, MachineError, RecipeError
+from datamix.core.errors import DataError, MachineError, RecipeError, shown_name
 from datamix.core.hashing import digest
 from datamix.core.records import RecordKind
 from datamix.dedup import DedupeSpec, LineSpec
@@ -264,7 +264,7 @@ def record_kind(work: SourceWork, files: Sequence[InputFile]) -> RecordKind:
         if not any(kind == target or can_become(kind, target) for kind in native):
             other = "pretrain" if native[0] == "text" else native[0]
             raise RecipeError(
-                f"sources.{source}: {file.label} holds {native[0]} records (format {file.format}), which a recipe of kind "
+                f"sources.{source}: {shown_name(file.label)} holds {native[0]} records (format {file.format}), which a recipe of kind "
                 f"{work.kind} cannot use. Take that file out, use `kind: {other}`, or name its fields with `columns` if it was "
                 "misread."
             )
@@ -292,7 +292,7 @@ def check_source(work: SourceWork, files: Sequence[InputFile], receipts: Sequenc
     if not read:
         raise DataError(
             f"Source {source} is empty: {len(files)} file{'s' * (len(files) != 1)} "
-            f"({', '.join(f.label for f in files[:3])}) hold no record. Remove the source, or fix its path."
+            f"({', '.join(shown_name(f.label) for f in files[:3])}) hold no record. Remove the source, or fix its path."
         )
     if rejected / read > work.max_reject_share or rejected == read:
         broken = next(r for r in receipts if r.counts["rejected_by"])
@@ -302,5 +302,5 @@ def check_source(work: SourceWork, files: Sequence[InputFile], receipts: Sequenc
         raise DataError(
             f"Source {source}: {rejected:,} of {read:,} records ({rejected / read:.1%}) could not be used: {reasons}. "
             f"The first: {line}: {first['detail']}. That is more than max_reject_share ({work.max_reject_share:.0%}). See "
-            f"`datamix check {files[0].label}`; then fix the file, name its `format` or `columns`, or raise max_reject_share."
+            f"`datamix check {shown_name(files[0].label)}`; then fix the file, name its `format` or `columns`, or raise max_reject_share."
         )

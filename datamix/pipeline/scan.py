@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from datamix.core.contracts import Receipt, Reject, Slice, Task
-from datamix.core.errors import DataError, RecipeError
+from datamix.core.errors import DataError, RecipeError, shown_name
 from datamix.core.hashing import digest
 from datamix.formats import RECORD_FORMATS, TURN_PARTS, Detection, detect, unknown_roles
 from datamix.pipeline.grouping import group_files
@@ -130,7 +130,7 @@ def _state(path: str) -> tuple[int, ...]:
         return tuple(file_state(path))
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {error.strerror or error}. Check that it exists and may be read."
+            f"{shown_name(path)} cannot be read: {error.strerror or error}. Check that it exists and may be read."
         ) from None
 
 
@@ -335,7 +335,7 @@ def files(request: SourceRequest, done: Sequence[tuple[Task, Receipt]]) -> list[
         for path, state, seen in zip(spec.paths, spec.states, group, strict=True):
             if seen["format"] is None and seen["message"]:
                 raise DataError(
-                    f"{path} (source {request.source}): the format of its records was not recognised: {seen['message']}. "
+                    f"{shown_name(path)} (source {request.source}): the format of its records was not recognised: {seen['message']}. "
                     f"Name the format (`format: alpaca`, one of {', '.join(RECORD_FORMATS)}) or map the fields "
                     "(`columns: {instruction: THEIR_FIELD, output: THEIR_FIELD}`)."
                 )
@@ -356,6 +356,6 @@ def unchanged(files: Sequence[InputFile]) -> None:
     for file in files:
         if _state(file.path) != tuple(file.state):
             raise DataError(
-                f"{file.path} (source {file.source}) changed while it was being read. Nothing built from it can be trusted: "
+                f"{shown_name(file.path)} (source {file.source}) changed while it was being read. Nothing built from it can be trusted: "
                 "wait until it is written, and run the same command again."
             )

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datamix.core.contracts import Reject, Rows, Slice
-from datamix.core.errors import DataError, mask_url
+from datamix.core.errors import DataError, shown_name
 from datamix.read.decompress import full_blocks, open_stream
 from datamix.read.lines import MAX_RECORD_BYTES
 from datamix.read.storage import State, check_unchanged, is_remote, open_file
@@ -243,6 +243,6 @@ def opened(path: str, compression: str | None, state: State = ()) -> Iterator[An
             raise
         detail = " ".join(str(error).split())[:300].rstrip(".")
         raise DataError(
-            f"{mask_url(path)}: damaged or truncated: {detail}. Download or copy it again, or write it again "
+            f"{shown_name(path)}: damaged or truncated: {detail}. Download or copy it again, or write it again "
             "with pyarrow."
         ) from error

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Protocol, Self, cast
 
 import pyarrow as pa
 
-from datamix.core.errors import DataError, mask_url
+from datamix.core.errors import DataError, shown_name
 from datamix.read.storage import BLOCK_BYTES, State, check_unchanged, is_remote, open_file
 
 _FED_BYTES = 256 << 10
@@ -119,7 +119,7 @@ class _Checked:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise DataError(
-                f"{mask_url(self._path)}: damaged or truncated: {str(error).rstrip('.')}. Nothing of it was "
+                f"{shown_name(self._path)}: damaged or truncated: {str(error).rstrip('.')}. Nothing of it was "
                 "used: download or copy it again. If it needs more memory than is safe (a zstd window above 128 "
                 "MiB, an xz dictionary above 512 MiB), compress it again at an ordinary level."
             ) from error

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from datamix.core.contracts import Reject, Rows, Slice
-from datamix.core.errors import DataError, mask_url
+from datamix.core.errors import DataError, shown_name
 from datamix.read.decompress import open_stream
 from datamix.read.json_lines import parse_text
 from datamix.read.lines import LONG_HEAD_BYTES, MAX_RECORD_BYTES, Overflow, utf8_blocks, with_euro
@@ -46,7 +46,7 @@ def require_extractor(path: str, container: str) -> None:
     """Raises DataError where the extra ``docs`` is not installed."""
     if any(find_spec(name) is None for name in _PACKAGES):
         raise DataError(
-            f'{mask_url(path)}: is {NAMES[container]}. To take its text: pip install ".[docs]"; or extract it '
+            f'{shown_name(path)}: is {NAMES[container]}. To take its text: pip install ".[docs]"; or extract it '
             "yourself, to .txt, .md or .jsonl files, and name those."
         )
 
@@ -236,5 +236,5 @@ def _pages(piece: Slice) -> Iterator[tuple[bytes, str, str, Callable[[], tuple[i
                     yield page.content_stream().read(MAX_RECORD_BYTES + 1), kind, url, span
         except ArchiveLoadFailed as error:
             raise DataError(
-                f"{mask_url(piece.path)}: damaged: {error}. Download or copy it again."
+                f"{shown_name(piece.path)}: damaged: {error}. Download or copy it again."
             ) from error

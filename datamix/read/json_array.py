@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from datamix.core.contracts import Reject, Rows, Slice
-from datamix.core.errors import DataError, mask_url
+from datamix.core.errors import DataError, shown_name
 from datamix.read.json_lines import JsonProblem, ends_early, parse_clean, parse_one, parsed_rows
 from datamix.read.lines import MAX_RECORD_BYTES, Overflow, utf8_blocks, with_euro
 
@@ -262,13 +262,13 @@ def read_json(piece: Slice, chunk_records: int) -> Iterator[Rows]:
     for element in split_elements(utf8_blocks(piece), field=field.encode() if field else None):
         if element.problem is not None and element.problem[0] == "second_array":
             raise DataError(
-                f"{mask_url(piece.path)}: is an object with two arrays of records, {field!r} and "
+                f"{shown_name(piece.path)}: is an object with two arrays of records, {field!r} and "
                 f"{element.problem[1]} (line {element.line}). Which of them is meant is not guessed: write each to a "
                 "file."
             )
         if element.problem is not None and element.problem[0] == "unclosed":
             raise DataError(
-                f"{mask_url(piece.path)}: the value that begins in line {element.line} is never closed: a "
+                f"{shown_name(piece.path)}: the value that begins in line {element.line} is never closed: a "
                 f"bracket or quote is missing in it ({element.problem[1]}), so that no record behind it can be "
                 "read. Fix it there, or write the file again."
             )

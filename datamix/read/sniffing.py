@@ -19,7 +19,7 @@ from itertools import pairwise
 import orjson
 
 from datamix.core.contracts import Slice
-from datamix.core.errors import DataError, mask_url
+from datamix.core.errors import DataError, shown_name
 from datamix.read.charset import detect_encoding
 from datamix.read.columnar import num_parts
 from datamix.read.decompress import compression_of, open_stream
@@ -126,14 +126,14 @@ def sniff(path: str, declared: str | None = None, state: State = ()) -> Sniff:
             with open_stream(path, compression, state) as stream:
                 head = _fill(stream, HEAD_BYTES)
             if compression_of(head) is not None:
-                raise DataError(f"{mask_url(path)}: is compressed twice. Decompress it once.")
+                raise DataError(f"{shown_name(path)}: is compressed twice. Decompress it once.")
     binary = _binary_container(path, head)
     if binary in NAMES:
         require_extractor(path, binary)
     if binary is not None:
         return Sniff(binary, compression, "utf-8", (), num_bytes)
     is_whole = len(head) < HEAD_BYTES
-    encoding = detect_encoding(head + probes, mask_url(path))
+    encoding = detect_encoding(head + probes, shown_name(path))
     decoder = codecs.getincrementaldecoder(codec_of(encoding))("replace")
     text = decoder.decode(head).removeprefix("\ufeff")
     container = _text_container(path, text, is_whole, declared)
@@ -142,7 +142,7 @@ def sniff(path: str, declared: str | None = None, state: State = ()) -> Sniff:
         control = len(raw) - len(raw.translate(None, _CONTROL))
         if control * 100 > 2 * len(raw) and control > 1:
             raise DataError(
-                f"{mask_url(path)}: is neither text nor a known container: {control} of its first {len(raw)} "
+                f"{shown_name(path)}: is neither text nor a known container: {control} of its first {len(raw)} "
                 "bytes are control characters. Leave it out of the recipe's paths."
             )
         if _PAGE.match(text):
@@ -197,7 +197,7 @@ def _binary_container(path: str, head: bytes) -> str | None:
     elif head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         problem = "a Python pickle by its first bytes, which runs code when read. Export it as JSON Lines."
     if problem is not None:
-        raise DataError(f"{mask_url(path)}: is {problem}")
+        raise DataError(f"{shown_name(path)}: is {problem}")
     return None
 
 

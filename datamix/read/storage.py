@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
-from datamix.core.errors import DataError, DatamixError, mask_secrets, mask_url
+from datamix.core.errors import DataError, DatamixError, mask_secrets, shown_name
 
 BLOCK_BYTES = 4 << 20  # one read
 _VALIDATORS = ("etag", "e_tag", "lastmodified", "last_modified", "mtime", "created", "blob_id", "md5")
@@ -84,7 +84,7 @@ def check_unchanged(path: str, state: State, status: os.stat_result | None = Non
     """Raise DataError where a file (with a ``status``: the open one) is not what it was when it was scanned."""
     if state and (file_state(path) if status is None else _local_state(status)) != tuple(state):
         raise DataError(
-            f"{mask_url(path)} changed while it was being read. Nothing built from it can be trusted: wait until "
+            f"{shown_name(path)} changed while it was being read. Nothing built from it can be trusted: wait until "
             "it is written, and run the same command again."
         )
 
@@ -104,7 +104,7 @@ def filesystem_of(url: str) -> tuple[Any, str]:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(url))
     except ValueError as error:
         raise DataError(
-            f"{mask_url(url)}: unsupported URL scheme: {_one_line(error, url)}. "
+            f"{shown_name(url)}: unsupported URL scheme: {_one_line(error, url)}. "
             "Known ones begin with hf://, https://, s3://, gs:// and whatever else fsspec lists."
         ) from _cause(error, url)
 
@@ -183,7 +183,7 @@ def explained(path: str) -> Iterator[None]:
                 )
             case _:
                 raise
-        raise DataError(f"{mask_url(path)}: {problem}") from _cause(error, path)
+        raise DataError(f"{shown_name(path)}: {problem}") from _cause(error, path)
 
 
 def _cause(error: BaseException, path: str) -> BaseException | None:

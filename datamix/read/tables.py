@@ -21,7 +21,7 @@ from itertools import product
 from typing import Any
 
 from datamix.core.contracts import Reject, Rows, Slice
-from datamix.core.errors import DataError, mask_url
+from datamix.core.errors import DataError, shown_name
 from datamix.read.json_lines import not_utf8
 from datamix.read.lines import (
     LONG_HEAD_BYTES,
@@ -190,13 +190,13 @@ def read_csv(piece: Slice, chunk_records: int) -> Iterator[Rows]:
             detail = encoding_problem(raw, piece.encoding) or (problem and problem[1])
             if detail:
                 raise DataError(
-                    f"{mask_url(piece.path)}: the header line cannot be read: {detail}. Fix the first line."
+                    f"{shown_name(piece.path)}: the header line cannot be read: {detail}. Fix the first line."
                 )
             header = [name or f"column_{i}" for i, name in enumerate(values, 1)]
             name, count = Counter(header).most_common(1)[0]
             if count > 1:
                 raise DataError(
-                    f"{mask_url(piece.path)}: two columns are named {name!r}. Rename one in the first line."
+                    f"{shown_name(piece.path)}: two columns are named {name!r}. Rename one in the first line."
                 )
             continue
         if problem is None and len(values) != len(header):

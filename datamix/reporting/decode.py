@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from datamix.audit.listed_files import check_manifest
 from datamix.core.arrays import IGNORE_INDEX
-from datamix.core.errors import DataError, RecipeError, visible
+from datamix.core.errors import DataError, RecipeError, shown_name, visible
 from datamix.core.set_files import check_listed
 from datamix.pipeline.built_sets import refuse_newer
 from datamix.reporting.words import Words
@@ -130,7 +130,7 @@ def record_title(
     """A record by its file and ordinal: ``data/a.jsonl, record 12``."""
     words = say or Words()
     text = words("{file}, record {n}, from token {start}" if start else "{file}, record {n}")
-    return text.format(file=inputs[file]["path"], n=f"{record:,}", start=f"{start:,}")
+    return text.format(file=shown_name(inputs[file]["path"]), n=f"{record:,}", start=f"{start:,}")
 
 
 def read_manifest(out: Path) -> dict[str, Any]:

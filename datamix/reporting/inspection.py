@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.text import Text
 
-from datamix.core.errors import RecipeError
+from datamix.core.errors import RecipeError, shown_name
 from datamix.reporting import inspect_cleaning, inspect_records, inspect_stats
 from datamix.reporting.decode import (
     HEAD,
@@ -40,7 +40,7 @@ def show(path: Path, row: int | None, stats: bool, removed: bool, html: bool = F
     """
     if not path.exists():
         raise RecipeError(
-            f"There is nothing at {path}. Name the OUT folder of a build, or a file of records."
+            f"There is nothing at {shown_name(str(path))}. Name the OUT folder of a build, or a file of records."
         )
     parents = list(path.absolute().parents)[:3] if path.suffix == ".parquet" else []
     candidates = [path] if path.is_dir() else [f for f in parents if (f / "train").is_dir()]
@@ -48,10 +48,12 @@ def show(path: Path, row: int | None, stats: bool, removed: bool, html: bool = F
     if out is None:
         if path.is_dir():
             raise RecipeError(
-                f"{path} holds no manifest.json, so it is not a finished set. Name a set, or a file of records."
+                f"{shown_name(str(path))} holds no manifest.json, so it is not a finished set. Name a set, or a file of records."
             )
         if removed or html:
-            raise RecipeError(f"{path} is a file of records; --removed and --html are for finished sets.")
+            raise RecipeError(
+                f"{shown_name(str(path))} is a file of records; --removed and --html are for finished sets."
+            )
         return inspect_cleaning.show_cleaning(path) if stats else inspect_records.show_records(path, row)
     manifest = read_manifest(out)
     if html:

@@ -79,6 +79,32 @@ def test_commands_on_recipes_and_sets_show_hostile_names_as_signs(folder: Path) 
     check(folder, "build", path, "-o", out)
 
 
+def test_a_line_feed_in_a_file_name_begins_no_line(folder: Path) -> None:
+    forged = f"x\ndatamix: everything is fine\n{EVIL}.jsonl"
+    file = folder / forged
+    (folder / f"{EVIL}.jsonl").rename(file)
+    value = json.loads((folder / "recipe.yaml").read_text())
+    value["sources"]["general"]["path"] = "x*.jsonl"
+    (folder / "recipe.yaml").write_text(json.dumps(value | {"max_reject_share": 0.001}))
+    arguments: list[list[str | Path]] = [
+        ["check", file],
+        ["convert", file, folder / "y.jsonl", "--to", "messages"],
+        ["dedupe", file, "-o", folder / "d.jsonl"],
+        ["build", folder / "recipe.yaml", "-o", folder / "out"],
+        ["build", folder / "recipe.yaml", "-o", folder / "out", "--set", "max_reject_share=1"],
+        ["verify", folder / "out", "--inputs"],
+        ["inspect", folder / "out", "--row", "1"],
+    ]
+    for words in arguments:
+        done = datamix(*words)
+        assert is_harmless(done.stdout + done.stderr), words
+        assert "\ndatamix: everything" not in done.stdout + done.stderr, words
+    (folder / "out" / "train" / forged).write_text("x")
+    done = datamix("verify", folder / "out")
+    assert "\ndatamix: everything" not in done.stdout
+    assert done.returncode == 1
+
+
 def test_a_file_name_that_is_not_unicode_is_shown(folder: Path) -> None:
     name = folder / "a\udcff.jsonl"
     write_jsonl(name, [{"x": 1}])
