@@ -54,6 +54,10 @@ exclude {tmp}/trial --by {tmp}/exclude.jsonl --cache {tmp}/cache --workers 1
 push {tmp}/set hf://me/small
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --scale 0.5 --cache {tmp}/cache --workers 1 --set seed=3
 sweep recipe.yaml --vary general=0.2,0.5 -o {tmp}/rung --cache {tmp}/cache --overwrite
+score data.jsonl --by dsir:data.jsonl --name likeness -o {tmp}/scores.parquet --cache {tmp}/cache --workers 1
+propose recipe.yaml --runs 5 -o {tmp}/runs --scale 0.5 --cache {tmp}/cache --workers 1 --set seed=3
+recommend runs.csv --target medical --keep general<=base+9 --base r0 --share general --where params=1 -o {tmp}/advice
+recommend runs.csv --recipe recipe.yaml --predict runs.csv -o {tmp}/advice --json
 synth synth.json -o {tmp}/replay --set seed=3 --quiet
 synth synth.json -o {tmp}/replay --set seed=3 --json
 schema manifest
@@ -75,6 +79,9 @@ def test_every_command_runs_with_every_option(tmp_path: Path, monkeypatch: pytes
     loss = {"step": 0, "tokens": 0, "source": "general", "split": "validation", "loss": 2.5}
     write_jsonl(tmp_path / "losses.jsonl", [loss, loss | {"step": 10, "tokens": 900, "loss": 2.0}])
     write_jsonl(tmp_path / "exclude.jsonl", [{"source": "medical", "file": "medical.jsonl", "record": 1}])
+    runs = [f"r{n},{n / 9},{1 - n / 9},1,{2 - n / 20},{1 + n / 30}" for n in range(10)]
+    header = "run,weight:general,weight:medical,params,loss:general,loss:medical"
+    (tmp_path / "runs.csv").write_text("\n".join([header, *runs]) + "\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.HfApi", hub_stub.Hub)
     monkeypatch.setattr("datamix.jobs.worker.one_thread", lambda: None)  # of this process too
