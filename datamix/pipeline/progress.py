@@ -344,8 +344,8 @@ def scarcity_text(scarcity: dict[str, Any], unit: str, about: str = "") -> str:
     )
 
 
-def table_text(table: Table) -> str:
-    """A table as plain text, 160 columns at most."""
+def table_text(table: Table, width: int = 160) -> str:
+    """A table as plain text, ``width`` columns at most."""
     buffer = StringIO()
-    Console(file=buffer, width=160, highlight=False, markup=False, emoji=False).print(table)
+    Console(file=buffer, width=width, highlight=False, markup=False, emoji=False).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")

@@ -192,7 +192,12 @@ def ladder_table(sets: dict[Path, dict[str, Any]], scale: float = 1.0) -> str:
             *(f"{counted[n]['share'][unit]:.2%} x{counted[n]['epochs'] / scale:.2f}" for n in sources),
             *(f"{sum(counted[n]['share'][unit] for n in names):.2%}" for names in several.values()),
         )
-    lines = [table_text(table), "", f"Shares are of {UNIT_WORDS[unit]}; x is how often each record is used."]
+    width = 160 + max(len(str(out)) for out in sets)  # a long path takes no room from the shares
+    lines = [
+        table_text(table, width),
+        "",
+        f"Shares are of {UNIT_WORDS[unit]}; x is how often each record is used.",
+    ]
     if first["recipe"]["mix"]["size"] is None and max(totals) > 1.1 * min(totals):
         lines.append("Every set is as large as its caps allow. For sets of one size, give mix.size.")
     lines.append(
