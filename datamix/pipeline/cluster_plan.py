@@ -20,7 +20,7 @@ from datamix.pipeline.scan import InputFile
 _SCAN_RATE, _PREPARE_RATE, _ENCODE_RATE, _SIGN_RATE = 417e6, 28e6, 8.1e6, 158e6  # bytes a second
 _WRITE_RATE = 12e6  # bytes of the set a second
 _SELECT_RATE, _PACK_RATE, _ORDER_RATE = 300e3, 2.5e6, 8e6  # records and rows a second
-_TASK_SECONDS = 0.03  # beside its work
+_TASK_SECONDS = 0.03  # beside its work: assumed, not measured
 _SCAN_GROUP_BYTES, _SCAN_GROUP_FILES = 256 << 20, 64
 _SLICE_BYTES, _GROUP_BYTES = 32 << 20, 16 << 20
 _WINDOW_BYTES, _SHARD_TOKENS = 16 << 20, 1 << 23
