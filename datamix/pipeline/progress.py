@@ -268,9 +268,14 @@ def run_tasks(engine: Engine, screen: Screen, title: str, tasks: Sequence[Task])
         if left is not None:
             left.end(time.monotonic())
     finished = [r for r in receipts if r is not None]
-    if damaged := sum(r.replaced_damage for r in finished):
-        screen.say(f"{damaged:,} damaged results in the cache were thrown away and made again.")
+    say_damaged(screen, finished)
     return finished
+
+
+def say_damaged(screen: Screen, receipts: Sequence[Receipt]) -> None:
+    """Count the results that were damaged in the cache."""
+    if damaged := sum(r.replaced_damage for r in receipts):
+        screen.say(f"{damaged:,} damaged results in the cache were thrown away and made again.")
 
 
 def short_bytes(size: float) -> str:

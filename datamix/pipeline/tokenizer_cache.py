@@ -12,6 +12,7 @@ from typing import Any
 from datamix.core.contracts import Task
 from datamix.core.hashing import digest
 from datamix.pipeline.prepare_sources import BuildContext
+from datamix.pipeline.progress import say_damaged
 from datamix.pipeline.store import Store, carry
 from datamix.tokenize import TokenizerFiles
 from datamix.tokenize.plain_spec import PARSED_VERSION
@@ -40,4 +41,5 @@ def cached_tokenizer(context: BuildContext, files: TokenizerFiles) -> TokenizerF
     key = _parsed_key(files.sha256, files.contents)
     context.name([key])
     receipt = carry(Task("tokenizer", key, _write_parsed, files, context.home))
+    say_damaged(context.screen, [receipt])
     return replace(files, parsed=str(receipt.folder))

@@ -329,7 +329,8 @@ def stages(recipe: Recipe, sources: Sequence[mix.Available]) -> list[mix.MixStag
         if stage.weights is None:
             target = weights(recipe, sources)
         else:
-            given = {n: w for n, w in stage.weights.items() if n in sizes or n in among}
+            gone = {*recipe.sources, *recipe.groups} - {*sizes, *among}  # all of them excluded
+            given = {n: w for n, w in stage.weights.items() if n not in gone}
             made = mix.stage_weights(list(sizes), given, among, list(sizes.values()))
             by_name = dict(zip(sizes, made, strict=True))
             target = tuple(by_name.get(s.name, 0.0) for s in sources)

@@ -50,7 +50,8 @@ def test_no_steps_give_the_batch_back() -> None:
 
 
 def test_an_empty_batch_passes_every_kind() -> None:
-    steps = [Step(name, options()) for name, options in STEPS.items() if name != "language"]  # needs an extra
+    apart = ("language", "keep")  # needs an extra; is looked up in the pipeline, where scores are
+    steps = [Step(name, options()) for name, options in STEPS.items() if name not in apart]
     for kind in SCHEMAS:
         empty = batch_of(kind, [])
         assert clean(empty, kind, steps).batch.equals(empty)  # type: ignore[arg-type]

@@ -48,8 +48,9 @@ if __name__ == "__main__":
 
 
 def default_signals() -> None:
-    """``nohup`` hands an ignored SIGHUP on to every child."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """``nohup`` and shells hand ignored signals on to every child."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def descendants(folder: Path, process: subprocess.Popen[bytes]) -> list[int]:
