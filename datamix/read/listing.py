@@ -17,6 +17,7 @@ import glob
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -174,15 +175,48 @@ def _globbed(full: str) -> list[str]:
     tail = parts[recursive:]
     if tail and tail[-1] == "**":
         tail.append("*")
-    if not tail or any(part.startswith(".") for part in tail):
+    if not tail:
+        return _expanded(full)
+    if any(part.startswith(".") for part in tail):
         return glob.glob(full, recursive=True)
     head = os.sep.join(parts[:recursive]) or (os.sep if recursive else ".")
     entries: list[str] = []
-    for folder in filter(os.path.isdir, glob.glob(head) if _MAGIC.search(head) else [head]):
+    for folder in filter(_is_folder, _expanded(head) if _MAGIC.search(head) else [head]):
         for entry in _walk(folder, set(), is_glob=True):
             if _matches(os.path.relpath(entry, folder).split(os.sep), tail):
                 entries.append(entry)
     return entries
+
+
+def _expanded(pattern: str) -> list[str]:
+    """``glob.glob`` without ``**``, but a folder that cannot be listed is an error: there it would hold nothing."""
+    found = [os.sep if pattern.startswith(os.sep) else ""]
+    for part in filter(None, pattern.split(os.sep)):
+        if not _MAGIC.search(part):
+            found = [path for path in (os.path.join(folder, part) for folder in found) if _state(path)]
+            continue
+        matches: list[str] = []
+        for folder in filter(_is_folder, (folder or os.curdir for folder in found)):
+            with explained(folder), os.scandir(folder) as entries:
+                names = sorted(e.name for e in entries if part.startswith(".") or not e.name.startswith("."))
+            prefix = "" if folder == os.curdir else folder
+            matches += [os.path.join(prefix, n) for n in names if fnmatch.fnmatchcase(n, part)]
+        found = matches
+    return found
+
+
+def _state(path: str, follow: bool = False) -> os.stat_result | None:
+    """The state of a path; None where there is nothing. Raises DataError where the machine cannot tell."""
+    with explained(path):
+        try:
+            return os.stat(path, follow_symlinks=follow)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def _is_folder(path: str) -> bool:
+    state = _state(path, follow=True)
+    return state is not None and stat.S_ISDIR(state.st_mode)
 
 
 def _matches(names: list[str], pattern: list[str]) -> bool:
@@ -202,10 +236,10 @@ def _matches(names: list[str], pattern: list[str]) -> bool:
 
 def _walk(folder: str, seen: set[tuple[int, int]], is_glob: bool = False) -> Iterator[str]:
     """Files below a folder. A folder that a link leads to a second time is not walked again; for a glob, not below itself."""
-    stat = os.stat(folder)
-    if (stat.st_dev, stat.st_ino) in seen:
+    state = os.stat(folder)
+    if (state.st_dev, state.st_ino) in seen:
         return
-    seen.add((stat.st_dev, stat.st_ino))
+    seen.add((state.st_dev, state.st_ino))
     with explained(folder), os.scandir(folder) as iterator:
         entries = sorted(iterator, key=lambda entry: os.fsencode(entry.name))
     for entry in entries:

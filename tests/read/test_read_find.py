@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from datamix.core.errors import DataError, RecipeError
 from datamix.read import file_state, find, sha256_of, sniff
+from datamix.read.listing import _expanded
 
 
 @pytest.fixture
@@ -169,3 +170,33 @@ def test_what_is_no_file_is_refused_where_it_is_named_and_skipped_in_a_folder(
     for read in (sniff, sha256_of, file_state):
         with pytest.raises(DataError, match="is a pipe or a device, not a file"):
             read(str(tmp_path / "pipe.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*/x.jsonl", "*/*", "a*/[xy].jsonl", "?/x.jsonl", ".h*/x.jsonl", "*", "a/x.jsonl/*"]
+)
+def test_one_star_matches_what_glob_matches(pattern: str, tmp_path: Path) -> None:
+    for name in ("a/x.jsonl", "a/y.jsonl", "b/x.jsonl", ".hidden/x.jsonl", "a/.x.jsonl", "top.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    full = str(tmp_path / pattern)
+    assert sorted(_expanded(full)) == sorted(glob.glob(full))
+
+
+def test_a_folder_that_a_glob_cannot_list_is_an_error_and_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "x.jsonl").write_text("{}")
+    scandir = os.scandir
+
+    def fail(path: str) -> object:
+        if path == str(tmp_path / "b"):
+            raise OSError(5, "Input/output error", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(DataError, match=r"/b: could not be read"):
+        find(["*/*/x.jsonl"], str(tmp_path))
