@@ -2,7 +2,8 @@
 
 Only integers are decided anew, from what the cache noted of each set: fates, rows and order; then rows are copied. Nothing is read,
 cleaned or encoded again, and the inputs need not be there. The result is, byte for byte, what a build leaves whose recipe has the
-same ``exclude``. All sets are decided before the first is changed; a command that was stopped continues when it runs again.
+same ``exclude``. All sets are decided before the first is changed; a command that was stopped continues when it runs
+again, but where it was stopped while files of OUT moved: that set has no manifest then, and is built again before.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def _in_turn(bench: Any, asked: argparse.Namespace) -> Iterator[tuple[str, str, 
 
     lanes: list[tuple[str, str, int, Iterator[Any]]] = []
     for name, kind in KINDS.items():
-        for command in COMMANDS:
+        for command in (c for c in COMMANDS if c.is_in_short or not asked.short):
             lane = f"{name}: {command.name}: "
             if asked.only not in lane and not asked.only.startswith(lane):
                 continue
